@@ -1,0 +1,462 @@
+"""Which endpoint serves which work: the primary, the replicas and the direct path, all derived from one URL.
+
+Every setting has three forms that give equal objects: a keyword (`bouncer="write-pool"`), a parameter of the URL
+(`ps_bouncer=write-pool`) and an environment variable (`PS_BOUNCER=write-pool`). A keyword beats the URL, and the URL
+beats the environment.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Final, Literal, Self, TypedDict, Unpack
+
+from ps_core.dsn import Dsn, Pairs
+from ps_core.errors import ConfigurationError
+from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
+
+__all__ = ["Endpoint", "Topology", "TopologySettings"]
+
+# PlanetScale's ports; elsewhere they mean nothing.
+_DIRECT_PORT: Final = 5432
+_POOLED_PORT: Final = 6432
+_REPLICA: Final = "replica"
+# libpq's parameters that say what a setting of ours says.
+_LIBPQ_SETTINGS: Final[tuple[str, ...]] = ("application_name", "connect_timeout")
+_SSLMODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# A peer that is gone is noticed within some 10 s: when idle or waiting for an answer by the keepalives, when sending by
+# tcp_user_timeout (milliseconds). libpq ignores them on Unix sockets and where the system has no such option.
+_KEEPALIVES: Final = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+class TopologySettings(TypedDict, total=False):
+    """The settings of `Topology.from_url`. In a URL and in the environment, lists are separated by commas."""
+
+    bouncer: str | None
+    """Dedicated bouncer for the primary; without one, the local PgBouncer serves."""
+    replica_bouncer: str | Sequence[str] | None
+    """Dedicated bouncers for replicas."""
+    replica_urls: str | Sequence[str] | None
+    """Whole URLs of more replicas, as dedicated read replicas have."""
+    direct_replica: bool | str
+    """Read from a replica over the direct port (`|replica`), without a pooler."""
+    direct_url: str | None
+    """Whole URL of the direct endpoint, for another role (migrations) or host."""
+    direct_port: int | str | None
+    """The port without a pooler, where it is not 5432."""
+    pooled_port: int | str | None
+    """The port of the poolers, where it is not 6432."""
+    pooled: bool | str | None
+    """Whether the primary is behind a transaction pooler. By default it is taken to be, unless no port is pooled: what
+    works behind a pooler works without one, too."""
+    statement_timeout: Duration | None
+    transaction_timeout: Duration | None
+    idle_in_transaction_timeout: Duration | None
+    """These three apply to the primary and the replicas; the defaults are `ps_core.timeouts.POOLED`."""
+    lock_timeout: Duration | None
+    """Applies to the direct endpoint; 5 s by default."""
+    connect_timeout: Duration
+    application_name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Endpoint:
+    """One place to connect to, and how.
+
+    Raises:
+        ConfigurationError: something here cannot work on the server or in libpq.
+    """
+
+    name: str
+    """"primary", "replica", "replica-2", ..., "direct": for logs and metrics."""
+    role: Literal["primary", "replica", "direct"]
+    host: str
+    """As in `Dsn.host`."""
+    port: int
+    user: str
+    """Complete, with its suffix."""
+    password: str
+    dbname: str
+    params: Pairs = ()
+    """libpq's other parameters. What is given here beats what `conninfo` would say by itself."""
+    pooled: bool
+    """Whether a transaction pooler is in between: no startup options, no session state."""
+    weight: float = 1.0
+    """Share of the reads relative to the other replicas; 0 takes no new ones."""
+    timeouts: Timeouts
+    application_name: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ConfigurationError(f"weight of {self.name}: write a number from 0 on, not {self.weight!r}")
+        for host in self.host.lower().split(","):
+            if host == "planetscale.com" or host.endswith(".planetscale.com"):
+                raise ConfigurationError(
+                    f"{host!r} is not a database: write the host that the branch's Connect page shows, *.psdb.cloud"
+                )
+        _check_suffix(self)
+        _check_params(self)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether only reads can work here."""
+        return self.role == "replica"
+
+    def conninfo(self) -> dict[str, str | int]:
+        """Return all keyword arguments that `psycopg.connect` needs, the password included.
+
+        Timeouts are in it only where the server takes them as startup options: on endpoints that are not pooled.
+        Options from the URL come behind ours, so that they win.
+        """
+        params: dict[str, str | int] = {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": self.dbname,
+            "application_name": self.application_name or "",
+            "connect_timeout": max(2, math.ceil(self.timeouts.connect)),
+            **_KEEPALIVES,
+            **dict(self.params),
+        }
+        if not self.pooled:
+            params["options"] = f"{self.timeouts.startup_options()} {params.get('options', '')}".strip()
+        return {name: value for name, value in params.items() if value != ""}
+
+    def render(self) -> str:
+        """Return a URL for logs: `***` in the place of each secret."""
+        return Dsn(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            dbname=self.dbname,
+            params=self.params,
+        ).render()
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self.user}@{self.host}:{self.port}/{self.dbname}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """The endpoints of one database."""
+
+    primary: Endpoint
+    replicas: tuple[Endpoint, ...] = ()
+    direct: Endpoint
+    """For DDL, LISTEN, session features: not pooled, unless no other port is known."""
+    identity: str
+    """The branch where the user name has one, else host and database: what a WAL position belongs to."""
+
+    @classmethod
+    def from_url(cls, url: str, **settings: Unpack[TopologySettings]) -> Self:
+        """Derive the endpoints from a role's URL and from `settings`; see `Dsn.parse` and `TopologySettings`.
+
+        A keyword that is given wins over the URL's `ps_*`, None included. Reads no environment.
+
+        Raises:
+            ConfigurationError: what is asked for cannot work, or there is no such setting.
+        """
+        dsn = Dsn.parse(url)
+        return cls._derive(dsn, {**_settings_in(dsn), **_parse(settings)})
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Unpack[TopologySettings]) -> Self:
+        """Like `from_url`, with the URL from PS_URL or else DATABASE_URL, and settings from `PS_*`; empty means not set.
+
+        `environ` is `os.environ` by default. Variables that are no setting are left alone.
+
+        Raises:
+            ConfigurationError: as `from_url`, or neither URL is set.
+        """
+        env = os.environ if environ is None else environ
+        url = env.get("PS_URL") or env.get("DATABASE_URL")
+        if not url:
+            raise ConfigurationError("set PS_URL or DATABASE_URL to postgresql://USER:PASSWORD@HOST/DBNAME")
+        dsn = Dsn.parse(url)
+        found = {name: value for name in _PARSERS if (value := env.get(f"PS_{name.upper()}"))}
+        return cls._derive(dsn, {**_parse(found, prefix="PS_"), **_settings_in(dsn), **_parse(settings)})
+
+    @classmethod
+    def _derive(cls, dsn: Dsn, settings: dict[str, Any]) -> Self:
+        get = settings.get
+        bouncer: str | None = get("bouncer")
+        replica_bouncers: tuple[str, ...] = get("replica_bouncer", ())
+        direct_replica: bool | None = get("direct_replica")
+        if dsn.suffix == _REPLICA:
+            raise ConfigurationError(
+                "the URL's user name ends in |replica: write it without, and the replicas as "
+                "ps_replica_bouncer=NAME or ps_direct_replica=true"
+            )
+        names = (bouncer, *replica_bouncers)
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"bouncers {names}: a bouncer has one target, so write each name once")
+
+        planetscale = _is_planetscale(dsn.host) or bool(bouncer or replica_bouncers or direct_replica or dsn.suffix)
+        direct_port, pooled_port = _ports(dsn.port, settings, planetscale=planetscale)
+        if dsn.suffix and dsn.port is not None and dsn.port == direct_port:
+            raise ConfigurationError(_bouncer_on_direct(dsn.suffix, dsn.port))
+        use_pooled: bool = pooled_port is not None if get("pooled") is None else settings["pooled"]
+        work_port = pooled_port if use_pooled else direct_port
+        if work_port is None:
+            raise ConfigurationError(
+                f"pooled={str(use_pooled).lower()}: the URL names no such port: add "
+                f"{'ps_pooled_port' if use_pooled else 'ps_direct_port'}=PORT"
+            )
+        if replica_bouncers and pooled_port is None:
+            raise ConfigurationError("replica_bouncer: the URL names no pooled port: add ps_pooled_port=PORT")
+        if direct_replica and direct_port is None:
+            raise ConfigurationError("direct_replica: the URL names no direct port: add ps_direct_port=PORT")
+
+        connect = get("connect_timeout", POOLED.connect)
+        bounded = Timeouts(
+            statement=get("statement_timeout", POOLED.statement),
+            transaction=get("transaction_timeout", POOLED.transaction),
+            idle_in_transaction=get("idle_in_transaction_timeout", POOLED.idle_in_transaction),
+            connect=connect,
+        )
+        patient = Timeouts(lock=get("lock_timeout", DIRECT.lock), connect=connect)
+        application_name = get("application_name")
+
+        def path(suffix: str | None, port: int | None, *without: str) -> Dsn:
+            user = f"{dsn.base_user}|{suffix}" if suffix else dsn.base_user
+            params = tuple(pair for pair in dsn.params if pair[0] not in (*_LIBPQ_SETTINGS, *without))
+            return replace(dsn, user=user, port=port, params=params)
+
+        endpoint = partial(_endpoint, application_name=application_name)
+        primary = endpoint(path(bouncer, work_port), "primary", pooled=use_pooled, timeouts=bounded)
+        # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
+        paths = [(path(name, pooled_port, "target_session_attrs"), True) for name in replica_bouncers]
+        if direct_replica:
+            paths.append((path(_REPLICA, direct_port, "target_session_attrs"), False))
+        known = {direct_port: False, pooled_port: True}
+        paths += [
+            _kind(url, known if url.host == dsn.host else {}, default=get("pooled") is not False)
+            for url in get("replica_urls", ())
+        ]
+        direct_url = get("direct_url")
+        if direct_url is None:
+            direct = path(None, direct_port or pooled_port), direct_port is None
+        else:
+            direct = _kind(direct_url, known if direct_url.host == dsn.host else {}, default=False)
+            if direct_url.suffix or direct[1]:
+                raise ConfigurationError(
+                    "direct_url: it leads to a pooler or a replica: write the port without a pooler (5432 on "
+                    "PlanetScale) and a user name without |suffix"
+                )
+        return cls(
+            primary=primary,
+            replicas=tuple(
+                endpoint(url, "replica", number, pooled=pooled, timeouts=bounded) for number, (url, pooled) in enumerate(paths, 1)
+            ),
+            direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
+            identity=dsn.branch or f"{primary.host}/{primary.dbname}",
+        )
+
+
+def _endpoint(
+    dsn: Dsn,
+    role: Literal["primary", "replica", "direct"],
+    number: int = 1,
+    *,
+    pooled: bool,
+    timeouts: Timeouts,
+    application_name: str | None,
+) -> Endpoint:
+    params, dbname = dict(dsn.params), dsn.dbname
+    if _is_planetscale(dsn.host):
+        dbname = dbname or "postgres"
+        if params.setdefault("sslmode", "verify-full") == "verify-full":
+            # libpq by itself looks for ~/.postgresql/root.crt and fails where there is none.
+            params.setdefault("sslrootcert", "system")
+    return Endpoint(
+        name=role if number == 1 else f"{role}-{number}",
+        role=role,
+        host=dsn.host,
+        port=dsn.port or _DIRECT_PORT,
+        user=dsn.user,
+        password=dsn.password,
+        dbname=dbname,
+        params=tuple(params.items()),
+        pooled=pooled,
+        timeouts=timeouts,
+        application_name=application_name,
+    )
+
+
+def _is_planetscale(host: str) -> bool:
+    return host.lower().rstrip(".").endswith(".psdb.cloud")
+
+
+def _ports(port: int | None, settings: Mapping[str, Any], *, planetscale: bool) -> tuple[int | None, int | None]:
+    """Return the direct and the pooled port: None for at most one of them, of which nothing is known."""
+    direct, pooled = settings.get("direct_port"), settings.get("pooled_port")
+    if direct is None and pooled is None:
+        if planetscale and port in (None, _DIRECT_PORT, _POOLED_PORT):
+            return _DIRECT_PORT, _POOLED_PORT
+        port = port or _DIRECT_PORT
+        return (port, None) if settings.get("pooled") is False else (None, port)
+    if port not in (None, direct, pooled):
+        if direct is not None and pooled is not None:
+            raise ConfigurationError(
+                f"port {port} is neither ps_direct_port ({direct}) nor ps_pooled_port ({pooled}): write one of the two"
+            )
+        direct, pooled = direct or port, pooled or port
+    if direct == pooled:
+        raise ConfigurationError(f"port {direct} cannot be both direct and pooled: write the one of the two that it is")
+    return direct, pooled
+
+
+def _kind(dsn: Dsn, known: Mapping[int | None, bool], *, default: bool) -> tuple[Dsn, bool]:
+    """Return a whole URL that was given for one endpoint, with its port, and whether it is pooled."""
+    planetscale = bool(dsn.suffix) or _is_planetscale(dsn.host)
+    if dsn.suffix:
+        default = dsn.suffix != _REPLICA
+    if dsn.port is None:
+        return replace(dsn, port=_POOLED_PORT if planetscale and default else _DIRECT_PORT), default
+    ports = {_DIRECT_PORT: False, _POOLED_PORT: True, **known} if planetscale else known
+    return dsn, ports.get(dsn.port, default)
+
+
+def _bouncer_on_direct(name: str, port: int) -> str:
+    return (
+        f"bouncer {name!r} cannot be reached on port {port}, which is direct: write port {_POOLED_PORT} "
+        f"(or name another pooled port as ps_pooled_port)"
+    )
+
+
+def _check_suffix(endpoint: Endpoint) -> None:
+    name, bar, suffix = endpoint.user.partition("|")
+    if not bar:
+        return
+    if not name:
+        raise ConfigurationError(f"|{suffix} needs a user name before it: write USER.BRANCH in the URL")
+    if suffix != _REPLICA:
+        _bouncer(suffix, name=f"user of {endpoint.name}")
+        if not endpoint.pooled:
+            raise ConfigurationError(_bouncer_on_direct(suffix, endpoint.port))
+    elif endpoint.pooled:
+        raise ConfigurationError(
+            f"|replica cannot be reached on port {endpoint.port}, whose pooler serves the primary only: write port "
+            f"{_DIRECT_PORT}, or a replica bouncer's name in its place"
+        )
+
+
+def _check_params(endpoint: Endpoint) -> None:
+    params = dict(endpoint.params)
+    if endpoint.pooled and "options" in params:
+        raise ConfigurationError(
+            f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
+            f"options in ps_direct_url alone, or ps_pooled=false where there is no pooler"
+        )
+    system = params.get("sslrootcert") == "system"
+    mode = params.get("sslmode", "verify-full" if system else "prefer")
+    if mode not in _SSLMODES:
+        raise ConfigurationError(f"sslmode={mode!r}: write one of {', '.join(_SSLMODES)}")
+    if system and mode != "verify-full":
+        raise ConfigurationError(f"sslrootcert=system with sslmode={mode}: write sslmode=verify-full, or a file's path")
+    if params.get("sslnegotiation") == "direct" and _SSLMODES.index(mode) < _SSLMODES.index("require"):
+        raise ConfigurationError(f"sslnegotiation=direct with sslmode={mode}: write sslmode=verify-full, or require")
+
+
+def _settings_in(dsn: Dsn) -> dict[str, Any]:
+    """Return the settings that a URL makes: by `ps_*`, else by libpq's parameter or the user name's suffix."""
+    params = dict(dsn.params)
+    settings: dict[str, str] = {name: params[name] for name in _LIBPQ_SETTINGS if name in params}
+    if "connect_timeout" in settings:
+        settings["connect_timeout"] += "s"
+    if dsn.suffix not in ("", _REPLICA):
+        settings["bouncer"] = dsn.suffix
+    return _parse({**settings, **dict(dsn.ps)}, prefix="ps_")
+
+
+def _parse(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    for name in given:
+        if name not in _PARSERS:
+            near = get_close_matches(name, _PARSERS, n=1, cutoff=0)[0]
+            raise ConfigurationError(f"there is no setting {prefix}{name}: did you mean {prefix}{near}?")
+    return {name: _PARSERS[name](value, name=prefix + name) for name, value in given.items()}
+
+
+def _text(value: str | None, **_: str) -> str | None:
+    return value or None
+
+
+def _flag(value: bool | str | None, *, name: str) -> bool | None:
+    if value is None:
+        return None
+    for flag, words in ((True, ("true", "1", "yes", "on")), (False, ("false", "0", "no", "off"))):
+        if value is flag or (isinstance(value, str) and value.lower() in words):
+            return flag
+    raise ConfigurationError(f"{name}: {value!r} is no yes or no: write true or false")
+
+
+def _port(value: int | str | None, *, name: str) -> int | None:
+    if value is None:
+        return None
+    port = int(value) if re.fullmatch(r"[0-9]{1,5}", str(value)) else 0
+    if not 0 < port < 65536:
+        raise ConfigurationError(f"{name}: {value!r} is no port: write a number from 1 to 65535")
+    return port
+
+
+def _bouncer(value: str | None, *, name: str) -> str | None:
+    if not value:
+        return None
+    if value in ("primary", _REPLICA):
+        raise ConfigurationError(
+            f"{name}: {value!r} is reserved: write a dedicated bouncer's own name (no name: the local PgBouncer; "
+            f"a replica without a bouncer: ps_direct_replica=true)"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,12}", value):
+        raise ConfigurationError(f"{name}: {value!r} is no bouncer's name: write its name alone, at most 12 of A-Z a-z 0-9 _ -")
+    return value
+
+
+def _bouncers(value: str | Sequence[str] | None, *, name: str) -> tuple[str, ...]:
+    items = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
+    return tuple(found for item in items if (found := _bouncer(item, name=name)))
+
+
+def _url(value: str | None, *, name: str) -> Dsn | None:
+    if not value:
+        return None
+    dsn = Dsn.parse(value)
+    if dsn.ps:
+        raise ConfigurationError(f"{name}: ps_{dsn.ps[0][0]} has no meaning in this URL: write it in the main one")
+    return dsn
+
+
+def _urls(value: str | Sequence[str] | None, *, name: str) -> tuple[Dsn, ...]:
+    # A comma may also stand between the hosts of one URL.
+    items = re.split(r"[,\s]+(?=[\w+]+://)", value) if isinstance(value, str) else value or ()
+    return tuple(found for item in items if (found := _url(item, name=name)))
+
+
+_PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "bouncer": _bouncer,
+    "replica_bouncer": _bouncers,
+    "replica_urls": _urls,
+    "direct_replica": _flag,
+    "direct_url": _url,
+    "direct_port": _port,
+    "pooled_port": _port,
+    "pooled": _flag,
+    "statement_timeout": parse_duration,
+    "transaction_timeout": parse_duration,
+    "idle_in_transaction_timeout": parse_duration,
+    "lock_timeout": parse_duration,
+    "connect_timeout": parse_duration,
+    "application_name": _text,
+}
