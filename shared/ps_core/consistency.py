@@ -1,0 +1,126 @@
+"""Session guarantees by WAL position: tokens, and the guard that a read carries. Pure: the time is passed in.
+
+A token says "this caller has seen the database up to here". A read on a replica runs only where the replica has replayed that
+far; its own position comes back behind it and is merged into the token, so that reads never go backwards. Positions compare
+across a promotion: a server on the new timeline that has replayed past a position holds all of the old history up to it that
+survived. What must not be compared are positions of different branches, so a token carries the branch, and an end.
+
+>>> seen = Token(identity="br1", position=parse_lsn("0/3000060"), at=1000.0)
+>>> str(seen)
+'1.br1.0-3000060.1000'
+>>> Token.parse(str(seen), identity="br1", now=1010.0) == seen
+True
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+
+__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn"]
+
+MAX_AGE: Final = 300.0
+"""Seconds after which a token no longer counts: far beyond any replay delay that one would still read from, and an end to what a
+restore or a new branch could otherwise pin to the primary for ever."""
+CLOCK_SKEW: Final = 60.0
+"""Seconds by which the clock of another machine may be ahead of this one."""
+
+_LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+_TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,64})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class InvalidToken(ValueError):
+    """A token that does not count here. It is ignored and logged by whoever was handed it."""
+
+
+def parse_lsn(text: str) -> int:
+    """Return PostgreSQL's pg_lsn as a number.
+
+    Raises:
+        ValueError: `text` is no pg_lsn.
+    """
+    match = _LSN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a WAL position")
+    return int(match[1], 16) << 32 | int(match[2], 16)
+
+
+def format_lsn(position: int) -> str:
+    """Return a number as PostgreSQL's pg_lsn."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def identity_of(text: str) -> str:
+    """Return a branch's (or host's) name in the characters that a token may hold."""
+    return _UNSAFE.sub("_", text)[:64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """How far a caller has seen. `str()` gives the form for cookies, headers and task arguments; it is not signed."""
+
+    identity: str
+    """The branch."""
+    position: int | None
+    """The WAL position; None: it could not be learned, so that only the primary will do."""
+    at: float
+    """When it was taken, in seconds since the epoch."""
+
+    def __str__(self) -> str:
+        position = "0-0" if self.position is None else format_lsn(self.position).replace("/", "-")
+        return f"1.{self.identity}.{position}.{int(self.at)}"
+
+    def expired(self, now: float) -> bool:
+        """Return whether the token no longer counts."""
+        return not -CLOCK_SKEW <= now - self.at <= MAX_AGE
+
+    @classmethod
+    def parse(cls, text: str, *, identity: str, now: float) -> Self:
+        """Return the token that `text` holds.
+
+        Raises:
+            InvalidToken: it is malformed, of another branch, expired, or from the future.
+        """
+        match = _TOKEN.fullmatch(text)
+        if match is None:
+            raise InvalidToken("malformed")
+        if match[1] != identity_of(identity):
+            raise InvalidToken("of another branch")
+        position = parse_lsn(match[2].replace("-", "/")) or None
+        token = cls(identity=match[1], position=position, at=float(match[3]))
+        if token.expired(now):
+            raise InvalidToken("expired" if token.at < now else "from the future")
+        return token
+
+
+def merge(first: Token | None, second: Token | None) -> Token | None:
+    """Return the token that demands as much as both. Of different branches, the later one counts."""
+    if first is None or second is None:
+        return second if first is None else first
+    if first.identity != second.identity:
+        return max(first, second, key=lambda token: token.at)
+    at = max(first.at, second.at)
+    if first.position is None or second.position is None:
+        return Token(identity=first.identity, position=None, at=at)
+    return Token(identity=first.identity, position=max(first.position, second.position), at=at)
+
+
+def guard_sql(position: int, statement_timeout_ms: int) -> bytes:
+    """Return the SELECT that sets the statement timeout, or fails with 22023 "replica_behind" on a replica that lags.
+
+    A statement of its own before the read: within the read, nothing would say that it is evaluated first. A server that is no
+    replica has all there is.
+    """
+    return (
+        b"SELECT set_config('statement_timeout',CASE WHEN pg_is_in_recovery() AND pg_last_wal_replay_lsn()<'%s'"
+        b" THEN 'replica_behind' ELSE '%d' END,true)"
+    ) % (format_lsn(position).encode(), statement_timeout_ms)
+
+
+POSITION_SQL: Final = (
+    b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+    b" WHEN current_setting('synchronous_commit')='off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END"
+)
+"""Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot."""

@@ -1,0 +1,165 @@
+"""What holds for the work of one task, request or block: one frozen record in one ContextVar.
+
+Blocks nest and restore what was there, also on exceptions. Threads and asyncio tasks have their own; one that is started with a
+copied context (`asyncio.create_task`, `asyncio.to_thread`) inherits it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ps_core.errors import ConfigurationError, DeadlineExceeded
+from ps_core.routing import Route
+from ps_core.timeouts import Duration, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Context", "Limits", "current", "deadline", "limits", "local_settings", "remaining", "using_primary", "using_replica"]
+
+# PostgreSQL's rule for the names of settings that it does not know: at least two identifiers with a dot between them.
+_SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Timeouts in seconds that replace the endpoint's; None means no timeout, a name that is absent leaves the endpoint's."""
+
+    values: tuple[tuple[str, float | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The settings of the innermost blocks."""
+
+    route: Route | None = None
+    deadline: float | None = None
+    """On `time.monotonic`'s clock."""
+    limits: Limits | None = None
+    local_settings: tuple[tuple[str, str], ...] = ()
+    opening: bool = field(init=False)
+    """Whether the opening of a transaction differs from what its endpoint says by itself."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "opening", self.deadline is not None or self.limits is not None or bool(self.local_settings))
+
+
+_current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context())  # noqa: B039 - frozen
+
+
+def current() -> Context:
+    """Return what holds here."""
+    return _current.get()
+
+
+@contextmanager
+def block(**changes: Any) -> Iterator[None]:
+    """Change fields of the context within the block."""
+    token = _current.set(replace(_current.get(), **changes))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def using_primary() -> Any:
+    """Return a block in which everything goes to the primary."""
+    return block(route=Route.PRIMARY)
+
+
+def using_replica() -> Any:
+    """Return a block whose reads may go to a replica, also where they would not otherwise (a declared transaction)."""
+    return block(route=Route.REPLICA)
+
+
+@contextmanager
+def deadline(seconds: Duration) -> Iterator[None]:
+    """Bound everything in the block: connecting, waiting, trying again, and each statement.
+
+    Work that begins after the time is over raises `DeadlineExceeded` before anything is sent; a statement that is under way is
+    cancelled by the server (its timeout is what is left). An inner deadline can only be earlier than the outer one. COMMIT is
+    never cancelled.
+
+    Raises:
+        ConfigurationError: `seconds` is not a duration ("1.5s", 1.5).
+    """
+    duration = parse_duration(seconds, name="deadline")
+    if duration is None:
+        raise ConfigurationError('deadline: write a duration, as in "1.5s"; where there is none, leave the block out')
+    until = time.monotonic() + duration
+    outer = _current.get().deadline
+    with block(deadline=until if outer is None else min(until, outer)):
+        yield
+
+
+def remaining() -> float | None:
+    """Return the seconds until the deadline, None where there is none.
+
+    Raises:
+        DeadlineExceeded: they are over.
+    """
+    until = _current.get().deadline
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded(f"the deadline passed {-left:.3f} s ago")
+    return left
+
+
+@contextmanager
+def limits(
+    *,
+    statement: Duration | None = 0,
+    transaction: Duration | None = 0,
+    idle_in_transaction: Duration | None = 0,
+    lock: Duration | None = 0,
+) -> Iterator[None]:
+    """Replace timeouts of the endpoint in the block, as for reports, jobs and commands.
+
+    `with limits(statement="60s"): ...`
+
+    "off" (or None) sets none; a name that is not given stays as it is. Where a statement timeout is given that is not below the
+    transaction timeout, the latter is off unless it is given, too (PostgreSQL would disable the statement timeout). A lower limit
+    that the role has by itself stays in force. A deadline bounds these as well.
+
+    Raises:
+        ConfigurationError: a value is not a duration, or `statement` is not below `transaction`.
+    """
+    given = {"statement": statement, "transaction": transaction, "idle_in_transaction": idle_in_transaction, "lock": lock}
+    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value != 0 or value is None}
+    bound, whole = values.get("statement"), values.get("transaction")
+    if bound is not None and whole is not None and bound >= whole:
+        raise ConfigurationError(
+            f"limits: statement ({bound:g}s) must be below transaction ({whole:g}s), or PostgreSQL disables it: "
+            "write a longer transaction limit or a shorter statement limit"
+        )
+    outer = _current.get().limits
+    with block(limits=Limits(tuple({**dict(outer.values if outer else ()), **values}.items()))):
+        yield
+
+
+@contextmanager
+def local_settings(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set the application's own settings in every transaction of the block.
+
+    `with local_settings({"app.tenant": "42"}): ...`
+
+    They travel with the opening of the transaction, at no round trip, on primary and replicas alike, and are gone with it: what
+    row-level security needs behind a pooler.
+
+    Raises:
+        ConfigurationError: a name is not of the form `prefix.name`, or a value holds a NUL.
+    """
+    for name, value in settings.items():
+        if not _SETTING.fullmatch(name):
+            raise ConfigurationError(f"local_settings: {name!r} is not a name of the application's own: write it as 'app.{name}'")
+        if "\x00" in value:
+            raise ConfigurationError(f"local_settings: {name}: write a string without NUL")
+    with block(local_settings=tuple({**dict(_current.get().local_settings), **settings}.items())):
+        yield

@@ -1,0 +1,106 @@
+"""What the connections to one endpoint share: how to open a transaction there, when to try again, what its server taught us."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ps_core.context import Context, current, remaining
+from ps_core.retry import OutageGate, RetryPolicy
+
+if TYPE_CHECKING:
+    from ps_core.topology import Endpoint
+
+__all__ = ["NOTHING", "Link", "Script", "StatementMemory"]
+
+
+class Script:
+    """Several commands that travel in one message."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def head(self) -> bytes:
+        """Return the script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
+        return b";".join(self.parts) + b";\n" if self.parts else b""
+
+
+NOTHING: Final = Script()
+
+
+class StatementMemory:
+    """A bounded memory of statement templates, oldest first out: what the server taught us that their text does not show."""
+
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._hashes: dict[int, None] = {}
+
+    def __contains__(self, text: str) -> bool:
+        return bool(self._hashes) and hash(text) in self._hashes
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, text: str) -> None:
+        """Remember `text` (its hash: generated texts are long)."""
+        with self._lock:
+            self._hashes[hash(text)] = None
+            if len(self._hashes) > self._size:
+                del self._hashes[next(iter(self._hashes))]
+
+
+@dataclass(slots=True, kw_only=True)
+class Link:
+    """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
+
+    endpoint: Endpoint
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    gate: OutageGate = field(init=False)
+    hidden_writes: StatementMemory = field(default_factory=StatementMemory)
+    """Templates that look like reads and were refused READ ONLY."""
+    loners: StatementMemory = field(default_factory=StatementMemory)
+    """Templates that the server refused to run in one message with others."""
+    role: dict[str, int] | None = None
+    """The timeouts that the role has by itself (ALTER ROLE, ALTER DATABASE), in milliseconds; read with the first connection."""
+    _openings: dict[int, Script] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.gate = OutageGate(self.endpoint.name)
+
+    def opening(self, server_version: int) -> Script:
+        """Return the SET LOCALs that open a transaction here and now, for a server of `server_version` (as in 180004).
+
+        Raises:
+            DeadlineExceeded: the caller's deadline is over.
+        """
+        context = current()
+        if context.opening:
+            return self._make_opening(server_version, context)
+        script = self._openings.get(server_version)
+        if script is None:
+            script = self._openings[server_version] = self._make_opening(server_version, context)
+        return script
+
+    def _make_opening(self, server_version: int, context: Context) -> Script:
+        own = self.endpoint.timeouts
+        limits = dict(context.limits.values) if context.limits else {}
+        wanted = own.limited(limits, remaining()).settings(server_version=server_version)
+        # What was switched off is said, too: another client may have left something on the pooler's server connection.
+        own_settings = own.settings(server_version=server_version)
+        names = dict.fromkeys((*own_settings, *wanted))
+        if not self.endpoint.pooled:
+            # The endpoint's own hold for the session, as startup options; but for this one, which servers before 17 refuse there.
+            names = {name: None for name in names if name == "transaction_timeout" or wanted.get(name) != own_settings.get(name)}
+        role = self.role or {}
+        parts = []
+        for name in names:
+            ours, theirs = wanted.get(name, 0), role.get(name, 0)
+            if name == "transaction_timeout":
+                # A timer that already runs (set for the role or the database) is re-armed only by way of zero.
+                parts.append(b"SET LOCAL transaction_timeout=0")
+            parts.append(b"SET LOCAL %s=%d" % (name.encode(), min(ours, theirs) if ours and theirs else ours or theirs))
+        return Script(*parts)

@@ -1,0 +1,154 @@
+"""The retry policy's bounds, and the outage gate."""
+
+import asyncio
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core.errors import ConfigurationError
+from ps_core.retry import OutageGate, RetryPolicy
+
+pytestmark = pytest.mark.fast
+
+DOWN = psycopg.OperationalError("connection failed: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"attempts": -1}, "attempts"),
+        ({"attempts": True}, "attempts"),
+        ({"max_elapsed": None}, "max_elapsed"),
+        ({"max_elapsed": 0}, "max_elapsed"),
+        ({"max_elapsed": "soon"}, "max_elapsed"),
+        ({"max_elapsed": float("inf")}, "max_elapsed"),
+        ({"first_wait": "2s", "max_wait": "1s"}, "first_wait"),
+    ],
+)
+def test_refused(settings: dict[str, Any], word: str) -> None:
+    """A policy that cannot end, or is no policy, is refused with the name of the setting."""
+    with pytest.raises(ConfigurationError, match=word):
+        RetryPolicy(**settings)
+
+
+def test_units() -> None:
+    """Durations may be strings."""
+    assert RetryPolicy(max_elapsed="1.5s").max_elapsed == 1.5
+
+
+def test_open_gate_lets_everybody_pass() -> None:
+    """Nothing waits while nothing was lost; a transient failure closes the gate, another one does not."""
+    gate = OutageGate("primary")
+    with gate.turn(0.001):
+        pass
+    with pytest.raises(ValueError, match="mine"), gate.turn(0.001):
+        raise ValueError("mine")
+    assert not gate.closed
+    with pytest.raises(psycopg.OperationalError), gate.turn(0.001):
+        raise DOWN
+    assert gate.closed
+
+
+def test_one_probes_and_the_others_wait() -> None:
+    """Of many callers one tries at a time while the endpoint is down, and all pass when it is up."""
+    gate = OutageGate("primary")
+    gate.report_loss()
+    up = threading.Event()
+    trying, most, passed = 0, 0, 0
+    lock = threading.Lock()
+    first = threading.Event()
+
+    def caller() -> None:
+        nonlocal trying, most, passed
+        while True:
+            try:
+                with gate.turn(10):
+                    with lock:
+                        trying += 1
+                        most = max(most, trying) if not up.is_set() else most
+                    first.set()
+                    try:
+                        if not up.wait(0.05):
+                            raise DOWN
+                    finally:
+                        with lock:
+                            trying -= 1
+            except psycopg.OperationalError:
+                continue
+            with lock:
+                passed += 1
+            return
+
+    threads = [threading.Thread(target=caller) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    assert first.wait(5)
+    up.set()
+    for thread in threads:
+        thread.join(10)
+    assert (most, passed) == (1, 20)
+    assert not gate.closed
+
+
+def test_probes_are_spaced() -> None:
+    """After a failed probe the next one waits for the interval; after a good one nobody does."""
+    now = [100.0]
+    gate = OutageGate("primary", clock=lambda: now[0])
+    gate.report_loss()
+    assert gate._enter() is not None  # the first probe goes at once
+    probe = gate._probe
+    assert probe is not None
+    gate._leave(probe, up=False)
+    ticket = gate._enter()
+    assert ticket is not None
+    assert ticket[1:] == (True, pytest.approx(OutageGate.MIN_INTERVAL))
+    gate._leave(ticket[0], up=True)
+    now[0] += 10
+    gate.report_loss()
+    ticket = gate._enter()
+    assert ticket is not None
+    assert ticket[1:] == (True, 0.0)
+
+
+def test_waiter_gives_up() -> None:
+    """Who waits longer than it may gets a TimeoutError, and the probe goes on."""
+    gate = OutageGate("primary")
+    gate.report_loss()
+    with gate.turn(1), pytest.raises(TimeoutError, match="primary"):
+        with gate.turn(0.01):
+            pytest.fail("there is a probe already")
+
+
+async def test_async_waiters() -> None:
+    """Tasks wait as threads do, and a cancelled waiter does not disturb the probe."""
+    gate = OutageGate("primary")
+    gate.report_loss()
+    release = asyncio.Event()
+    order: list[str] = []
+
+    async def probe() -> None:
+        async with gate.aturn(5):
+            await release.wait()
+            order.append("probe")
+
+    async def waiter(name: str) -> None:
+        async with gate.aturn(5):
+            order.append(name)
+
+    probing = asyncio.create_task(probe())
+    while gate._probe is None:
+        await asyncio.sleep(0)
+    cancelled, waiting = asyncio.create_task(waiter("cancelled")), asyncio.create_task(waiter("waiter"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    release.set()
+    await asyncio.gather(probing, waiting)
+    assert order == ["probe", "waiter"]
+    assert cancelled.cancelled()
+    with pytest.raises(TimeoutError):
+        gate.report_loss()
+        async with gate.aturn(5):
+            async with gate.aturn(0.01):
+                pytest.fail("there is a probe already")
