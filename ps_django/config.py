@@ -1,0 +1,116 @@
+"""`DATABASES` from one URL, and an endpoint from one entry of `DATABASES`."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+from ps_core.errors import ConfigurationError
+from ps_core.link import Link
+from ps_core.timeouts import DIRECT, POOLED, Timeouts
+from ps_core.topology import Endpoint, Topology, TopologySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["databases", "link_of"]
+
+ENGINE: Final = "ps_django.backend"
+# Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
+_NOT_LIBPQ: Final = frozenset(
+    {"assume_role", "isolation_level", "pool", "server_side_binding", "context", "cursor_factory", "prepare_threshold", "service"}
+)
+_TIMEOUTS: Final = {
+    "ps_statement_timeout": "statement",
+    "ps_transaction_timeout": "transaction",
+    "ps_idle_in_transaction_timeout": "idle_in_transaction",
+    "ps_lock_timeout": "lock",
+    "ps_connect_timeout": "connect",
+}
+_OWN: Final = frozenset({"ps_role", "ps_pooled", "ps_primary", "ps_direct", "ps_weight", "ps_application_name", *_TIMEOUTS})
+
+
+def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[TopologySettings]) -> dict[str, dict[str, Any]]:
+    """Return `DATABASES`: `default` (the primary), `replica` (`replica-2`, ... where there are more), `direct`.
+
+    `url` is a role's URL; a mapping, or nothing at all, means an environment (`os.environ`): PS_URL or DATABASE_URL, and `PS_*`.
+    `settings` are `ps_core.topology.TopologySettings`, as in `bouncer="write-pool"`. Add to the entries what Django has for
+    them (CONN_MAX_AGE, ATOMIC_REQUESTS, ...).
+
+    Raises:
+        ConfigurationError: what is asked for cannot work.
+    """
+    if isinstance(url, str):
+        topology = Topology.from_url(url, **settings)
+    else:
+        topology = Topology.from_env(os.environ if url is None else url, **settings)
+    entries = {"default": _entry(topology.primary, ps_direct="direct")}
+    for replica in topology.replicas:
+        entries[replica.name] = _entry(replica, ps_primary="default") | {"TEST": {"MIRROR": "default"}}
+    entries["direct"] = _entry(topology.direct, ps_primary="default") | {"TEST": {"MIRROR": "default"}}
+    return entries
+
+
+def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
+    timeouts = {key: value for key, name in _TIMEOUTS.items() if (value := getattr(endpoint.timeouts, name)) is not None}
+    if endpoint.application_name:
+        own["ps_application_name"] = endpoint.application_name
+    return {
+        "ENGINE": ENGINE,
+        "NAME": endpoint.dbname,
+        "USER": endpoint.user,
+        "PASSWORD": endpoint.password,
+        "HOST": endpoint.host,
+        "PORT": str(endpoint.port),
+        "OPTIONS": {**dict(endpoint.params), "ps_role": endpoint.role, "ps_pooled": endpoint.pooled, **timeouts, **own},
+    }
+
+
+def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
+    """Return the endpoint that an entry of `DATABASES` describes.
+
+    Raises:
+        ConfigurationError: an option is unknown, or cannot work.
+    """
+    options = entry.get("OPTIONS") or {}
+    unknown = [name for name in options if name.startswith("ps_") and name not in _OWN]
+    if unknown:
+        raise ConfigurationError(
+            f"DATABASES[{alias!r}]: there is no option {unknown[0]!r}: write one of {', '.join(sorted(_OWN))}"
+        )
+    role = options.get("ps_role", "primary")
+    if role not in ("primary", "replica", "direct"):
+        raise ConfigurationError(f"DATABASES[{alias!r}]: ps_role: write 'primary', 'replica' or 'direct', not {role!r}")
+    if entry.get("HOST") == "" and not options.get("service"):
+        raise ConfigurationError(f"DATABASES[{alias!r}]: HOST is empty: write the host of the branch's Connect page")
+    defaults = DIRECT if role == "direct" else POOLED
+    pooled = bool(options.get("ps_pooled", role != "direct"))
+    timeouts = {name: options.get(key, getattr(defaults, name)) for key, name in _TIMEOUTS.items()}
+    return Endpoint(
+        name=alias,
+        role=role,
+        host=entry["HOST"],
+        port=int(entry.get("PORT") or (6432 if pooled else 5432)),
+        user=entry.get("USER") or "",
+        password=entry.get("PASSWORD") or "",
+        dbname=entry.get("NAME") or "postgres",
+        params=tuple(
+            (name, str(value)) for name, value in options.items() if not name.startswith("ps_") and name not in _NOT_LIBPQ
+        ),
+        pooled=pooled,
+        weight=float(options.get("ps_weight", 1.0)),
+        timeouts=Timeouts(**timeouts),
+        application_name=options.get("ps_application_name"),
+    )
+
+
+@lru_cache(maxsize=64)
+def _link(endpoint: Endpoint) -> Link:
+    # One per endpoint and process: all threads of a server wait at the same gate.
+    return Link(endpoint=endpoint)
+
+
+def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
+    """Return what all connections of this alias share."""
+    return _link(endpoint_of(alias, entry))

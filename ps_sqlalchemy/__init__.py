@@ -1,0 +1,24 @@
+"""SQLAlchemy on PlanetScale for Postgres: bounded transactions, reads from replicas, failovers felt as latency."""
+
+from ps_core.context import using_primary, using_replica
+from ps_core.errors import ConfigurationError
+from ps_core.retry import RetryPolicy
+from ps_core.topology import Topology
+from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine
+from ps_sqlalchemy.session import AsyncSession, Session, async_sessionmaker, sessionmaker
+
+__all__ = [
+    "AsyncEngine",
+    "AsyncSession",
+    "ConfigurationError",
+    "Engine",
+    "RetryPolicy",
+    "Session",
+    "Topology",
+    "async_sessionmaker",
+    "create_async_engine",
+    "create_engine",
+    "sessionmaker",
+    "using_primary",
+    "using_replica",
+]
