@@ -1,0 +1,161 @@
+"""One PgBouncer of the lab."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from ps_lab.processes import wait_until
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from ps_lab.processes import Account, Guard
+
+__all__ = ["PgBouncer", "find_pgbouncer"]
+
+ADMIN = "ps_lab_admin"
+
+
+def find_pgbouncer(account: Account, folder: Path) -> str:
+    """Return a PgBouncer that `account` can run: PS_LAB_PGBOUNCER, or the system's. One that it cannot reach is copied.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    # Debian has it in /usr/sbin, which is not on an ordinary user's PATH.
+    path = os.environ.get("PS_LAB_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if path is None:
+        raise RuntimeError("no PgBouncer: apt-get install pgbouncer (or brew, dnf), or name one in PS_LAB_PGBOUNCER")
+    if account.can_run(path):
+        return path
+    return str(shutil.copy2(path, folder / "pgbouncer"))
+
+
+class PgBouncer:
+    """A PgBouncer in transaction mode, with the settings that PlanetScale documents. It listens on a Unix socket only."""
+
+    def __init__(
+        self, name: str, guard: Guard, binary: str, *, target: str, passwords: dict[str, str], **settings: object
+    ) -> None:
+        self.name = name
+        self._guard = guard
+        self._binary = binary
+        self._target = target
+        self._passwords = passwords
+        self._settings = {
+            "pool_mode": "transaction",
+            "auth_type": "scram-sha-256",
+            "default_pool_size": 20,
+            "min_pool_size": 0,
+            "max_client_conn": 100,
+            "server_lifetime": 3600,
+            "server_idle_timeout": 600,
+            "query_wait_timeout": 120,
+            "client_login_timeout": 60,
+            "server_check_query": "select 1",
+            "server_check_delay": 30,
+            "ignore_startup_parameters": "extra_float_digits",
+            # Upstream's default of 15 s turns each restart of a second into 15 s of errors; one test has it.
+            "server_login_retry": 1,
+        } | settings
+        if self.version >= (1, 21):
+            self._settings |= {"max_prepared_statements": 200, "track_extra_parameters": "IntervalStyle"}
+        self.socket_folder = guard.folder / f"{name}.b"
+        self.log = guard.folder / f"{name}.log"
+        self.socket_folder.mkdir(mode=0o755)
+        guard.account.own(self.socket_folder)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<PgBouncer {self.name} {'up' if self.running else 'down'}>"
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The release, as in (1, 24)."""
+        major, minor = self._guard.account.run([self._binary, "--version"]).split()[1].split(".")[:2]
+        return int(major), int(minor)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def socket(self) -> str:
+        """The path of the Unix socket."""
+        return str(self.socket_folder / ".s.PGSQL.6432")
+
+    def start(self) -> None:
+        """Start it and wait until its console answers."""
+        self._configure()
+        for left in (self.socket, self.socket + ".lock"):
+            Path(left).unlink(missing_ok=True)
+        self._process = self._guard.start([self._binary, self._file("ini")], self.log)
+        wait_until(self._answers, f"start of {self.name}")
+
+    def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End it: SIGKILL is a crash; what SIGTERM, SIGINT and SIGQUIT mean differs between releases."""
+        if self._process is not None:
+            self._guard.end(self._process, how)
+            self._process = None
+
+    def signal(self, how: signal.Signals) -> None:
+        """Send a signal and do not wait."""
+        if self._process is not None:
+            self._process.send_signal(how)
+
+    def admin(self, command: str) -> list[tuple[Any, ...]]:
+        """Run a command of the console (PAUSE, RESUME, SHOW POOLS, ...)."""
+        password = self._passwords[ADMIN]
+        with psycopg.connect(
+            host=str(self.socket_folder),
+            port=6432,
+            user=ADMIN,
+            password=password,
+            dbname="pgbouncer",
+            autocommit=True,
+            cursor_factory=psycopg.ClientCursor,
+            connect_timeout=5,
+        ) as conn:
+            cursor = conn.execute(command.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def reload(self, **settings: object) -> None:
+        """Change settings of the running PgBouncer."""
+        self._settings |= settings
+        self._configure()
+        self.admin("RELOAD")
+
+    def _answers(self) -> bool:
+        if not self.running:
+            raise RuntimeError(f"{self.name} exited: {self.log.read_text()[-2000:]}")
+        try:
+            self.admin("SHOW VERSION")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _configure(self) -> None:
+        settings = self._settings | {
+            "listen_port": 6432,
+            "unix_socket_dir": self.socket_folder,
+            "auth_file": self._file("users"),
+            "admin_users": ADMIN,
+            "stats_period": 3600,
+        }
+        users = "".join(f'"{name}" "{password}"\n' for name, password in self._passwords.items())
+        ini = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        for kind, text in (("users", users), ("ini", f"[databases]\n* = {self._target}\n[pgbouncer]\n{ini}")):
+            path = self._file(kind)
+            path.touch(mode=0o600)
+            path.write_text(text)
+            self._guard.account.own(path)
+
+    def _file(self, kind: str) -> Path:
+        return self._guard.folder / f"{self.name}.{kind}"

@@ -1,0 +1,3 @@
+"""Fixtures live in plugins, one resource each."""
+
+pytest_plugins = ("ps_lab.plugin",)
