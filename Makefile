@@ -1,0 +1,28 @@
+# Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
+# PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
+
+.PHONY: demo test test-fast lint
+
+demo: .venv/ready
+	.venv/bin/ps-postgres demo
+
+test: .venv/ready
+	.venv/bin/pytest
+
+test-fast: .venv/ready
+	.venv/bin/pytest -m fast
+
+lint: .venv/ready-to-lint
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/pytest -q tests/test_house.py
+
+.venv/ready: pyproject.toml .ci/setup
+	@.ci/setup system
+	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab]' --group test
+	@touch $@
+
+.venv/ready-to-lint: .venv/ready
+	@.ci/setup venv .venv --group dev
+	@touch $@

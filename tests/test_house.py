@@ -1,0 +1,160 @@
+"""The house rules that no linter knows: who may import whom, what is shipped, what files must not say."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+pytestmark = pytest.mark.fast
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {
+    "ps_core": {"ps_core"},
+    "ps_sqlalchemy": {"ps_sqlalchemy", "ps_core", "sqlalchemy"},
+    "ps_django": {"ps_django", "ps_core", "django"},
+    "ps_lab": {"ps_lab", "ps_core"},
+    "ps_cli": {"ps_cli", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
+}
+"""Of the packages here and the frameworks, which ones each package may import, type-only imports included."""
+
+DOING = {"__init__", "connection", "context", "link", "retry"}
+"""The modules of `ps_core` that do. Every other one decides: no I/O, no sleep, no clock."""
+
+IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "socket", "ssl", "subprocess", "threading", "time"}
+
+FORBIDDEN = re.compile(r"(?<![\w.}*])/(?:work|root)/|/tmp/[w]/|pypi\.org|pythonhosted\.org|deb\.debian\.org|registry\.npmjs")
+"""Paths of one machine, and hosts of package registries."""
+
+
+def folder(package: str) -> Path:
+    """Return where the package is installed: the source tree, or site-packages when a wheel is under test."""
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None, f"{package} has no __init__.py"
+    return Path(spec.origin).parent
+
+
+def modules(package: str) -> dict[str, ast.Module]:
+    """Return the syntax trees of all files of a package, by dotted module name."""
+    top = folder(package)
+    found = {
+        ".".join((package, *file.relative_to(top).with_suffix("").parts)): ast.parse(file.read_text())
+        for file in top.rglob("*.py")
+    }
+    assert f"{package}.__init__" in found
+    return found
+
+
+def imports(module: str, tree: ast.Module) -> Iterator[str]:
+    """Yield the full dotted name of everything that a module imports."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom():
+                above = module.split(".")[: -node.level] if node.level else []
+                source = ".".join([*above, *filter(None, [node.module])])
+                yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_directions(package: str) -> None:
+    """A package imports only those packages of the house, and those frameworks, that it may."""
+    watched = {"sqlalchemy", "django", *MAY_IMPORT}
+    wrong = [
+        f"{module}: {name}"
+        for module, tree in modules(package).items()
+        for name in imports(module, tree)
+        if name.split(".")[0] in watched - MAY_IMPORT[package]
+    ]
+    assert not wrong
+
+
+def test_deciding_is_pure() -> None:
+    """The modules of `ps_core` that decide import nothing that waits, and of psycopg only its errors and `conninfo`."""
+    trees = modules("ps_core")
+    doing = {f"ps_core.{name}" for name in DOING}
+    deciding = set(trees) - doing
+    assert doing < set(trees)
+    wrong = []
+    for module in deciding:
+        attributes = {ast.unparse(node) for node in ast.walk(trees[module]) if isinstance(node, ast.Attribute)}
+        for name in {*imports(module, trees[module]), *(name for name in attributes if name.startswith("psycopg."))}:
+            top, _, rest = name.partition(".")
+            first = rest.partition(".")[0]
+            if (
+                top in IMPURE
+                or (top == "ps_core" and f"ps_core.{first}" not in deciding)
+                or (top == "psycopg" and first and not is_about_errors(first))
+            ):
+                wrong.append(f"{module}: {name}")
+    assert not wrong
+
+
+def is_about_errors(name: str) -> bool:
+    """Whether a name of psycopg's is one of its exceptions, or a module that holds nothing but decisions."""
+    value = getattr(psycopg, name, None)
+    return name in {"errors", "conninfo"} or (isinstance(value, type) and issubclass(value, Exception))
+
+
+def test_shared_is_no_package() -> None:
+    """`shared/` is a source root: nothing imports it, a wheel has nothing of that name, a checkout has the bare folder."""
+    spec = find_spec("shared")
+    assert spec is None or (spec.origin is None and set(spec.submodule_search_locations or ()) == {str(ROOT / "shared")})
+    assert not [
+        f"{module}: {name}"
+        for package in MAY_IMPORT
+        for module, tree in modules(package).items()
+        for name in imports(module, tree)
+        if name.split(".")[0] == "shared"
+    ]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_typed(package: str) -> None:
+    """Every package tells type checkers that it is typed."""
+    assert (folder(package) / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_lab"])
+def test_public_names(package: str) -> None:
+    """`__all__` of a public package is in ruff's order (constants, classes, the rest), and every name in it exists."""
+    module = import_module(package)
+    names = module.__all__
+    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert not [name for name in names if not hasattr(module, name)]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="what belongs to the project is only known in a git checkout")
+def test_forbidden_words() -> None:
+    """No file of the project names a path of one machine or a package registry's host."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+    )
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    assert ROOT / "pyproject.toml" in files
+    assert not [
+        f"{file.relative_to(ROOT)}: {found[0]}"
+        for file in files
+        if file.is_file()
+        for found in FORBIDDEN.finditer(file.read_text(errors="replace"))
+    ]
+
+
+def test_docstrings() -> None:
+    """Every test function says what it is about."""
+    functions = [
+        (file, node)
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
+    ]
+    assert Path(__file__) in {file for file, _ in functions}
+    assert not [f"{file.relative_to(ROOT)}: {node.name}" for file, node in functions if not ast.get_docstring(node)]
