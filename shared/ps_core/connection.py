@@ -22,12 +22,14 @@ the same from 3.2 to 3.3, and the tests run on both ends.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import ReferenceType, ref
@@ -37,13 +39,26 @@ import tenacity
 from psycopg import AsyncClientCursor, ClientCursor, IsolationLevel, generators, pq
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core.context import current
-from ps_core.failures import Ran, classify
+from ps_core.commit import (
+    LOOKUP_SQL,
+    SYNC_REP_ROUTINE,
+    TRANSACTION_SQL,
+    UNBOUNDED,
+    Outcome,
+    TransactionId,
+    judge,
+    outcome,
+    transaction_id,
+)
+from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.context import current, current_token, see
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.failures import Ran, classify, is_made_by_pooler
 from ps_core.link import NOTHING, Link, Script
 from ps_core.statements import Statement, analyse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
@@ -59,7 +74,23 @@ _IDLE: Final = pq.TransactionStatus.IDLE
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
+_IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
+_POSITION: Final = Script(POSITION_SQL)
+_TRANSACTION: Final = Script(TRANSACTION_SQL)
+_COMMIT_AND_POSITION: Final = Script(UNBOUNDED, b"COMMIT", POSITION_SQL)
+
+
+class _Asks(Enum):
+    """What the last command of a message asks for."""
+
+    NOTHING = 0
+    POSITION = 1
+    """How far the server is: of a read."""
+    COMMITTED_POSITION = 2
+    """The same behind a COMMIT: of an autocommit write."""
+    TRANSACTION = 3
+    """The id of the transaction: behind its first write."""
 
 
 @dataclass(slots=True)
@@ -69,6 +100,9 @@ class _Plan:
     statement: Statement
     before: Script = NOTHING
     after: Script = NOTHING
+    asks: _Asks = _Asks.NOTHING
+    first: bool = True
+    """Nothing precedes it in its transaction."""
     begin: bool = False
     """An explicit transaction is opened."""
     read_only: bool = False
@@ -87,12 +121,20 @@ class _Shared(psycopg.BaseConnection[Row]):
     _holding = False
     _keeps_state = False
     _in_block = False
+    _committing = False
+    _sync_wait_cancelled = False
+    _read_since_begin = False
+    _transaction: TransactionId | None = None
+    """The open transaction, once it has written."""
+    _unsettled: TransactionId | None = None
+    """The transaction whose COMMIT was not answered, until it is looked up."""
 
     def _bind(self, link: Link, options: dict[str, Any]) -> None:
         self.link = link
         self._connect_options = options
         self._pid = os.getpid()
         self._read_only = True if link.endpoint.read_only else None
+        self._watch_notices()
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
         # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.
@@ -106,7 +148,12 @@ class _Shared(psycopg.BaseConnection[Row]):
             yield from super()._start_query()
 
     def _get_tx_start_command(self) -> Any:
-        return Script(super()._get_tx_start_command(), *self._opening().parts)
+        begin = super()._get_tx_start_command()
+        guard = self._guard()
+        if guard and self._isolation_level in (IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE):
+            # The snapshot is taken with the first query, which would be the guard: it has to be over before.
+            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts)
+        return Script(begin, *self._opening().parts, *guard)
 
     def _opening(self) -> Script:
         script = self.link.opening(self.pgconn.server_version)
@@ -122,6 +169,8 @@ class _Shared(psycopg.BaseConnection[Row]):
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
         """Like psycopg's, and able to send a script, whose several results its own would refuse."""
         if not isinstance(command, Script):
+            if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in _IN_TRANSACTION:
+                return (yield from self._end_gen(command))
             result = yield from super()._exec_command(command, result_format)
             return result
         if self._pipeline:
@@ -142,14 +191,44 @@ class _Shared(psycopg.BaseConnection[Row]):
         reads = statement.reads and text not in link.hidden_writes
         if not self._autocommit and not (reads and self._may_read_without_transaction()):
             opening = self._get_tx_start_command()
-            return _Plan(statement, before=opening, begin=True, apart=not statement.single)
+            if not statement.single:
+                return _Plan(statement, before=opening, begin=True, apart=True)
+            return self._asking(_Plan(statement, before=opening, begin=True), reads=reads)
         if statement.begins:
             return _Plan(statement, after=self._opening())
         if statement.bare or statement.controls or not statement.count or text in link.loners:
             return _Plan(statement)
         if reads:
-            return _Plan(statement, before=Script(*self._opening().parts, _READ_ONLY), read_only=True)
+            before = Script(*self._opening().parts, *self._guard(), _READ_ONLY)
+            plan = _Plan(statement, before=before, read_only=True)
+            return replace(plan, after=_POSITION, asks=_Asks.POSITION) if link.tracks else plan
+        if link.tracks and statement.single and not link.endpoint.read_only:
+            before = Script(b"BEGIN", *self._opening().parts)
+            return _Plan(statement, before=before, after=_COMMIT_AND_POSITION, asks=_Asks.COMMITTED_POSITION)
         return _Plan(statement, before=self._opening())
+
+    def _asking(self, plan: _Plan, *, reads: bool) -> _Plan:
+        """Let the first write of an explicit transaction bring the transaction's id back."""
+        if reads or self._transaction is not None or self.link.endpoint.read_only or not self.link.tracks:
+            return plan
+        return replace(plan, after=_TRANSACTION, asks=_Asks.TRANSACTION)
+
+    def _guard(self) -> tuple[bytes, ...]:
+        """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
+        if not (self.link.tracks and self.link.endpoint.read_only):
+            return ()
+        token = current_token()
+        if token is None or token.identity != self.link.identity:
+            return ()
+        if token.position is None:
+            raise _behind_error()
+        return (guard_sql(token.position),)
+
+    def _see(self, result: PGresult | None) -> None:
+        """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
+        value = None if result is None or result.status == _FATAL else result.get_value(0, 0)
+        position = None if value is None else parse_lsn(bytes(value).decode())
+        see(Token(identity=self.link.identity, position=position, at=time.time()))
 
     def _may_read_without_transaction(self) -> bool:
         """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
@@ -159,6 +238,97 @@ class _Shared(psycopg.BaseConnection[Row]):
             and not self._deferrable
             and not self._num_transactions
         )
+
+    # --- the end of a transaction ---
+
+    def _end_gen(self, command: bytes) -> PQGen[PGresult | None]:
+        """Send COMMIT or ROLLBACK, and take the position where one is to be had. Results are read one by one."""
+        failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        transaction, self._transaction = self._transaction, None
+        commits = command == b"COMMIT" and not failed
+        parts = [command]
+        if commits:
+            self._committing, self._sync_wait_cancelled = True, False
+            if self.link.opening(self.pgconn.server_version).parts:
+                parts.insert(0, UNBOUNDED)
+        if self.link.tracks:
+            parts.append(POSITION_SQL)
+        results: list[PGresult] = []
+        try:
+            self.pgconn.send_query(b";".join(parts))
+            lost = yield from self._collect_gen(results)
+        finally:
+            self._committing = False
+        errors = [result for result in results if result.status == _FATAL]
+        if commits:
+            error = self._error(errors[0]) if errors else lost
+            end = outcome(results, made_by_server=bool(errors) and not is_made_by_pooler(self._error(errors[0])))
+            if end is Outcome.COMMITTED and self._sync_wait_cancelled:
+                raise _unknown(transaction, "its wait for the synchronous replica was cancelled") from error
+            if end is Outcome.UNKNOWN:
+                self._unsettled = transaction
+                raise _unknown(transaction, "the connection was lost before its answer came") from error
+            if end is Outcome.COMMITTED:
+                errors, lost = [], None
+        if errors:
+            raise self._error(errors[0])
+        if lost is not None:
+            raise lost
+        if self.link.tracks:
+            self._see(results[-1] if len(results) == len(parts) else None)
+        return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
+
+    def _judge_row(self, transaction: TransactionId, row: tuple[Any, ...] | None) -> Outcome:
+        """Return what the primary's answer to the lookup proves; raise to ask again."""
+        assert row is not None
+        status, timeline, restarted = row
+        verdict = judge(transaction, status=status, timeline=timeline, restarted=restarted)
+        if verdict is Outcome.IN_PROGRESS:
+            raise _StillRunningError("the transaction is still in progress")
+        return verdict
+
+    def _look_up_options(self) -> dict[str, Any]:
+        ours = ("cursor_factory", "row_factory", "context")
+        return {name: value for name, value in self._connect_options.items() if name not in ours} | {"autocommit": True}
+
+    def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
+        """Turn a verdict into what `commit` does: return, or raise."""
+        _log.info("endpoint %r: commit outcome %s", self.link.endpoint.name, verdict.value, extra={"ps_event": "commit_outcome"})
+        if verdict is Outcome.COMMITTED:
+            if self.link.tracks:
+                self._see(None)
+        elif verdict is Outcome.ROLLED_BACK:
+            error = psycopg.OperationalError("the connection was lost at COMMIT, and the transaction was rolled back")
+            raise error from unknown.__cause__
+        else:
+            raise unknown
+
+    def _collect_gen(self, results: list[PGresult]) -> PQGen[psycopg.Error | None]:
+        """Take the results of a message one by one, so that a connection that is lost does not take those before with it."""
+        try:
+            yield from generators.send(self.pgconn)
+            while (result := (yield from generators.fetch(self.pgconn))) is not None:
+                results.append(result)
+        except psycopg.OperationalError as exc:
+            return exc
+        return None
+
+    def _error(self, result: PGresult) -> psycopg.Error:
+        return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+    def _watch_notices(self) -> None:
+        wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
+        self.pgconn.notice_handler = partial(_Shared._on_notice, wself)
+        self.pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, wself)
+
+    @staticmethod
+    def _on_notice(wself: ReferenceType[psycopg.BaseConnection[Any]], result: PGresult) -> None:
+        self = wself()
+        if isinstance(self, _Shared) and self._committing:
+            routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
+            if routine is not None and bytes(routine).decode() == SYNC_REP_ROUTINE:
+                self._sync_wait_cancelled = True
+        psycopg.BaseConnection._notice_handler(wself, result)
 
     def _read_role_gen(self) -> PQGen[dict[str, int]]:
         """Read what the role has by itself. `reset_val` is what the session began with, whatever another client has set since."""
@@ -170,20 +340,25 @@ class _Shared(psycopg.BaseConnection[Row]):
         rows = ((result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples))
         return {bytes(name).decode(): int(value) for name, value in rows if name is not None and value is not None}
 
-    def _restore_gen(self, before: pq.abc.PGconn) -> PQGen[None]:
-        """Give the new connection what drivers and frameworks set for the session, and what poolers keep track of."""
-        for name in (b"TimeZone", b"DateStyle", b"IntervalStyle"):
-            value = before.parameter_status(name)
-            if value is not None and value != self.pgconn.parameter_status(name):
-                literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
-                yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
-
     # --- healing ---------------------------------------------------------------------------------------------------------------
 
     def _note_state(self, statement: Statement) -> None:
         # Behind a transaction pooler there is no session that could keep anything.
         if statement.keeps_state and not self.link.endpoint.pooled:
             self._keeps_state = True
+
+    def _is_gone(self) -> bool:
+        """Return whether the other side has closed an idle connection, as far as this machine has been told.
+
+        For what could not be sent again if it were lost under way. The first read may bring the server's last words, the second
+        finds the end.
+        """
+        try:
+            self.pgconn.consume_input()
+            self.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        return False
 
     def _may_heal(self) -> bool:
         return not (self._keeps_state or self._closed or os.getpid() != self._pid)
@@ -199,7 +374,7 @@ class _Shared(psycopg.BaseConnection[Row]):
         ONLY changed nothing; what never reached a server did not run.
         """
         plan = self._plan
-        if plan is None or not isinstance(exc, _RETRYABLE) or not self._may_heal():
+        if plan is None or not plan.first or not isinstance(exc, _RETRYABLE) or not self._may_heal():
             return False
         failure = classify(exc)
         if failure.usable or not failure.transient:
@@ -212,21 +387,52 @@ class _Shared(psycopg.BaseConnection[Row]):
         if not self._may_revive():
             super()._check_connection_ok()
 
-    def _adopt_gen(self, donor: psycopg.BaseConnection[Any]) -> PQGen[None]:
-        """Go on with the donor's libpq connection. Cursors follow when they are next used."""
-        wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
-        pgconn = donor.pgconn
+    def _adopt(self, donor: psycopg.BaseConnection[Any]) -> PQGen[None] | None:
+        """Go on with the donor's libpq connection. Cursors follow when they are next used.
+
+        Returns what is still to be run: session parameters that a framework had set, such as its time zone.
+        """
+        before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
-        pgconn.notice_handler = partial(psycopg.BaseConnection._notice_handler, wself)
-        pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, wself)
-        before, self.pgconn = self.pgconn, pgconn
+        self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()
         self.prepare_threshold, self.prepared_max = threshold, prepared_max
-        try:
-            yield from self._restore_gen(before)
-        finally:
-            before.finish()
+        # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
+        values = {name: before.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
+        before.finish()
+        lost = {name: value for name, value in values.items() if value and value != self.pgconn.parameter_status(name)}
+        return self._restore_gen(lost) if lost else None
+
+    def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
+        for name, value in parameters.items():
+            literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
+            yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
+
+
+def _verdict_of_failure(exc: BaseException) -> Outcome:
+    """Return what a failed lookup proves: an id that the server has not reached is of a transaction that it never saw."""
+    if isinstance(exc, psycopg.errors.InvalidParameterValue) and "future" in str(exc):
+        return Outcome.ROLLED_BACK
+    return Outcome.UNKNOWN
+
+
+def _behind_error() -> psycopg.Error:
+    # The same as the server's own, for a caller of whom only the primary has certainly all that it has seen.
+    info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"22023", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
+    return psycopg.errors.InvalidParameterValue("replica_behind: the position to wait for is not known", info=info)
+
+
+def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknown:
+    return CommitOutcomeUnknown(
+        f"nobody can tell whether the transaction was committed: {why}",
+        transaction=transaction.xid if transaction else None,
+        timeline=transaction.timeline if transaction else None,
+    )
+
+
+class _StillRunningError(psycopg.OperationalError):
+    """The transaction that is looked up has not ended yet."""
 
 
 class _Attempts:
@@ -252,8 +458,10 @@ class _Attempts:
         return self._until - time.monotonic()
 
     def _go_on(self, exc: BaseException) -> bool:
+        if isinstance(exc, _StillRunningError):
+            return True
         if self.connecting or self._connection is None:
-            return isinstance(exc, _RETRYABLE) and classify(exc).transient
+            return _is_transient(exc)
         return self._connection._may_replay(exc)
 
     @contextmanager
@@ -290,11 +498,22 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         status = conn.pgconn.transaction_status
         if conn._pipeline or (status != _IDLE and not conn._may_revive()):
             conn._in_block = True
-            if isinstance(query, str):
-                conn._note_state(analyse(query))
-            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+            text = query if isinstance(query, str) else ""
+            statement = analyse(text)
+            conn._note_state(statement)
+            plan = _Plan(statement, first=False)
+            if statement.single and status == pq.TransactionStatus.INTRANS and not conn._pipeline:
+                plan = conn._asking(plan, reads=statement.reads or statement.bare)
+            if plan.asks is _Asks.NOTHING:
+                yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+                return
+            yield from self._start_query(query)
+            pgq = self._convert_query(query, params)
+            yield from self._send_gen(plan, text, pgq, binary=binary)
+            self._last_query = query
             return
         conn._in_block = False
+        conn._transaction = None
         conn._holding = True
         try:
             yield from self._start_query(query)
@@ -302,17 +521,16 @@ class _Cursor(ClientCursorMixin[Any, Row]):
             conn._holding = False
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
-        plan: _Plan | None = conn._make_plan(text)
-        self._query = pgq
-        while plan is not None:
-            plan = yield from self._send_gen(plan, text, pgq, binary=binary)
+        way: _Plan | None = conn._make_plan(text)
+        while way is not None:
+            way = yield from self._send_gen(way, text, pgq, binary=binary)
         self._last_query = query
 
     def _send_gen(self, plan: _Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[_Plan | None]:
         """Send one message and take its results. Return another plan where the server refused this one before anything ran."""
         conn: _Shared[Any] = self._conn
         conn._plan = plan
-        if conn.pgconn.status != pq.ConnStatus.OK:
+        if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.begin and not plan.read_only and conn._is_gone()):
             raise psycopg.OperationalError("the connection is closed")  # nothing was sent: `_may_replay` takes it from here
         conn._note_state(plan.statement)
         if plan.apart:
@@ -320,28 +538,52 @@ class _Cursor(ClientCursorMixin[Any, Row]):
             conn._plan = None
             plan = _Plan(plan.statement)
         head = plan.before.head()
-        if head or plan.after.parts:
-            pgq.query, query = head + pgq.query + (b"\n;" + plan.after.head() if plan.after.parts else b""), pgq.query
-            try:
-                self._execute_send(pgq, binary=binary)
-            finally:
-                pgq.query = query
+        self._send_between(head, pgq, plan.after, binary=binary)
+        results: list[PGresult] = []
+        lost = None
+        if plan.asks is _Asks.COMMITTED_POSITION:
+            lost = yield from conn._collect_gen(results)
         else:
-            self._execute_send(pgq, binary=binary)
-        results = yield from generators.execute(self._pgconn)
-        refused = next((result for result in results if result.status == _FATAL), None)
-        if refused is not None:
-            other = self._other_way(plan, text, results)
+            results = yield from generators.execute(self._pgconn)
+        done = len(plan.before.parts)
+        if plan.asks is _Asks.COMMITTED_POSITION and any(result.command_status == b"COMMIT" for result in results[done:]):
+            lost = None  # it is durable; what came after does not matter but for the position
+        elif (refused := next((result for result in results if result.status == _FATAL), None)) is not None:
+            other = yield from self._other_way_gen(plan, text, results)
             if other is not None:
                 return other
             raise _error_in_users_text(refused, self._encoding, head)
-        self._check_results(results)
-        self._set_results(results[len(plan.before.parts) : len(results) - len(plan.after.parts)])
+        elif lost is not None:
+            raise lost
+        self._check_results(results[: done + 1])
+        asked = results.pop() if plan.asks is not _Asks.NOTHING and len(results) == done + 1 + len(plan.after.parts) else None
+        if plan.asks in (_Asks.POSITION, _Asks.COMMITTED_POSITION):
+            conn._see(asked)
+        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+            conn._transaction = transaction_id(asked)
+        end = len(results) if not plan.after.parts else done + 1
+        self._check_results(results[done:end])
+        self._set_results(results[done:end])
         return None
 
-    def _other_way(self, plan: _Plan, text: str, results: list[PGresult]) -> _Plan | None:
+    def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
+        """Send the user's statement with what goes before and after it. The cursor keeps the user's text as its query."""
+        if not head and not after.parts:
+            self._execute_send(pgq, binary=binary)
+            return
+        query = pgq.query
+        # On a line of its own: the user's text may end in a comment.
+        pgq.query = head + query + (b"\n;" + b";".join(after.parts) if after.parts else b"")
+        try:
+            self._execute_send(pgq, binary=binary)
+        finally:
+            pgq.query = query
+
+    def _other_way_gen(self, plan: _Plan, text: str, results: list[PGresult]) -> PQGen[_Plan | None]:
         """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
         conn: _Shared[Any] = self._conn
+        if plan.asks is _Asks.COMMITTED_POSITION and conn.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            yield from conn._exec_command(b"ROLLBACK")  # ours was the BEGIN
         if not plan.before.parts or conn.pgconn.status != pq.ConnStatus.OK or conn.pgconn.transaction_status != _IDLE:
             return None
         if plan.begin:
@@ -432,9 +674,56 @@ class Connection(_Shared[Row], psycopg.Connection[Row]):
                     attempts.connecting = True
                     donor = psycopg.Connection.connect(**self._connect_options)
                     with self.lock:
-                        self.wait(self._adopt_gen(donor))
+                        if (rest := self._adopt(donor)) is not None:
+                            self.wait(rest)
                     attempts.connecting = False
                     run()
+
+    def commit(self) -> None:
+        """Commit. Where the answer does not come, look up what became of it.
+
+        Returns where the transaction is certainly committed.
+
+        Raises:
+            CommitOutcomeUnknown: nobody can tell.
+            psycopg.Error: it was certainly not committed.
+        """
+        with self._settling():
+            super().commit()
+
+    @contextmanager
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
+        """Like psycopg's; its COMMIT is settled as in `commit`."""
+        with self._settling(), super().transaction(savepoint_name, force_rollback) as transaction:
+            yield transaction
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        self._unsettled = None
+        try:
+            yield
+        except CommitOutcomeUnknown as unknown:
+            transaction, self._unsettled = self._unsettled, None
+            if transaction is None:
+                raise
+            self._conclude(self._look_up(transaction, unknown), unknown)
+
+    def _look_up(self, transaction: TransactionId, unknown: CommitOutcomeUnknown) -> Outcome:
+        attempts = _Attempts(self.link, first=unknown)
+        try:
+            for attempt in tenacity.Retrying(**attempts.options):
+                with attempt, self.link.gate.turn(attempts.remaining()):
+                    with psycopg.Connection.connect(**self._look_up_options()) as donor:
+                        row = donor.execute(LOOKUP_SQL, (transaction.xid, transaction.at)).fetchone()
+                    return self._judge_row(transaction, row)
+        except (psycopg.Error, TimeoutError) as exc:
+            return _verdict_of_failure(exc)
+        return Outcome.UNKNOWN
+
+    def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        # Cancelling a COMMIT that waits for the synchronous replica would let it succeed without one.
+        if not self._committing:
+            super()._try_cancel(timeout=timeout)
 
 
 class AsyncConnection(_Shared[Row], psycopg.AsyncConnection[Row]):
@@ -465,9 +754,68 @@ class AsyncConnection(_Shared[Row], psycopg.AsyncConnection[Row]):
                         attempts.connecting = True
                         donor = await psycopg.AsyncConnection.connect(**self._connect_options)
                         async with self.lock:
-                            await self.wait(self._adopt_gen(donor))
+                            if (rest := self._adopt(donor)) is not None:
+                                await self.wait(rest)
                         attempts.connecting = False
                         await run()
+
+    async def commit(self) -> None:
+        """Like `Connection.commit`. Cancellation waits for its answer."""
+        async with self._settling():
+            await _uncancelled(super().commit())
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """Like `Connection.transaction`."""
+        async with self._settling(), super().transaction(savepoint_name, force_rollback) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def _settling(self) -> AsyncIterator[None]:
+        self._unsettled = None
+        try:
+            yield
+        except CommitOutcomeUnknown as unknown:
+            transaction, self._unsettled = self._unsettled, None
+            if transaction is None:
+                raise
+            self._conclude(await self._look_up(transaction, unknown), unknown)
+
+    async def _look_up(self, transaction: TransactionId, unknown: CommitOutcomeUnknown) -> Outcome:
+        attempts = _Attempts(self.link, first=unknown)
+        try:
+            async for attempt in tenacity.AsyncRetrying(**attempts.options):
+                with attempt:
+                    async with self.link.gate.aturn(attempts.remaining()):
+                        async with await psycopg.AsyncConnection.connect(**self._look_up_options()) as donor:
+                            cursor = await donor.execute(LOOKUP_SQL, (transaction.xid, transaction.at))
+                            row = await cursor.fetchone()
+                        return self._judge_row(transaction, row)
+        except (psycopg.Error, TimeoutError) as exc:
+            return _verdict_of_failure(exc)
+        return Outcome.UNKNOWN
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        if not self._committing:
+            await super()._try_cancel(timeout=timeout)
+
+
+async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, also when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+        except Exception:  # noqa: BLE001 - raised below, by the task
+            break
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _connect_options(link: Link, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:

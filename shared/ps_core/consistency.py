@@ -77,8 +77,8 @@ class Token:
         return not -CLOCK_SKEW <= now - self.at <= MAX_AGE
 
     @classmethod
-    def parse(cls, text: str, *, identity: str, now: float) -> Self:
-        """Return the token that `text` holds.
+    def parse(cls, text: str, *, identity: str | None, now: float) -> Self:
+        """Return the token that `text` holds. `identity` is the branch that it has to be of; None leaves that to its use.
 
         Raises:
             InvalidToken: it is malformed, of another branch, expired, or from the future.
@@ -86,7 +86,7 @@ class Token:
         match = _TOKEN.fullmatch(text)
         if match is None:
             raise InvalidToken("malformed")
-        if match[1] != identity_of(identity):
+        if identity is not None and match[1] != identity_of(identity):
             raise InvalidToken("of another branch")
         position = parse_lsn(match[2].replace("-", "/")) or None
         token = cls(identity=match[1], position=position, at=float(match[3]))
@@ -107,16 +107,16 @@ def merge(first: Token | None, second: Token | None) -> Token | None:
     return Token(identity=first.identity, position=max(first.position, second.position), at=at)
 
 
-def guard_sql(position: int, statement_timeout_ms: int) -> bytes:
-    """Return the SELECT that sets the statement timeout, or fails with 22023 "replica_behind" on a replica that lags.
+def guard_sql(position: int) -> bytes:
+    """Return a SELECT that does nothing, and fails with 22023 "replica_behind" on a replica that has not replayed `position`.
 
     A statement of its own before the read: within the read, nothing would say that it is evaluated first. A server that is no
     replica has all there is.
     """
     return (
         b"SELECT set_config('statement_timeout',CASE WHEN pg_is_in_recovery() AND pg_last_wal_replay_lsn()<'%s'"
-        b" THEN 'replica_behind' ELSE '%d' END,true)"
-    ) % (format_lsn(position).encode(), statement_timeout_ms)
+        b" THEN 'replica_behind' ELSE current_setting('statement_timeout') END,true)"
+    ) % format_lsn(position).encode()
 
 
 POSITION_SQL: Final = (

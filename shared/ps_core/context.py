@@ -6,13 +6,16 @@ copied context (`asyncio.create_task`, `asyncio.to_thread`) inherits it.
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from ps_core.consistency import InvalidToken, Token, merge
 from ps_core.errors import ConfigurationError, DeadlineExceeded
 from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
@@ -20,7 +23,23 @@ from ps_core.timeouts import Duration, parse_duration
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Context", "Limits", "current", "deadline", "limits", "local_settings", "remaining", "using_primary", "using_replica"]
+__all__ = [
+    "Context",
+    "Limits",
+    "Tracker",
+    "current",
+    "current_token",
+    "deadline",
+    "limits",
+    "local_settings",
+    "remaining",
+    "see",
+    "use_token",
+    "using_primary",
+    "using_replica",
+]
+
+_log = logging.getLogger("ps_core")
 
 # PostgreSQL's rule for the names of settings that it does not know: at least two identifiers with a dot between them.
 _SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)+")
@@ -47,6 +66,66 @@ class Context:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "opening", self.deadline is not None or self.limits is not None or bool(self.local_settings))
+
+
+class Tracker:
+    """The token of one context, shared by the tasks and threads that were started in it."""
+
+    __slots__ = ("_lock", "_token")
+
+    def __init__(self, token: Token | None = None) -> None:
+        self._lock = threading.Lock()
+        self._token = token
+
+    @property
+    def token(self) -> Token | None:
+        """What was seen so far."""
+        return self._token
+
+    def see(self, token: Token) -> None:
+        """Merge what was seen."""
+        with self._lock:
+            self._token = merge(self._token, token)
+
+
+_tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
+
+
+def current_token() -> Token | None:
+    """Return how far the work of this context has seen the database; None: nothing yet, or what it saw has expired."""
+    tracker = _tracker.get()
+    token = None if tracker is None else tracker.token
+    return None if token is None or token.expired(time.time()) else token
+
+
+def see(token: Token) -> None:
+    """Merge a position that was seen into this context's token."""
+    tracker = _tracker.get()
+    if tracker is None:
+        tracker = Tracker()
+        _tracker.set(tracker)
+    tracker.see(token)
+
+
+@contextmanager
+def use_token(token: Token | str | None, *, identity: str | None = None) -> Iterator[Tracker]:
+    """Begin the block with `token` (of an earlier request, of the task's sender) and nothing else: what leaked in does not count.
+
+    A string is parsed; one that does not count here (malformed, expired, of another branch) is ignored with a logged warning.
+    What the block sees stays in the block; the tracker that is yielded tells it.
+    """
+    if isinstance(token, str):
+        try:
+            token = Token.parse(token, identity=identity, now=time.time())
+        except InvalidToken as exc:
+            _log.warning("ignored a consistency token: %s", exc)
+            token = None
+    tracker = Tracker(token)
+    reset = _tracker.set(tracker)
+    try:
+        yield tracker
+    finally:
+        _tracker.reset(reset)
 
 
 _current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context())  # noqa: B039 - frozen

@@ -1,12 +1,13 @@
 """The errors of this project's own. Everything else keeps the driver's or the framework's class, raised as it came.
 
-ValueError
-└─ ConfigurationError    a setting that cannot work; the message says what to write instead
-TimeoutError
-└─ DeadlineExceeded      the caller's own deadline
+- `ValueError` > `ConfigurationError`: a setting that cannot work; the message says what to write instead
+- `TimeoutError` > `DeadlineExceeded`: the caller's own deadline
+- `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
 """
 
-__all__ = ["ConfigurationError", "DeadlineExceeded"]
+import psycopg
+
+__all__ = ["CommitOutcomeUnknown", "ConfigurationError", "DeadlineExceeded"]
 
 
 class ConfigurationError(ValueError):
@@ -14,6 +15,21 @@ class ConfigurationError(ValueError):
 
     The message says what to write instead, and never holds a password.
     """
+
+
+class CommitOutcomeUnknown(psycopg.OperationalError):
+    """A COMMIT was sent, its answer did not come, and what the primary says now does not settle whether it took effect.
+
+    The driver's class, since that is what code around transactions catches. Never retried by this library. `__cause__` is what
+    was met at COMMIT.
+    """
+
+    def __init__(self, message: str, *, transaction: str | None = None, timeline: str | None = None) -> None:
+        super().__init__(message)
+        self.transaction = transaction
+        """The transaction's id (xid8) where one was assigned and seen, for `pg_xact_status`."""
+        self.timeline = timeline
+        """The timeline that the id belongs to, eight hexadecimal digits."""
 
 
 class DeadlineExceeded(TimeoutError):

@@ -64,6 +64,10 @@ class Link:
     """Templates that look like reads and were refused READ ONLY."""
     loners: StatementMemory = field(default_factory=StatementMemory)
     """Templates that the server refused to run in one message with others."""
+    identity: str = ""
+    """The branch, as tokens name it."""
+    tracks: bool = False
+    """Whether WAL positions are asked for and heeded here: there are replicas, and the server can tell."""
     role: dict[str, int] | None = None
     """The timeouts that the role has by itself (ALTER ROLE, ALTER DATABASE), in milliseconds; read with the first connection."""
     _openings: dict[int, Script] = field(default_factory=dict)

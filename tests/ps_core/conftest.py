@@ -1,0 +1,63 @@
+"""Links and connections to the lab's endpoints."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core.connection import Connection
+from ps_core.link import Link
+from ps_core.topology import Endpoint
+from ps_lab import Lab
+
+Connect = Callable[..., Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def primary(ps_lab: Lab) -> Link:
+    """The primary, through both bouncers; the role's own limits are read already."""
+    return _warm(ps_lab.topology.primary, ps_lab)
+
+
+@pytest.fixture(scope="session")
+def replica(ps_lab: Lab) -> Link:
+    """The replicas, through their bouncer."""
+    return _warm(ps_lab.topology.replicas[0], ps_lab)
+
+
+@pytest.fixture(scope="session")
+def direct(ps_lab: Lab) -> Link:
+    """The direct endpoint."""
+    return _warm(ps_lab.topology.direct, ps_lab)
+
+
+def _warm(endpoint: Endpoint, lab: Lab) -> Link:
+    link = Link(endpoint=endpoint, identity=lab.branch)
+    Connection.open(link).close()
+    return link
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Return a function that opens connections, which are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_connection(link: Link, **options: Any) -> Connection[Any]:
+            conn = Connection.open(link, **options)
+            stack.callback(conn.close)
+            return conn
+
+        yield open_connection
+
+
+@pytest.fixture
+def table(ps_lab: Lab) -> Iterator[str]:
+    """An empty table `item (id bigint, note text)`, and on the primary only."""
+    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
+        conn.execute("DROP TABLE IF EXISTS item")
+        conn.execute("CREATE TABLE item (id bigint, note text)")
+    ps_lab.wait_replicas_caught_up()
+    yield "item"
+    ps_lab.sql("DROP TABLE IF EXISTS item")

@@ -1,0 +1,321 @@
+"""What is sent again after a lost connection, and what is not. Each refusal here would lose or double something."""
+
+import asyncio
+import os
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core.connection import AsyncConnection, Connection
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.link import Link
+from ps_core.retry import RetryPolicy
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.ps_core.conftest import Connect
+
+
+def count(lab: Lab, table: str) -> int:
+    """Return how many rows there are, asked past everything."""
+    rows: int = lab.sql(f"SELECT count(*) FROM {table}")[0][0]
+    return rows
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_loss_of_an_idle_connection_is_not_noticed(
+    ps_lab: Lab, autocommit: bool, primary: Link, table: str, connect: Connect
+) -> None:
+    """Reads and writes on a connection that was cut while idle work, and a cursor made before works, too."""
+    conn = connect(primary, autocommit=autocommit)
+    cursor = conn.cursor()
+    for statement in ("SELECT 1", f"INSERT INTO {table} VALUES (1)", "SELECT 2"):
+        cursor.execute("SELECT 0")
+        conn.commit()
+        ps_lab.edge.cut("primary")
+        cursor.execute(statement)
+        conn.commit()
+    assert count(ps_lab, table) == 1
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_read_under_way_is_sent_again(ps_lab: Lab, autocommit: bool, primary: Link, replica: Link, connect: Connect) -> None:
+    """A read whose connection is cut while it runs is sent again, on the primary and on replicas."""
+    for link, path in ((primary, "primary"), (replica, "replica")):
+        conn = connect(link, autocommit=autocommit)
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
+        cutter = threading.Thread(target=cut_when, args=(ps_lab, path, asked, [server.name for server in ps_lab.servers]))
+        cutter.start()
+        assert conn.execute("SELECT 7, pg_sleep(0.3)").fetchone() == (7, "")
+        cutter.join()
+        conn.rollback()
+
+
+def cut_when(lab: Lab, path: str, asked: str, servers: list[str]) -> None:
+    """Cut a path as soon as some server answers `asked` with more than zero."""
+    wait_until(lambda: any(lab.sql(asked, server=name)[0][0] for name in servers), "the statement to run")
+    lab.edge.cut(path)
+
+
+def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """An autocommit write whose connection is cut while it runs is not sent again: it may have been committed."""
+    conn = connect(primary, autocommit=True)
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
+    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
+    cutter.start()
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.3)")
+    cutter.join()
+    assert conn.execute(f"SELECT count(*) <= 1 FROM {table}").fetchone() == (True,)
+
+
+def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """`SELECT transfer()` looks like a read: it runs once, since the server refuses it READ ONLY before anything happened."""
+    ps_lab.sql(
+        f"CREATE OR REPLACE FUNCTION slow_add() RETURNS int LANGUAGE sql AS"
+        f" 'INSERT INTO {table} VALUES (1); SELECT pg_sleep(0.3); SELECT 1'"
+    )
+    conn = connect(Link(endpoint=primary.endpoint), autocommit=True)
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%slow_add()%' AND wait_event = 'PgSleep'"
+    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
+    cutter.start()
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute("SELECT slow_add()")
+    cutter.join()
+    assert count(ps_lab, table) <= 1
+
+
+def test_later_statement_of_a_transaction_is_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """A link lost inside a transaction is raised, and never continued on a fresh link: row 2 without row 1."""
+    conn = connect(primary)
+    conn.execute(f"INSERT INTO {table} VALUES (1)")
+    ps_lab.edge.cut("primary")
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(f"INSERT INTO {table} VALUES (2)")
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(f"INSERT INTO {table} VALUES (3)")
+    assert conn.closed
+    assert count(ps_lab, table) == 0
+
+
+def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """A text of several statements may hold a COMMIT of its own: it is sent once."""
+    conn = connect(primary, autocommit=True)
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
+    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
+    cutter.start()
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(f"BEGIN; INSERT INTO {table} VALUES (1); COMMIT; SELECT pg_sleep(0.3)")
+    cutter.join()
+    assert count(ps_lab, table) == 1
+
+
+def test_session_state_is_never_lost_silently(ps_lab: Lab, direct: Link, connect: Connect) -> None:
+    """On a direct connection that may hold session state, the loss is raised; without any, it is healed."""
+    plain, stateful = connect(direct, autocommit=True), connect(direct, autocommit=True)
+    plain.execute("SELECT 1")
+    stateful.execute("SELECT pg_advisory_lock(7)")
+    ps_lab.edge.cut("direct")
+    assert plain.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError):
+        stateful.execute("SELECT 1")
+
+
+def test_session_parameters_survive(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+    """The time zone that a framework set for the session is that of the new connection, too."""
+    conn = connect(primary, autocommit=True)
+    conn.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', false)")
+    ps_lab.edge.cut("primary")
+    assert conn.execute("SHOW TimeZone").fetchone() == ("Asia/Tokyo",)
+    assert conn.info.timezone.key == "Asia/Tokyo"
+
+
+@pytest.mark.parametrize("bouncer", ["local", "write-pool"])
+def test_restart_of_a_bouncer(ps_lab: Lab, bouncer: str, primary: Link, table: str, connect: Connect) -> None:
+    """A bouncer that crashes between two transactions is not noticed, whichever of the two it is."""
+    for autocommit in (False, True):
+        conn = connect(primary, autocommit=autocommit)
+        conn.execute("SELECT 1")
+        conn.commit()
+        ps_lab.restart_bouncer(bouncer)
+        conn.execute(f"INSERT INTO {table} VALUES (1)") if not autocommit else conn.execute("SELECT 1")
+        conn.commit()
+    assert count(ps_lab, table) == 1
+
+
+def test_backend_that_is_terminated(ps_lab: Lab, direct: Link, connect: Connect) -> None:
+    """57P01 while idle is not noticed on a direct connection either."""
+    conn = connect(direct)
+    for _ in range(2):
+        row = conn.execute("SELECT pg_backend_pid()").fetchone()
+        assert row is not None
+        conn.commit()
+        ps_lab.sql("SELECT pg_terminate_backend(%s, 5000)", row[0])
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+        conn.commit()
+
+
+@pytest.mark.parametrize("event", ["switchover", "crash_primary"])
+def test_change_of_primary(
+    ps_lab: Lab, event: str, primary: Link, replica: Link, direct: Link, table: str, connect: Connect
+) -> None:
+    """Reads in a loop on every endpoint go through a switchover and a crash without an error; so do opening writes."""
+    stop, errors, done = threading.Event(), [], []
+
+    def work(link: Link, autocommit: bool, statement: str) -> None:
+        try:
+            conn = Connection.open(link, autocommit=autocommit)
+            while not stop.is_set():
+                conn.execute(statement)
+                conn.rollback()
+                done.append(link.endpoint.name)
+            conn.close()
+        except Exception as exc:  # noqa: BLE001
+            errors.append(exc)
+
+    jobs = [(link, autocommit, "SELECT 1") for link in (primary, replica, direct) for autocommit in (False, True)]
+    jobs.append((primary, False, f"INSERT INTO {table} VALUES (1)"))
+    threads = [threading.Thread(target=work, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    getattr(ps_lab, event)()
+    before = len(done)
+    try:
+        wait_until(lambda: errors or len(done) > before + 200, "work after the event", timeout=40)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert errors == []
+    assert count(ps_lab, table) == 0
+
+
+def test_retries_end(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+    """When the endpoint stays away, the error that is raised is the driver's, with a note of what was tried."""
+    policy = RetryPolicy(max_elapsed=0.5)
+    link = Link(endpoint=primary.endpoint, policy=policy)
+    conn = connect(link, autocommit=True)
+    ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
+    ps_lab.edge.cut("primary")
+    try:
+        with pytest.raises(psycopg.OperationalError, match=r"no primary available|closed") as failure:
+            conn.execute("SELECT 1")
+    finally:
+        ps_lab.edge.resume()
+    assert "tried the endpoint 'primary' again" in failure.value.__notes__[0]
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_wrong_password_is_not_retried(ps_lab: Lab, primary: Link) -> None:
+    """A password that is wrong is reported at once."""
+    with ps_lab.round_trips() as counter, pytest.raises(psycopg.OperationalError, match=r"password|SASL"):
+        Connection.open(Link(endpoint=primary.endpoint), password="pscale_pw_wrong")
+    assert counter.startups == 1
+
+
+def test_closed_connection_stays_closed(primary: Link) -> None:
+    """A connection that the application closed behaves as psycopg's."""
+    conn = Connection.open(primary, autocommit=True)
+    cursor = conn.cursor()
+    conn.close()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        cursor.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        conn.cursor()
+
+
+def test_forked_child_does_not_heal(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+    """A child process does not take over the connection of its parent."""
+    conn = connect(primary, autocommit=True)
+    conn._pid = os.getpid() + 1  # what the child sees
+    ps_lab.edge.cut("primary")
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute("SELECT 1")
+
+
+def test_lost_commit_is_looked_up(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """When the answer to COMMIT is lost, the transaction's id says what became of it: committed is success."""
+    link = Link(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=True)
+    conn = connect(link)
+    conn.execute(f"INSERT INTO {table} VALUES (1)")
+    with commit_waits(ps_lab) as waiting:
+        committer = threading.Thread(target=conn.commit)
+        committer.start()
+        waiting()
+        ps_lab.edge.cut("primary")
+    committer.join(30)
+    assert not committer.is_alive()
+    assert count(ps_lab, table) == 1
+    conn = connect(primary)
+    conn.execute(f"INSERT INTO {table} VALUES (2)")
+    with commit_waits(ps_lab) as waiting:
+        errors: list[BaseException] = []
+        committer = threading.Thread(target=lambda: errors.append(raised_by(conn.commit)))
+        committer.start()
+        waiting()
+        ps_lab.edge.cut("primary")
+    committer.join(30)
+    # Without an id, which only a link that tracks asks for, nobody can tell.
+    assert [type(error) for error in errors] == [CommitOutcomeUnknown]
+
+
+class commit_waits:  # noqa: N801
+    """Let COMMIT wait for its synchronous replica within the block; what is yielded waits until one does."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def __enter__(self) -> Any:
+        for replica in self.lab.replicas:
+            replica.sql("ALTER SYSTEM SET primary_conninfo = ''")
+            replica.sql("SELECT pg_reload_conf()")
+        self._wait("SELECT count(*) = 0 FROM pg_stat_replication")
+        return lambda: self._wait("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+
+    def __exit__(self, *_: object) -> None:
+        for replica in self.lab.replicas:
+            replica.follow(self.lab.primary)
+        self._wait(f"SELECT count(*) = {len(self.lab.replicas)} FROM pg_stat_replication WHERE state = 'streaming'")
+
+    def _wait(self, query: str) -> None:
+        wait_until(lambda: self.lab.sql(query)[0][0], query)
+
+
+def raised_by(work: Any) -> BaseException:
+    """Return what `work` raises."""
+    try:
+        work()
+    except BaseException as exc:  # noqa: BLE001
+        return exc
+    raise AssertionError("nothing was raised")
+
+
+def test_async_heals_too(ps_lab: Lab, primary: Link, replica: Link) -> None:
+    """The asyncio connection heals in the same cases; a cancelled retry leaves the event loop in order."""
+
+    async def work() -> None:
+        for link, path in ((primary, "primary"), (replica, "replica")):
+            conn = await AsyncConnection.open(link)
+            cursor = conn.cursor()
+            for _ in range(3):
+                await cursor.execute("SELECT 1")
+                await conn.commit()
+                ps_lab.edge.cut(path)
+            await cursor.execute("SELECT 2")
+            assert await cursor.fetchone() == (2,)
+            await conn.rollback()
+            await conn.close()
+        conn = await AsyncConnection.open(primary, autocommit=True)
+        ps_lab.edge.refuse("08006", "no primary available for branch x")
+        ps_lab.edge.cut("primary")
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await conn.execute("SELECT 1")
+        finally:
+            ps_lab.edge.resume()
+        await conn.execute("SELECT 1")
+        await conn.close()
+
+    asyncio.run(work())
