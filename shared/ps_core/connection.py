@@ -71,6 +71,7 @@ _log = logging.getLogger("ps_core")
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _IDLE: Final = pq.TransactionStatus.IDLE
+_UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 _FATAL: Final = pq.ExecStatus.FATAL_ERROR
 _RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
@@ -270,10 +271,13 @@ class _Shared(psycopg.BaseConnection[Row]):
                 raise _unknown(transaction, "the connection was lost before its answer came") from error
             if end is Outcome.COMMITTED:
                 errors, lost = [], None
+        if command == b"ROLLBACK" and self._forget_lost_transaction():
+            return None  # the server rolled back by itself
         if errors:
             raise self._error(errors[0])
         if lost is not None:
             raise lost
+        self._in_block = False
         if self.link.tracks:
             self._see(results[-1] if len(results) == len(parts) else None)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
@@ -364,8 +368,19 @@ class _Shared(psycopg.BaseConnection[Row]):
         return not (self._keeps_state or self._closed or os.getpid() != self._pid)
 
     def _may_revive(self) -> bool:
-        """Return whether a broken connection may be used again without anybody having to know: nothing was open on it."""
-        return self.broken and self._autocommit and not self._in_block and self._may_heal()
+        """Return whether a broken connection may be used again without anybody having to know: nothing is open on it."""
+        return self.broken and not self._in_block and self._may_heal()
+
+    def _forget_lost_transaction(self) -> bool:
+        """Return whether a rollback has nothing to do: the transaction went with its connection."""
+        if not self.broken or self._tpc or not self._may_heal():
+            return False
+        self._in_block, self._transaction = False, None
+        return True
+
+    def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
+        if not self._may_revive():
+            yield from super()._check_intrans_gen(attribute)
 
     def _may_replay(self, exc: BaseException) -> bool:
         """Return whether the statement that just failed may be sent again on a new connection.
@@ -496,7 +511,7 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
         conn._plan = None
         status = conn.pgconn.transaction_status
-        if conn._pipeline or (status != _IDLE and not conn._may_revive()):
+        if conn._pipeline or status != _IDLE:
             conn._in_block = True
             text = query if isinstance(query, str) else ""
             statement = analyse(text)
@@ -512,7 +527,6 @@ class _Cursor(ClientCursorMixin[Any, Row]):
             yield from self._send_gen(plan, text, pgq, binary=binary)
             self._last_query = query
             return
-        conn._in_block = False
         conn._transaction = None
         conn._holding = True
         try:
@@ -522,8 +536,13 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
         way: _Plan | None = conn._make_plan(text)
-        while way is not None:
-            way = yield from self._send_gen(way, text, pgq, binary=binary)
+        try:
+            while way is not None:
+                way = yield from self._send_gen(way, text, pgq, binary=binary)
+        finally:
+            status = conn.pgconn.transaction_status
+            # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
+            conn._in_block = status != _IDLE and not (status == _UNKNOWN and conn._autocommit)
         self._last_query = query
 
     def _send_gen(self, plan: _Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[_Plan | None]:
@@ -619,6 +638,7 @@ class Cursor(_Cursor[Row], ClientCursor[Row]):
 
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Execute one statement; the module tells how it travels and when it is sent again."""
+        self._conn.revive()
         run = partial(super().execute, query, params, prepare=prepare, binary=binary)
         try:
             run()
@@ -628,12 +648,30 @@ class Cursor(_Cursor[Row], ClientCursor[Row]):
             self._conn._replay(exc, run)
         return self
 
+    def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
+        """Like psycopg's. Never sent again."""
+        self._conn.revive()
+        super().executemany(query, params_seq, returning=returning)
+
+    def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
+        """Like psycopg's. Never sent again: rows may have been delivered."""
+        self._conn.revive()
+        return super().stream(query, params, binary=binary, size=size)
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[psycopg.Copy]:
+        """Like psycopg's. Never sent again."""
+        self._conn.revive()
+        with super().copy(statement, params, writer=writer) as copy:
+            yield copy
+
 
 class AsyncCursor(_Cursor[Row], AsyncClientCursor[Row]):
     """A cursor of `AsyncConnection`."""
 
     async def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
-        """Execute one statement; the module tells how it travels and when it is sent again."""
+        """Like `Cursor.execute`."""
+        await self._conn.revive()
         run = partial(super().execute, query, params, prepare=prepare, binary=binary)
         try:
             await run()
@@ -642,6 +680,24 @@ class AsyncCursor(_Cursor[Row], AsyncClientCursor[Row]):
                 raise
             await self._conn._replay(exc, run)
         return self
+
+    async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
+        """Like `Cursor.executemany`."""
+        await self._conn.revive()
+        await super().executemany(query, params_seq, returning=returning)
+
+    async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
+        """Like `Cursor.stream`."""
+        await self._conn.revive()
+        async for row in super().stream(query, params, binary=binary, size=size):
+            yield row
+
+    @asynccontextmanager
+    async def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> AsyncIterator[psycopg.AsyncCopy]:
+        """Like `Cursor.copy`."""
+        await self._conn.revive()
+        async with super().copy(statement, params, writer=writer) as copy:
+            yield copy
 
 
 class Connection(_Shared[Row], psycopg.Connection[Row]):
@@ -665,6 +721,11 @@ class Connection(_Shared[Row], psycopg.Connection[Row]):
                         link.role = conn.wait(conn._read_role_gen())
         return conn
 
+    def revive(self) -> None:
+        """Connect anew where the connection was lost and nothing is open on it; else do nothing."""
+        if self.broken and self._may_revive():
+            self._replay(psycopg.OperationalError("the connection is closed"), _nothing)
+
     def _replay(self, first: BaseException, run: Callable[[], object]) -> None:
         """Connect anew and `run` again, as often as the policy allows and the rule says that it is safe."""
         attempts = _Attempts(self.link, connection=self, first=first)
@@ -678,6 +739,15 @@ class Connection(_Shared[Row], psycopg.Connection[Row]):
                             self.wait(rest)
                     attempts.connecting = False
                     run()
+
+    def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
+        """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
+        return _without_waiting(gen) if self.broken and self._may_revive() else super().wait(gen, *args, **kwargs)
+
+    def rollback(self) -> None:
+        """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
+        if not self._forget_lost_transaction():
+            super().rollback()
 
     def commit(self) -> None:
         """Commit. Where the answer does not come, look up what became of it.
@@ -744,6 +814,11 @@ class AsyncConnection(_Shared[Row], psycopg.AsyncConnection[Row]):
                             link.role = await conn.wait(conn._read_role_gen())
         return conn
 
+    async def revive(self) -> None:
+        """Like `Connection.revive`."""
+        if self.broken and self._may_revive():
+            await self._replay(psycopg.OperationalError("the connection is closed"), _anothing)
+
     async def _replay(self, first: BaseException, run: Callable[[], Any]) -> None:
         """Like `Connection._replay`."""
         attempts = _Attempts(self.link, connection=self, first=first)
@@ -758,6 +833,15 @@ class AsyncConnection(_Shared[Row], psycopg.AsyncConnection[Row]):
                                 await self.wait(rest)
                         attempts.connecting = False
                         await run()
+
+    async def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
+        """Like `Connection.wait`."""
+        return _without_waiting(gen) if self.broken and self._may_revive() else await super().wait(gen, *args, **kwargs)
+
+    async def rollback(self) -> None:
+        """Like `Connection.rollback`."""
+        if not self._forget_lost_transaction():
+            await super().rollback()
 
     async def commit(self) -> None:
         """Like `Connection.commit`. Cancellation waits for its answer."""
@@ -816,6 +900,24 @@ async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
+
+
+def _without_waiting(gen: PQGen[Any]) -> Any:
+    """Run what needs no server to its end."""
+    try:
+        next(gen)
+    except StopIteration as done:
+        return done.value
+    gen.close()
+    raise psycopg.OperationalError("the connection is lost")
+
+
+def _nothing() -> None:
+    pass
+
+
+async def _anothing() -> None:
+    pass
 
 
 def _connect_options(link: Link, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:

@@ -319,3 +319,19 @@ def test_async_heals_too(ps_lab: Lab, primary: Link, replica: Link) -> None:
         await conn.close()
 
     asyncio.run(work())
+
+
+def test_rollback_of_a_lost_transaction_is_quiet(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """A transaction that went with its connection is rolled back; after rollback() the connection works again."""
+    conn = connect(primary)
+    conn.execute(f"INSERT INTO {table} VALUES (1)")
+    ps_lab.edge.cut("primary")
+    conn.rollback()
+    conn.execute(f"INSERT INTO {table} VALUES (2)")
+    ps_lab.edge.cut("primary")
+    with pytest.raises(psycopg.OperationalError):
+        conn.execute(f"INSERT INTO {table} VALUES (3)")
+    conn.rollback()
+    conn.execute(f"INSERT INTO {table} VALUES (4)")
+    conn.commit()
+    assert ps_lab.sql(f"SELECT id FROM {table}") == [(4,)]

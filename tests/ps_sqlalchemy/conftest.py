@@ -1,0 +1,50 @@
+"""Engines on the lab, and a small model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import func, orm, select
+from sqlalchemy.sql import Select
+
+from ps_lab import Lab
+from ps_sqlalchemy import Engine, create_engine
+
+
+class Base(orm.DeclarativeBase):
+    """The models' base."""
+
+
+class Item(Base):
+    """Something with a note."""
+
+    __tablename__ = "sa_item"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    note: orm.Mapped[str]
+
+
+SERVED_BY_REPLICA: Select[Any] = select(func.pg_is_in_recovery())
+"""Whether a replica answered."""
+
+
+@pytest.fixture(scope="session")
+def engine(ps_lab: Lab) -> Iterator[Engine]:
+    """An engine as the README makes it."""
+    engine = create_engine(
+        ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", statement_timeout="2s", transaction_timeout="3s"
+    )
+    for pool in (engine, engine.replica):
+        assert pool is not None
+        with pool.connect():
+            pass
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def items(ps_lab: Lab, engine: Engine) -> Iterator[type[Item]]:
+    """The table of `Item`, empty."""
+    Base.metadata.create_all(engine.direct)
+    ps_lab.wait_replicas_caught_up()
+    yield Item
+    Base.metadata.drop_all(engine.direct)
