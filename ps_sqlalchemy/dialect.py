@@ -26,7 +26,7 @@ class PSDialect(PGDialect_psycopg):
     supports_statement_cache = True
 
     def __init__(self, ps_link: Link | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.ps_link = ps_link
         """The endpoint that connections go to; None until the URL is seen."""
 
@@ -39,7 +39,8 @@ class PSDialect(PGDialect_psycopg):
         if self.ps_link is None:
             topology = Topology.from_url(url.render_as_string(hide_password=False))
             self.ps_link = Link(endpoint=topology.primary)
-        return super().create_connect_args(url.set(username=None, password=None, host=None, port=None, database=None, query={}))
+        nowhere = url.set(username=None, password=None, host=None, port=None, database=None, query={})
+        return super().create_connect_args(nowhere)  # type: ignore[no-untyped-call]
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         assert self.ps_link is not None  # create_connect_args comes first

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 """Of the packages here and the frameworks, which ones each package may import, type-only imports included."""
 
-DOING = {"__init__", "connection", "context", "link", "retry"}
+DOING = {"__init__", "connect", "connection", "context", "link", "retry"}
 """The modules of `ps_core` that do. Every other one decides: no I/O, no sleep, no clock."""
 
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "socket", "ssl", "subprocess", "threading", "time"}
@@ -99,9 +99,9 @@ def test_deciding_is_pure() -> None:
 
 
 def is_about_errors(name: str) -> bool:
-    """Whether a name of psycopg's is one of its exceptions, or a module that holds nothing but decisions."""
+    """Whether a name of psycopg's is one of its exceptions, or a module of constants and decisions."""
     value = getattr(psycopg, name, None)
-    return name in {"errors", "conninfo"} or (isinstance(value, type) and issubclass(value, Exception))
+    return name in {"errors", "conninfo", "pq"} or (isinstance(value, type) and issubclass(value, Exception))
 
 
 def test_shared_is_no_package() -> None:

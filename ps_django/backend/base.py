@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from django.db import connections
@@ -42,7 +42,7 @@ class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
     """DDL takes the direct path by itself: a transaction pooler's limits are not made for it."""
 
     def __enter__(self) -> Any:
-        self._ps_direct = self.connection.on_direct_path()
+        self._ps_direct = cast("DatabaseWrapper", self.connection).on_direct_path()
         self._ps_direct.__enter__()
         try:
             return super().__enter__()
@@ -75,7 +75,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return link_of(self.alias, self.settings_dict)
 
     @property
-    def Database(self) -> Any:  # noqa: N802 - Django's name
+    def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
         return _Driver(partial(Connection.open, self.ps_link))
 
     def get_connection_params(self) -> dict[str, Any]:

@@ -1,1 +1,37 @@
-"""What both integrations share."""
+"""What both integrations share. With psycopg alone: `connect`, `connect_async`, and the blocks that bound and route work."""
+
+from ps_core.connect import connect, connect_async
+from ps_core.connection import AsyncConnection, Connection
+from ps_core.consistency import Token
+from ps_core.context import current_token, deadline, limits, local_settings, use_token, using_primary, using_replica
+from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, DeadlineExceeded
+from ps_core.failures import Failure, Kind, Ran, classify
+from ps_core.retry import RetryPolicy
+from ps_core.timeouts import Timeouts
+from ps_core.topology import Endpoint, Topology
+
+__all__ = [
+    "AsyncConnection",
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "Connection",
+    "DeadlineExceeded",
+    "Endpoint",
+    "Failure",
+    "Kind",
+    "Ran",
+    "RetryPolicy",
+    "Timeouts",
+    "Token",
+    "Topology",
+    "classify",
+    "connect",
+    "connect_async",
+    "current_token",
+    "deadline",
+    "limits",
+    "local_settings",
+    "use_token",
+    "using_primary",
+    "using_replica",
+]

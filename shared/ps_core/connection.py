@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
 
-__all__ = ["AsyncConnection", "Connection", "Link"]
+__all__ = ["AsyncConnection", "AsyncCursor", "Connection", "Cursor"]
 
 _log = logging.getLogger("ps_core")
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from ps_core.consistency import identity_of
 from ps_core.context import Context, current, remaining
 from ps_core.retry import OutageGate, RetryPolicy
 
 if TYPE_CHECKING:
-    from ps_core.topology import Endpoint
+    from ps_core.topology import Endpoint, Topology
 
-__all__ = ["NOTHING", "Link", "Script", "StatementMemory"]
+__all__ = ["NOTHING", "Link", "Script", "StatementMemory", "link_to", "links_of"]
+
+_POLICY: Final = RetryPolicy()
 
 
 class Script:
@@ -53,7 +57,7 @@ class StatementMemory:
                 del self._hashes[next(iter(self._hashes))]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Link:
     """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
 
@@ -108,3 +112,19 @@ class Link:
                 parts.append(b"SET LOCAL transaction_timeout=0")
             parts.append(b"SET LOCAL %s=%d" % (name.encode(), min(ours, theirs) if ours and theirs else ours or theirs))
         return Script(*parts)
+
+
+@lru_cache(maxsize=256)
+def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, policy: RetryPolicy = _POLICY) -> Link:
+    """Return the link of this process to `endpoint`: the same one for everybody, so that all wait at the same gate."""
+    return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
+
+
+def links_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> tuple[Link, tuple[Link, ...], Link]:
+    """Return the links to a topology's primary, its replicas and its direct endpoint."""
+    identity, tracks = identity_of(topology.identity), bool(topology.replicas)
+    primary, direct, *replicas = (
+        link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
+        for endpoint in (topology.primary, topology.direct, *topology.replicas)
+    )
+    return primary, tuple(replicas), direct

@@ -1,0 +1,49 @@
+"""`connect` and `connect_async`: for those who use psycopg alone."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from ps_core.connection import AsyncConnection, Connection
+from ps_core.errors import ConfigurationError
+from ps_core.link import Link, link_to, links_of
+from ps_core.retry import RetryPolicy
+from ps_core.topology import Endpoint, Topology, TopologySettings
+
+__all__ = ["connect", "connect_async"]
+
+_SETTINGS: Final = frozenset(TopologySettings.__annotations__)
+
+
+def connect(
+    target: str | Topology | Endpoint, *, to: Literal["primary", "replica", "direct"] = "primary", **options: Any
+) -> Connection[Any]:
+    """Return a connection for those who use psycopg alone.
+
+    `target` is a role's URL, a `Topology` or one `Endpoint`; `to` names the endpoint of the first two. `options` are
+    `psycopg.connect`'s, `retry` (a `RetryPolicy`) and, with a URL, the topology's settings (`bouncer`, `statement_timeout`, ...).
+
+    Raises:
+        ConfigurationError: what is asked for cannot work.
+        psycopg.OperationalError: no connection could be made.
+    """
+    return Connection.open(_link(target, to, options), **options)
+
+
+async def connect_async(
+    target: str | Topology | Endpoint, *, to: Literal["primary", "replica", "direct"] = "primary", **options: Any
+) -> AsyncConnection[Any]:
+    """Like `connect`, for asyncio."""
+    return await AsyncConnection.open(_link(target, to, options), **options)
+
+
+def _link(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> Link:
+    policy = options.pop("retry", None) or RetryPolicy()
+    if isinstance(target, Endpoint):
+        return link_to(target, policy=policy)
+    if isinstance(target, str):
+        target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
+    primary, replicas, direct = links_of(target, policy=policy)
+    if to == "replica" and not replicas:
+        raise ConfigurationError("to='replica': the topology has none: name one with replica_bouncer=... or direct_replica=True")
+    return {"primary": primary, "direct": direct}[to] if to != "replica" else replicas[0]
