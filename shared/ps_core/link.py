@@ -10,29 +10,14 @@ from typing import TYPE_CHECKING, Final
 from ps_core.consistency import identity_of
 from ps_core.context import Context, current, remaining
 from ps_core.retry import OutageGate, RetryPolicy
+from ps_core.script import Script
 
 if TYPE_CHECKING:
     from ps_core.topology import Endpoint, Topology
 
-__all__ = ["NOTHING", "Link", "Script", "StatementMemory", "link_to", "links_of"]
+__all__ = ["Link", "StatementMemory", "link_to", "links_of"]
 
 _POLICY: Final = RetryPolicy()
-
-
-class Script:
-    """Several commands that travel in one message."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self, *parts: bytes) -> None:
-        self.parts = parts
-
-    def head(self) -> bytes:
-        """Return the script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
-        return b";".join(self.parts) + b";\n" if self.parts else b""
-
-
-NOTHING: Final = Script()
 
 
 class StatementMemory:

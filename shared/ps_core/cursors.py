@@ -1,0 +1,234 @@
+"""The cursors: they compose the message of a statement and show the statement's own result."""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+import psycopg
+from psycopg import AsyncClientCursor, ClientCursor, generators, pq
+from psycopg.client_cursor import ClientCursorMixin
+
+from ps_core.commit import transaction_id
+from ps_core.healing import RETRYABLE
+from ps_core.plan import Asks, Plan
+from ps_core.protocol import FATAL, IDLE, UNKNOWN, Shared
+from ps_core.statements import analyse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from psycopg.abc import Params, PQGen, Query
+    from psycopg.pq.abc import PGresult
+
+    from ps_core.script import Script
+
+__all__ = ["AsyncCursor", "Cursor"]
+
+Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
+
+_LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
+
+
+class _Cursor(ClientCursorMixin[Any, Row]):
+    """The part of the cursors that composes the message; psycopg's own classes drive it, sync and async."""
+
+    __slots__ = ()
+
+    def _execute_gen(
+        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        conn: Shared[Any] = self._conn
+        self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
+        conn._plan = None
+        status = conn.pgconn.transaction_status
+        if conn._pipeline or status != IDLE:
+            conn._in_block = True
+            text = query if isinstance(query, str) else ""
+            statement = analyse(text)
+            conn._note_state(statement)
+            plan = Plan(statement, first=False)
+            if statement.single and status == pq.TransactionStatus.INTRANS and not conn._pipeline:
+                plan = conn._asking(plan, reads=statement.reads or statement.bare)
+            if plan.asks is Asks.NOTHING:
+                yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+                return
+            yield from self._start_query(query)
+            pgq = self._convert_query(query, params)
+            yield from self._send_gen(plan, text, pgq, binary=binary)
+            self._last_query = query
+            return
+        conn._transaction = None
+        conn._holding = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn._holding = False
+        pgq = self._convert_query(query, params)
+        text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
+        way: Plan | None = conn._make_plan(text)
+        try:
+            while way is not None:
+                way = yield from self._send_gen(way, text, pgq, binary=binary)
+        finally:
+            status = conn.pgconn.transaction_status
+            # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
+            conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
+        self._last_query = query
+
+    def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
+        """Send one message and take its results. Return another plan where the server refused this one before anything ran."""
+        conn: Shared[Any] = self._conn
+        conn._plan = plan
+        if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.begin and not plan.read_only and conn._is_gone()):
+            raise psycopg.OperationalError("the connection is closed")  # nothing was sent: `_may_replay` takes it from here
+        conn._note_state(plan.statement)
+        if plan.apart:
+            yield from conn._exec_command(plan.before)
+            conn._plan = None
+            plan = Plan(plan.statement)
+        head = plan.before.head()
+        self._send_between(head, pgq, plan.after, binary=binary)
+        results: list[PGresult] = []
+        lost = None
+        if plan.asks is Asks.COMMITTED_POSITION:
+            lost = yield from conn._collect_gen(results)
+        else:
+            results = yield from generators.execute(self._pgconn)
+        done = len(plan.before.parts)
+        if plan.asks is Asks.COMMITTED_POSITION and any(result.command_status == b"COMMIT" for result in results[done:]):
+            lost = None  # it is durable; what came after does not matter but for the position
+        elif (refused := next((result for result in results if result.status == FATAL), None)) is not None:
+            other = yield from self._other_way_gen(plan, text, results)
+            if other is not None:
+                return other
+            raise _error_in_users_text(refused, self._encoding, head)
+        elif lost is not None:
+            raise lost
+        self._check_results(results[: done + 1])
+        asked = results.pop() if plan.asks is not Asks.NOTHING and len(results) == done + 1 + len(plan.after.parts) else None
+        if plan.asks in (Asks.POSITION, Asks.COMMITTED_POSITION):
+            conn._see(asked)
+        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+            conn._transaction = transaction_id(asked)
+        end = len(results) if not plan.after.parts else done + 1
+        self._check_results(results[done:end])
+        self._set_results(results[done:end])
+        return None
+
+    def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
+        """Send the user's statement with what goes before and after it. The cursor keeps the user's text as its query."""
+        if not head and not after.parts:
+            self._execute_send(pgq, binary=binary)
+            return
+        query = pgq.query
+        # On a line of its own: the user's text may end in a comment.
+        pgq.query = head + query + (b"\n;" + b";".join(after.parts) if after.parts else b"")
+        try:
+            self._execute_send(pgq, binary=binary)
+        finally:
+            pgq.query = query
+
+    def _other_way_gen(self, plan: Plan, text: str, results: list[PGresult]) -> PQGen[Plan | None]:
+        """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
+        conn: Shared[Any] = self._conn
+        if plan.asks is Asks.COMMITTED_POSITION and conn.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            yield from conn._exec_command(b"ROLLBACK")  # ours was the BEGIN
+        if not plan.before.parts or conn.pgconn.status != pq.ConnStatus.OK or conn.pgconn.transaction_status != IDLE:
+            return None
+        if plan.begin:
+            # BEGIN did not run: the message did not parse. The caller expects a failed transaction, and gets one.
+            return replace(plan, apart=True)
+        state = results[-1].error_field(pq.DiagnosticField.SQLSTATE)
+        if state == b"25006" and plan.read_only and not conn.link.endpoint.read_only:
+            conn.link.hidden_writes.add(text)
+        elif state in (b"25001", b"2D000"):
+            # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
+            conn.link.loners.add(text)
+        else:
+            return None
+        return conn._make_plan(text)
+
+
+def _error_in_users_text(result: PGresult, encoding: str, head: bytes) -> psycopg.Error:
+    """Return the error with its position counted in the user's text, not in the message that carried it."""
+    exc = psycopg.errors.error_from_result(result, encoding=encoding)
+    position = exc.diag.statement_position
+    if not head or position is None:
+        return exc
+    before = head.decode(encoding)
+    info: dict[int, bytes | None] = {key: result.error_field(key) for key in pq.DiagnosticField}
+    info[pq.DiagnosticField.STATEMENT_POSITION] = str(int(position) - len(before)).encode()
+    lines = before.count("\n")
+    message = _LINE.sub(lambda match: f"LINE {int(match[1]) - lines}: ", str(exc), count=1)
+    return type(exc)(message, info=info, encoding=encoding)
+
+
+class Cursor(_Cursor[Row], ClientCursor[Row]):
+    """A cursor of `Connection`."""
+
+    def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
+        """Execute one statement; the module tells how it travels and when it is sent again."""
+        self._conn.revive()
+        run = partial(super().execute, query, params, prepare=prepare, binary=binary)
+        try:
+            run()
+        except RETRYABLE as exc:
+            if not self._conn._may_replay(exc):
+                raise
+            self._conn._replay(exc, run)
+        return self
+
+    def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
+        """Like psycopg's. Never sent again."""
+        self._conn.revive()
+        super().executemany(query, params_seq, returning=returning)
+
+    def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
+        """Like psycopg's. Never sent again: rows may have been delivered."""
+        self._conn.revive()
+        return super().stream(query, params, binary=binary, size=size)
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[psycopg.Copy]:
+        """Like psycopg's. Never sent again."""
+        self._conn.revive()
+        with super().copy(statement, params, writer=writer) as copy:
+            yield copy
+
+
+class AsyncCursor(_Cursor[Row], AsyncClientCursor[Row]):
+    """A cursor of `AsyncConnection`."""
+
+    async def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
+        """Like `Cursor.execute`."""
+        await self._conn.revive()
+        run = partial(super().execute, query, params, prepare=prepare, binary=binary)
+        try:
+            await run()
+        except RETRYABLE as exc:
+            if not self._conn._may_replay(exc):
+                raise
+            await self._conn._replay(exc, run)
+        return self
+
+    async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
+        """Like `Cursor.executemany`."""
+        await self._conn.revive()
+        await super().executemany(query, params_seq, returning=returning)
+
+    async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
+        """Like `Cursor.stream`."""
+        await self._conn.revive()
+        async for row in super().stream(query, params, binary=binary, size=size):
+            yield row
+
+    @asynccontextmanager
+    async def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> AsyncIterator[psycopg.AsyncCopy]:
+        """Like `Cursor.copy`."""
+        await self._conn.revive()
+        async with super().copy(statement, params, writer=writer) as copy:
+            yield copy

@@ -1,0 +1,367 @@
+"""The half of the connection that both worlds share: what is sent and what the answers mean, as generators, without waiting."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ReferenceType, ref
+
+import psycopg
+from psycopg import IsolationLevel, generators, pq
+
+from ps_core.commit import SYNC_REP_ROUTINE, UNBOUNDED, Outcome, TransactionId, judge, outcome
+from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.context import current, current_token, see
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.failures import Ran, classify, is_made_by_pooler
+from ps_core.healing import RETRYABLE, StillRunning
+from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
+from ps_core.script import Script
+from ps_core.statements import Statement, analyse
+
+if TYPE_CHECKING:
+    from ps_core.link import Link
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
+
+__all__ = ["Shared"]
+
+_log = logging.getLogger("ps_core")
+
+Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
+
+IDLE: Final = pq.TransactionStatus.IDLE
+UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
+IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+FATAL: Final = pq.ExecStatus.FATAL_ERROR
+
+
+class Shared(psycopg.BaseConnection[Row]):
+    """What the sync and the async connection have in common: everything but the waiting."""
+
+    link: Link
+    _connect_options: dict[str, Any]
+    _pid: int
+    _plan: Plan | None = None
+    _holding = False
+    _keeps_state = False
+    _in_block = False
+    _committing = False
+    _sync_wait_cancelled = False
+    _read_since_begin = False
+    _transaction: TransactionId | None = None
+    """The open transaction, once it has written."""
+    _unsettled: TransactionId | None = None
+    """The transaction whose COMMIT was not answered, until it is looked up."""
+
+    def _bind(self, link: Link, options: dict[str, Any]) -> None:
+        self.link = link
+        self._connect_options = options
+        self._pid = os.getpid()
+        self._read_only = True if link.endpoint.read_only else None
+        self._watch_notices()
+
+    def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
+        # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.
+        yield from super()._set_read_only_gen(True if self.link.endpoint.read_only else value)
+
+    # --- opening ---------------------------------------------------------------------------------------------------------------
+
+    def _start_query(self) -> PQGen[None]:
+        # A cursor's execute() brings the opening along by itself; COPY, executemany, stream and named cursors come here.
+        if not self._holding:
+            yield from super()._start_query()
+
+    def _get_tx_start_command(self) -> Any:
+        begin = super()._get_tx_start_command()
+        guard = self._guard()
+        if guard and self._isolation_level in (IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE):
+            # The snapshot is taken with the first query, which would be the guard: it has to be over before.
+            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts)
+        return Script(begin, *self._opening().parts, *guard)
+
+    def _opening(self) -> Script:
+        script = self.link.opening(self.pgconn.server_version)
+        own = current().local_settings
+        return Script(*script.parts, *(self._set_local(name, value) for name, value in own)) if own else script
+
+    def _set_local(self, name: str, value: str) -> bytes:
+        # Quoted part by part: app.user is fine as a name, but its second half is a reserved word.
+        quoted = b".".join(b'"%s"' % part.encode() for part in name.split("."))
+        literal = pq.Escaping(self.pgconn).escape_literal(value.encode(self.pgconn._encoding))
+        return b"SET LOCAL %s=%s" % (quoted, bytes(literal))
+
+    def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
+        """Like psycopg's, and able to send a script, whose several results its own would refuse."""
+        if not isinstance(command, Script):
+            if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
+                return (yield from self._end_gen(command))
+            result = yield from super()._exec_command(command, result_format)
+            return result
+        if self._pipeline:
+            for part in command.parts:
+                yield from super()._exec_command(part)
+            return None
+        self._check_connection_ok()
+        self.pgconn.send_query(command.head())
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
+        for result in results:
+            if result.status == FATAL:
+                raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+        return results[0]
+
+    def _make_plan(self, text: str) -> Plan:
+        """Decide how a statement travels that arrives while the connection is idle."""
+        link, statement = self.link, analyse(text)
+        reads = statement.reads and text not in link.hidden_writes
+        if not self._autocommit and not (reads and self._may_read_without_transaction()):
+            opening = self._get_tx_start_command()
+            if not statement.single:
+                return Plan(statement, before=opening, begin=True, apart=True)
+            return self._asking(Plan(statement, before=opening, begin=True), reads=reads)
+        if statement.begins:
+            return Plan(statement, after=self._opening())
+        if statement.bare or statement.controls or not statement.count or text in link.loners:
+            return Plan(statement)
+        if reads:
+            before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
+            plan = Plan(statement, before=before, read_only=True)
+            return replace(plan, after=POSITION, asks=Asks.POSITION) if link.tracks else plan
+        if link.tracks and statement.single and not link.endpoint.read_only:
+            before = Script(b"BEGIN", *self._opening().parts)
+            return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
+        return Plan(statement, before=self._opening())
+
+    def _asking(self, plan: Plan, *, reads: bool) -> Plan:
+        """Let the first write of an explicit transaction bring the transaction's id back."""
+        if reads or self._transaction is not None or self.link.endpoint.read_only or not self.link.tracks:
+            return plan
+        return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
+
+    def _guard(self) -> tuple[bytes, ...]:
+        """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
+        if not (self.link.tracks and self.link.endpoint.read_only):
+            return ()
+        token = current_token()
+        if token is None or token.identity != self.link.identity:
+            return ()
+        if token.position is None:
+            raise _behind_error()
+        return (guard_sql(token.position),)
+
+    def _see(self, result: PGresult | None) -> None:
+        """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
+        value = None if result is None or result.status == FATAL else result.get_value(0, 0)
+        position = None if value is None else parse_lsn(bytes(value).decode())
+        see(Token(identity=self.link.identity, position=position, at=time.time()))
+
+    def _may_read_without_transaction(self) -> bool:
+        """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
+        return (
+            self.link.endpoint.read_only
+            and self._isolation_level in (None, IsolationLevel.READ_COMMITTED)
+            and not self._deferrable
+            and not self._num_transactions
+        )
+
+    # --- the end of a transaction ---
+
+    def _end_gen(self, command: bytes) -> PQGen[PGresult | None]:
+        """Send COMMIT or ROLLBACK, and take the position where one is to be had. Results are read one by one."""
+        failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        transaction, self._transaction = self._transaction, None
+        commits = command == b"COMMIT" and not failed
+        parts = [command]
+        if commits:
+            self._committing, self._sync_wait_cancelled = True, False
+            if self.link.opening(self.pgconn.server_version).parts:
+                parts.insert(0, UNBOUNDED)
+        if self.link.tracks:
+            parts.append(POSITION_SQL)
+        results: list[PGresult] = []
+        try:
+            self.pgconn.send_query(b";".join(parts))
+            lost = yield from self._collect_gen(results)
+        finally:
+            self._committing = False
+        errors = [result for result in results if result.status == FATAL]
+        if commits:
+            error = self._error(errors[0]) if errors else lost
+            end = outcome(results, made_by_server=bool(errors) and not is_made_by_pooler(self._error(errors[0])))
+            if end is Outcome.COMMITTED and self._sync_wait_cancelled:
+                raise _unknown(transaction, "its wait for the synchronous replica was cancelled") from error
+            if end is Outcome.UNKNOWN:
+                self._unsettled = transaction
+                raise _unknown(transaction, "the connection was lost before its answer came") from error
+            if end is Outcome.COMMITTED:
+                errors, lost = [], None
+        if command == b"ROLLBACK" and self._forget_lost_transaction():
+            return None  # the server rolled back by itself
+        if errors:
+            raise self._error(errors[0])
+        if lost is not None:
+            raise lost
+        self._in_block = False
+        if self.link.tracks:
+            self._see(results[-1] if len(results) == len(parts) else None)
+        return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
+
+    def _judge_row(self, transaction: TransactionId, row: tuple[Any, ...] | None) -> Outcome:
+        """Return what the primary's answer to the lookup proves; raise to ask again."""
+        assert row is not None
+        status, timeline, restarted = row
+        verdict = judge(transaction, status=status, timeline=timeline, restarted=restarted)
+        if verdict is Outcome.IN_PROGRESS:
+            raise StillRunning("the transaction is still in progress")
+        return verdict
+
+    def _look_up_options(self) -> dict[str, Any]:
+        ours = ("cursor_factory", "row_factory", "context")
+        return {name: value for name, value in self._connect_options.items() if name not in ours} | {"autocommit": True}
+
+    def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
+        """Turn a verdict into what `commit` does: return, or raise."""
+        _log.info("endpoint %r: commit outcome %s", self.link.endpoint.name, verdict.value, extra={"ps_event": "commit_outcome"})
+        if verdict is Outcome.COMMITTED:
+            if self.link.tracks:
+                self._see(None)
+        elif verdict is Outcome.ROLLED_BACK:
+            error = psycopg.OperationalError("the connection was lost at COMMIT, and the transaction was rolled back")
+            raise error from unknown.__cause__
+        else:
+            raise unknown
+
+    def _collect_gen(self, results: list[PGresult]) -> PQGen[psycopg.Error | None]:
+        """Take the results of a message one by one, so that a connection that is lost does not take those before with it."""
+        try:
+            yield from generators.send(self.pgconn)
+            while (result := (yield from generators.fetch(self.pgconn))) is not None:
+                results.append(result)
+        except psycopg.OperationalError as exc:
+            return exc
+        return None
+
+    def _error(self, result: PGresult) -> psycopg.Error:
+        return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+    def _watch_notices(self) -> None:
+        wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
+        self.pgconn.notice_handler = partial(Shared._on_notice, wself)
+        self.pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, wself)
+
+    @staticmethod
+    def _on_notice(wself: ReferenceType[psycopg.BaseConnection[Any]], result: PGresult) -> None:
+        self = wself()
+        if isinstance(self, Shared) and self._committing:
+            routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
+            if routine is not None and bytes(routine).decode() == SYNC_REP_ROUTINE:
+                self._sync_wait_cancelled = True
+        psycopg.BaseConnection._notice_handler(wself, result)
+
+    def _read_role_gen(self) -> PQGen[dict[str, int]]:
+        """Read what the role has by itself. `reset_val` is what the session began with, whatever another client has set since."""
+        result = yield from super()._exec_command(
+            b"SELECT name, reset_val FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout',"
+            b" 'idle_in_transaction_session_timeout', 'lock_timeout')"
+        )
+        assert result is not None  # outside a pipeline there is one
+        rows = ((result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples))
+        return {bytes(name).decode(): int(value) for name, value in rows if name is not None and value is not None}
+
+    # --- healing ---------------------------------------------------------------------------------------------------------------
+
+    def _note_state(self, statement: Statement) -> None:
+        # Behind a transaction pooler there is no session that could keep anything.
+        if statement.keeps_state and not self.link.endpoint.pooled:
+            self._keeps_state = True
+
+    def _is_gone(self) -> bool:
+        """Return whether the other side has closed an idle connection, as far as this machine has been told.
+
+        For what could not be sent again if it were lost under way. The first read may bring the server's last words, the second
+        finds the end.
+        """
+        try:
+            self.pgconn.consume_input()
+            self.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return True
+        return False
+
+    def _may_heal(self) -> bool:
+        return not (self._keeps_state or self._closed or os.getpid() != self._pid)
+
+    def _may_revive(self) -> bool:
+        """Return whether a broken connection may be used again without anybody having to know: nothing is open on it."""
+        return self.broken and not self._in_block and self._may_heal()
+
+    def _forget_lost_transaction(self) -> bool:
+        """Return whether a rollback has nothing to do: the transaction went with its connection."""
+        if not self.broken or self._tpc or not self._may_heal():
+            return False
+        self._in_block, self._transaction = False, None
+        return True
+
+    def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
+        if not self._may_revive():
+            yield from super()._check_intrans_gen(attribute)
+
+    def _may_replay(self, exc: BaseException) -> bool:
+        """Return whether the statement that just failed may be sent again on a new connection.
+
+        Safe because of one of three facts: nothing of an explicit transaction is durable before its COMMIT; what was sent READ
+        ONLY changed nothing; what never reached a server did not run.
+        """
+        plan = self._plan
+        if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
+            return False
+        failure = classify(exc)
+        if failure.usable or not failure.transient:
+            return False
+        if plan.apart:
+            return True  # only the opening was under way
+        return plan.statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO)
+
+    def _check_connection_ok(self) -> None:
+        if not self._may_revive():
+            super()._check_connection_ok()
+
+    def _adopt(self, donor: psycopg.BaseConnection[Any]) -> PQGen[None] | None:
+        """Go on with the donor's libpq connection. Cursors follow when they are next used.
+
+        Returns what is still to be run: session parameters that a framework had set, such as its time zone.
+        """
+        before, self.pgconn = self.pgconn, donor.pgconn
+        del donor.pgconn  # its finalizer then leaves the connection alone
+        self._watch_notices()
+        threshold, prepared_max = self.prepare_threshold, self.prepared_max
+        self._prepared = type(self._prepared)()
+        self.prepare_threshold, self.prepared_max = threshold, prepared_max
+        # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
+        values = {name: before.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
+        before.finish()
+        lost = {name: value for name, value in values.items() if value and value != self.pgconn.parameter_status(name)}
+        return self._restore_gen(lost) if lost else None
+
+    def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
+        for name, value in parameters.items():
+            literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
+            yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
+
+
+def _behind_error() -> psycopg.Error:
+    # The same as the server's own, for a caller of whom only the primary has certainly all that it has seen.
+    info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"22023", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
+    return psycopg.errors.InvalidParameterValue("replica_behind: the position to wait for is not known", info=info)
+
+
+def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknown:
+    return CommitOutcomeUnknown(
+        f"nobody can tell whether the transaction was committed: {why}",
+        transaction=transaction.xid if transaction else None,
+        timeline=transaction.timeline if transaction else None,
+    )
