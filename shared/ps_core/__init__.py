@@ -3,7 +3,7 @@
 from ps_core.connect import connect, connect_async
 from ps_core.connection import AsyncConnection, Connection
 from ps_core.consistency import Token
-from ps_core.context import current_token, deadline, limits, local_settings, use_token, using_primary, using_replica
+from ps_core.context import commit_check, current_token, deadline, limits, local_settings, use_token, using_primary, using_replica
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, DeadlineExceeded
 from ps_core.failures import Failure, Kind, Ran, classify
 from ps_core.retry import RetryPolicy
@@ -25,6 +25,7 @@ __all__ = [
     "Token",
     "Topology",
     "classify",
+    "commit_check",
     "connect",
     "connect_async",
     "current_token",

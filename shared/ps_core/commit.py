@@ -10,23 +10,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import pq
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from psycopg.pq.abc import PGresult
 
 __all__ = [
-    "LOOKUP_SQL",
+    "MARKER_TABLE_SQL",
     "SYNC_REP_ROUTINE",
     "TRANSACTION_SQL",
     "UNBOUNDED",
+    "Lookup",
     "Outcome",
     "TransactionId",
     "judge",
+    "lookup_of",
+    "lookup_of_marker",
+    "lookup_of_verify",
+    "marker_sql",
     "outcome",
     "transaction_id",
 ]
@@ -86,11 +91,51 @@ def outcome(results: Sequence[PGresult], *, made_by_server: bool) -> Outcome:
     return Outcome.UNKNOWN
 
 
-LOOKUP_SQL: Final = (
-    "SELECT pg_xact_status(%s::text::xid8), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),"
-    " greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_wal)) > %s::timestamptz"
-)
-"""With the id and the time of a `TransactionId`; `judge` takes the three columns. Statistics are reset by crash recovery."""
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A question to the primary, and what its answer means."""
+
+    query: str
+    params: tuple[str, ...]
+    judge: Callable[[tuple[Any, ...] | None], Outcome]
+
+
+def lookup_of(transaction: TransactionId) -> Lookup:
+    """Return the question what became of a transaction. Crash recovery resets the statistics, which tells of a restart."""
+    return Lookup(
+        "SELECT pg_xact_status(%s::text::xid8), left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),"
+        " greatest(pg_postmaster_start_time(), (SELECT stats_reset FROM pg_stat_wal)) > %s::timestamptz",
+        (transaction.xid, transaction.at),
+        lambda row: judge(transaction, status=row[0], timeline=row[1], restarted=row[2]) if row else Outcome.UNKNOWN,
+    )
+
+
+MARKER_TABLE_SQL: Final = """\
+CREATE TABLE IF NOT EXISTS ps_commit_marker (id uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"""
+"""The table for `commit_check(marker=True)`. Rows are of use for as long as a lookup may take; delete those older than a day."""
+
+
+def marker_sql(marker: str) -> bytes:
+    """Return the statement that marks a transaction, sent in one message with its COMMIT."""
+    return f"INSERT INTO ps_commit_marker (id) VALUES ('{marker}')".encode()  # noqa: S608 - a UUID of our own
+
+
+def lookup_of_marker(marker: str) -> Lookup:
+    """Return the question whether a marker is there, which also fences: it takes the marker's place if it is not.
+
+    It waits for a transaction that is under way with this marker, and one that comes after it can no longer commit. So the
+    answer is exact on any timeline.
+    """
+    return Lookup(
+        "INSERT INTO ps_commit_marker (id) VALUES (%s) ON CONFLICT DO NOTHING RETURNING 1",
+        (marker,),
+        lambda row: Outcome.COMMITTED if row is None else Outcome.ROLLED_BACK,
+    )
+
+
+def lookup_of_verify(query: str) -> Lookup:
+    """Return the caller's own question: a query whose first column is true where the transaction took effect."""
+    return Lookup(query, (), lambda row: Outcome.COMMITTED if row and row[0] else Outcome.ROLLED_BACK)
 
 
 def judge(transaction: TransactionId, *, status: str | None, timeline: str, restarted: bool | None) -> Outcome:

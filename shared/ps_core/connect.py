@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from ps_core.connection import AsyncConnection, Connection
+from ps_core.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from ps_core.errors import ConfigurationError
 from ps_core.link import Link, link_to, links_of
 from ps_core.retry import RetryPolicy
@@ -16,9 +17,16 @@ _SETTINGS: Final = frozenset(TopologySettings.__annotations__)
 
 
 def connect(
-    target: str | Topology | Endpoint, *, to: Literal["primary", "replica", "direct"] = "primary", **options: Any
+    target: str | Topology | Endpoint,
+    *,
+    to: Literal["primary", "replica", "direct"] = "primary",
+    binding: Literal["client", "server"] = "client",
+    **options: Any,
 ) -> Connection[Any]:
     """Return a connection for those who use psycopg alone.
+
+    `binding="server"` lets the server bind parameters (and prepared statements be used, where `prepare_threshold` is set):
+    BEGIN with its settings, and COMMIT in autocommit, then travel in messages of their own.
 
     `target` is a role's URL, a `Topology` or one `Endpoint`; `to` names the endpoint of the first two. `options` are
     `psycopg.connect`'s, `retry` (a `RetryPolicy`) and, with a URL, the topology's settings (`bouncer`, `statement_timeout`, ...).
@@ -27,13 +35,21 @@ def connect(
         ConfigurationError: what is asked for cannot work.
         psycopg.OperationalError: no connection could be made.
     """
+    if binding == "server":
+        options.setdefault("cursor_factory", ServerBindingCursor)
     return Connection.open(_link(target, to, options), **options)
 
 
 async def connect_async(
-    target: str | Topology | Endpoint, *, to: Literal["primary", "replica", "direct"] = "primary", **options: Any
+    target: str | Topology | Endpoint,
+    *,
+    to: Literal["primary", "replica", "direct"] = "primary",
+    binding: Literal["client", "server"] = "client",
+    **options: Any,
 ) -> AsyncConnection[Any]:
     """Like `connect`, for asyncio."""
+    if binding == "server":
+        options.setdefault("cursor_factory", AsyncServerBindingCursor)
     return await AsyncConnection.open(_link(target, to, options), **options)
 
 

@@ -29,17 +29,18 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import psycopg
 import tenacity
 
-from ps_core.commit import LOOKUP_SQL, Outcome, TransactionId
+from ps_core.commit import Outcome
 from ps_core.cursors import AsyncCursor, Cursor
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.healing import Attempts, verdict_of_failure
+from ps_core.healing import Attempts, bounded, verdict_of_failure
 from ps_core.protocol import Shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-    from psycopg.abc import PQGen
+    from psycopg.abc import PQGen, PQGenConn
 
+    from ps_core.commit import Lookup
     from ps_core.link import Link
 
 __all__ = ["AsyncConnection", "AsyncCursor", "Connection", "Cursor"]
@@ -49,6 +50,10 @@ Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 class Connection(Shared[Row], psycopg.Connection[Row]):
     """A `psycopg.Connection` that opens, bounds and heals its transactions. Made by `open`."""
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        return (yield from bounded(super()._connect_gen(conninfo)))
 
     @classmethod
     def open(cls, link: Link, **options: Any) -> Self:
@@ -70,6 +75,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     def revive(self) -> None:
         """Connect anew where the connection was lost and nothing is open on it; else do nothing."""
+        self._retire()
         if self.broken and self._may_revive():
             self._replay(psycopg.OperationalError("the connection is closed"), _nothing)
 
@@ -80,7 +86,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, self.link.gate.turn(attempts.remaining()):
                     attempts.connecting = True
-                    donor = psycopg.Connection.connect(**self._connect_options)
+                    donor = Connection.connect(**self._connect_options)
                     with self.lock:
                         if (rest := self._adopt(donor)) is not None:
                             self.wait(rest)
@@ -116,23 +122,26 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     @contextmanager
     def _settling(self) -> Iterator[None]:
-        self._unsettled = None
+        self._unsettled = ()
         try:
             yield
         except CommitOutcomeUnknown as unknown:
-            transaction, self._unsettled = self._unsettled, None
-            if transaction is None:
-                raise
-            self._conclude(self._look_up(transaction, unknown), unknown)
+            lookups: tuple[Lookup, ...] = self._unsettled
+            self._unsettled = ()
+            verdict = Outcome.UNKNOWN
+            for lookup in lookups:
+                if verdict is Outcome.UNKNOWN:
+                    verdict = self._look_up(lookup, unknown)
+            self._conclude(verdict, unknown)
 
-    def _look_up(self, transaction: TransactionId, unknown: CommitOutcomeUnknown) -> Outcome:
-        attempts = Attempts(self.link, first=unknown)
+    def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
+            attempts = Attempts(self.link, first=unknown)
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, self.link.gate.turn(attempts.remaining()):
                     with psycopg.Connection.connect(**self._look_up_options()) as donor:
-                        row = donor.execute(LOOKUP_SQL, (transaction.xid, transaction.at)).fetchone()
-                    return self._judge_row(transaction, row)
+                        row = donor.execute(lookup.query.encode(), lookup.params or None).fetchone()
+                    return self._judge_row(lookup, row)
         except (psycopg.Error, TimeoutError) as exc:
             return verdict_of_failure(exc)
         return Outcome.UNKNOWN
@@ -145,6 +154,10 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
 class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
     """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `open`."""
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
+        return (yield from bounded(super()._connect_gen(conninfo)))
 
     @classmethod
     async def open(cls, link: Link, **options: Any) -> Self:
@@ -163,6 +176,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def revive(self) -> None:
         """Like `Connection.revive`."""
+        self._retire()
         if self.broken and self._may_revive():
             await self._replay(psycopg.OperationalError("the connection is closed"), _anothing)
 
@@ -174,7 +188,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
                 with attempt:
                     async with self.link.gate.aturn(attempts.remaining()):
                         attempts.connecting = True
-                        donor = await psycopg.AsyncConnection.connect(**self._connect_options)
+                        donor = await AsyncConnection.connect(**self._connect_options)
                         async with self.lock:
                             if (rest := self._adopt(donor)) is not None:
                                 await self.wait(rest)
@@ -205,25 +219,28 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     @asynccontextmanager
     async def _settling(self) -> AsyncIterator[None]:
-        self._unsettled = None
+        self._unsettled = ()
         try:
             yield
         except CommitOutcomeUnknown as unknown:
-            transaction, self._unsettled = self._unsettled, None
-            if transaction is None:
-                raise
-            self._conclude(await self._look_up(transaction, unknown), unknown)
+            lookups: tuple[Lookup, ...] = self._unsettled
+            self._unsettled = ()
+            verdict = Outcome.UNKNOWN
+            for lookup in lookups:
+                if verdict is Outcome.UNKNOWN:
+                    verdict = await self._look_up(lookup, unknown)
+            self._conclude(verdict, unknown)
 
-    async def _look_up(self, transaction: TransactionId, unknown: CommitOutcomeUnknown) -> Outcome:
-        attempts = Attempts(self.link, first=unknown)
+    async def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
+            attempts = Attempts(self.link, first=unknown)
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with self.link.gate.aturn(attempts.remaining()):
                         async with await psycopg.AsyncConnection.connect(**self._look_up_options()) as donor:
-                            cursor = await donor.execute(LOOKUP_SQL, (transaction.xid, transaction.at))
+                            cursor = await donor.execute(lookup.query.encode(), lookup.params or None)
                             row = await cursor.fetchone()
-                        return self._judge_row(transaction, row)
+                        return self._judge_row(lookup, row)
         except (psycopg.Error, TimeoutError) as exc:
             return verdict_of_failure(exc)
         return Outcome.UNKNOWN

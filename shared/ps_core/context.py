@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ __all__ = [
     "Context",
     "Limits",
     "Tracker",
+    "commit_check",
     "current",
     "current_token",
     "deadline",
@@ -61,6 +62,8 @@ class Context:
     """On `time.monotonic`'s clock."""
     limits: Limits | None = None
     local_settings: tuple[tuple[str, str], ...] = ()
+    verify: str | None = None
+    marker: bool = False
     opening: bool = field(init=False)
     """Whether the opening of a transaction differs from what its endpoint says by itself."""
 
@@ -146,12 +149,12 @@ def block(**changes: Any) -> Iterator[None]:
         _current.reset(token)
 
 
-def using_primary() -> Any:
+def using_primary() -> AbstractContextManager[None]:
     """Return a block in which everything goes to the primary."""
     return block(route=Route.PRIMARY)
 
 
-def using_replica() -> Any:
+def using_replica() -> AbstractContextManager[None]:
     """Return a block whose reads may go to a replica, also where they would not otherwise (a declared transaction)."""
     return block(route=Route.REPLICA)
 
@@ -221,6 +224,16 @@ def limits(
     outer = _current.get().limits
     with block(limits=Limits(tuple({**dict(outer.values if outer else ()), **values}.items()))):
         yield
+
+
+def commit_check(*, verify: str | None = None, marker: bool = False) -> AbstractContextManager[None]:
+    """Return a block in which the outcome of a COMMIT whose answer is lost can always be told, also across a promotion.
+
+    `marker` writes a row into the table `ps_commit_marker` (`ps_core.commit.MARKER_TABLE_SQL`) with each COMMIT, in the same
+    message; its presence is exact. `verify` is a query whose first column is true where the transaction took effect; it is asked
+    where the transaction's id does not settle it.
+    """
+    return block(verify=verify, marker=marker)
 
 
 @contextmanager

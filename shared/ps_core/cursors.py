@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncClientCursor, ClientCursor, generators, pq
+from psycopg._cursor_base import BaseCursor
 from psycopg.client_cursor import ClientCursorMixin
 
 from ps_core.commit import transaction_id
+from ps_core.context import remaining
+from ps_core.failures import DEMOTED
 from ps_core.healing import RETRYABLE
 from ps_core.plan import Asks, Plan
-from ps_core.protocol import FATAL, IDLE, UNKNOWN, Shared
+from ps_core.protocol import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, Shared
+from ps_core.script import NOTHING
 from ps_core.statements import analyse
 
 if TYPE_CHECKING:
@@ -26,14 +30,14 @@ if TYPE_CHECKING:
 
     from ps_core.script import Script
 
-__all__ = ["AsyncCursor", "Cursor"]
+__all__ = ["AsyncCursor", "AsyncServerBindingCursor", "Cursor", "ServerBindingCursor"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
-class _Cursor(ClientCursorMixin[Any, Row]):
+class _Composing(ClientCursorMixin[Any, Row]):
     """The part of the cursors that composes the message; psycopg's own classes drive it, sync and async."""
 
     __slots__ = ()
@@ -46,6 +50,7 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         conn._plan = None
         status = conn.pgconn.transaction_status
         if conn._pipeline or status != IDLE:
+            remaining()
             conn._in_block = True
             text = query if isinstance(query, str) else ""
             statement = analyse(text)
@@ -89,7 +94,7 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         if plan.apart:
             yield from conn._exec_command(plan.before)
             conn._plan = None
-            plan = Plan(plan.statement)
+            plan = Plan(plan.statement, first=False)
         head = plan.before.head()
         self._send_between(head, pgq, plan.after, binary=binary)
         results: list[PGresult] = []
@@ -97,7 +102,7 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         if plan.asks is Asks.COMMITTED_POSITION:
             lost = yield from conn._collect_gen(results)
         else:
-            results = yield from generators.execute(self._pgconn)
+            results = yield from conn._answer_gen()
         done = len(plan.before.parts)
         if plan.asks is Asks.COMMITTED_POSITION and any(result.command_status == b"COMMIT" for result in results[done:]):
             lost = None  # it is durable; what came after does not matter but for the position
@@ -119,6 +124,59 @@ class _Cursor(ClientCursorMixin[Any, Row]):
         self._set_results(results[done:end])
         return None
 
+    def _stream_send_gen(
+        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
+    ) -> PQGen[None]:
+        conn: Shared[Any] = self._conn
+        if conn.pgconn.transaction_status != IDLE:
+            yield from super()._stream_send_gen(query, params, binary=binary, size=size)
+            return
+        before, pgq = yield from self._prepare_gen(query, params)
+        self._send_between(before.head(), pgq, NOTHING, binary=binary)
+        if size == 1:
+            self._pgconn.set_single_row_mode()
+        else:
+            self._pgconn.set_chunked_rows_mode(size)
+        self._last_query = query
+        yield from generators.send(self._pgconn)
+        for _ in before.parts:
+            result = yield from generators.fetch(self._pgconn)
+            if result is not None and result.status == FATAL:
+                raise _error_in_users_text(result, self._encoding, before.head())
+
+    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
+        conn: Shared[Any] = self._conn
+        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+            yield from super()._start_copy_gen(statement, params)
+            return
+        before, pgq = yield from self._prepare_gen(statement, params)
+        self._send_between(before.head(), pgq, NOTHING, binary=False)
+        results = yield from conn._answer_gen()
+        for result in results[:-1]:
+            if result.status == FATAL:
+                raise _error_in_users_text(result, self._encoding, before.head())
+        if len(results) != len(before.parts) + 1:
+            raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
+        if results[-1].status == FATAL:
+            raise _error_in_users_text(results[-1], self._encoding, before.head())
+        self._check_copy_result(results[-1])
+        self._set_results(results[-1:])
+
+    def _prepare_gen(self, query: Query, params: Params | None) -> PQGen[tuple[Script, Any]]:
+        """Return what precedes a statement that delivers as it goes, and the statement."""
+        conn: Shared[Any] = self._conn
+        self._pgconn = conn.pgconn
+        conn._plan, conn._transaction = None, None
+        conn._holding = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn._holding = False
+        pgq = self._convert_query(query, params)
+        begin = not conn._autocommit
+        conn._in_block = begin
+        return (conn._get_tx_start_command() if begin else conn._opening()), pgq
+
     def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
         """Send the user's statement with what goes before and after it. The cursor keeps the user's text as its query."""
         if not head and not after.parts:
@@ -135,17 +193,24 @@ class _Cursor(ClientCursorMixin[Any, Row]):
     def _other_way_gen(self, plan: Plan, text: str, results: list[PGresult]) -> PQGen[Plan | None]:
         """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
         conn: Shared[Any] = self._conn
-        if plan.asks is Asks.COMMITTED_POSITION and conn.pgconn.transaction_status == pq.TransactionStatus.INERROR:
-            yield from conn._exec_command(b"ROLLBACK")  # ours was the BEGIN
-        if not plan.before.parts or conn.pgconn.status != pq.ConnStatus.OK or conn.pgconn.transaction_status != IDLE:
+        if conn.pgconn.status != pq.ConnStatus.OK or not plan.first:
             return None
-        if plan.begin:
-            # BEGIN did not run: the message did not parse. The caller expects a failed transaction, and gets one.
-            return replace(plan, apart=True)
         state = results[-1].error_field(pq.DiagnosticField.SQLSTATE)
+        demoted = state == b"25006" and not (plan.read_only or conn._read_only or conn.link.endpoint.read_only)
+        failed = conn.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
+            yield from conn._exec_command(b"ROLLBACK")  # nothing but this statement was in it
+        elif failed:
+            return None
+        if demoted and (yield from conn._is_demoted_gen()):
+            raise psycopg.OperationalError(DEMOTED)
+        if plan.begin and not plan.apart:
+            # Either BEGIN did not run, since the message did not parse, or it was rolled back above. The caller expects a failed
+            # transaction, and gets one.
+            return replace(plan, apart=True)
         if state == b"25006" and plan.read_only and not conn.link.endpoint.read_only:
             conn.link.hidden_writes.add(text)
-        elif state in (b"25001", b"2D000"):
+        elif state in (b"25001", b"2D000") and plan.before.parts:
             # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
             conn.link.loners.add(text)
         else:
@@ -167,13 +232,15 @@ def _error_in_users_text(result: PGresult, encoding: str, head: bytes) -> psycop
     return type(exc)(message, info=info, encoding=encoding)
 
 
-class Cursor(_Cursor[Row], ClientCursor[Row]):
-    """A cursor of `Connection`."""
+class _Calls(BaseCursor[Any, Row]):
+    """What callers call on a sync cursor: connect anew where nothing is open, run psycopg's, and heal where that is safe."""
+
+    __slots__ = ()
 
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
-        """Execute one statement; the module tells how it travels and when it is sent again."""
+        """Execute one statement; the module `connection` tells how it travels and when it is sent again."""
         self._conn.revive()
-        run = partial(super().execute, query, params, prepare=prepare, binary=binary)
+        run = partial(super().execute, query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
         try:
             run()
         except RETRYABLE as exc:
@@ -185,28 +252,31 @@ class Cursor(_Cursor[Row], ClientCursor[Row]):
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like psycopg's. Never sent again."""
         self._conn.revive()
-        super().executemany(query, params_seq, returning=returning)
+        with _unwedging(self):
+            super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
         """Like psycopg's. Never sent again: rows may have been delivered."""
         self._conn.revive()
-        return super().stream(query, params, binary=binary, size=size)
+        yield from super().stream(query, params, binary=binary, size=size)  # type: ignore[misc]
 
     @contextmanager
     def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[psycopg.Copy]:
         """Like psycopg's. Never sent again."""
         self._conn.revive()
-        with super().copy(statement, params, writer=writer) as copy:
+        with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
             yield copy
 
 
-class AsyncCursor(_Cursor[Row], AsyncClientCursor[Row]):
-    """A cursor of `AsyncConnection`."""
+class _AsyncCalls(BaseCursor[Any, Row]):
+    """The same for asyncio."""
+
+    __slots__ = ()
 
     async def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Like `Cursor.execute`."""
         await self._conn.revive()
-        run = partial(super().execute, query, params, prepare=prepare, binary=binary)
+        run = partial(super().execute, query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
         try:
             await run()
         except RETRYABLE as exc:
@@ -218,17 +288,85 @@ class AsyncCursor(_Cursor[Row], AsyncClientCursor[Row]):
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like `Cursor.executemany`."""
         await self._conn.revive()
-        await super().executemany(query, params_seq, returning=returning)
+        with _unwedging(self):
+            await super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
         """Like `Cursor.stream`."""
         await self._conn.revive()
-        async for row in super().stream(query, params, binary=binary, size=size):
+        async for row in super().stream(query, params, binary=binary, size=size):  # type: ignore[misc]
             yield row
 
     @asynccontextmanager
     async def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> AsyncIterator[psycopg.AsyncCopy]:
         """Like `Cursor.copy`."""
         await self._conn.revive()
-        async with super().copy(statement, params, writer=writer) as copy:
+        async with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
             yield copy
+
+
+@contextmanager
+def _unwedging(cursor: BaseCursor[Any, Any]) -> Iterator[None]:
+    """Close a connection that psycopg can no longer use and does not know to be lost: a FATAL met its pipeline."""
+    try:
+        yield
+    except psycopg.Error:
+        if cursor._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            cursor._conn.pgconn.finish()
+        raise
+
+
+class _ServerBound(BaseCursor[Any, Row]):
+    """The same guarantees with parameters bound by the server, at the price of messages of their own for what goes around."""
+
+    __slots__ = ()
+
+    def _execute_gen(
+        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> PQGen[None]:
+        conn: Shared[Any] = self._conn
+        self._pgconn = conn.pgconn
+        conn._plan = None
+        execute = partial(super()._execute_gen, query, params, prepare=prepare, binary=binary)
+        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+            remaining()
+            conn._in_block = True
+            yield from execute()
+            return
+        text = query if isinstance(query, str) else ""
+        plan = conn._make_plan(text, bound_by_server=True)
+        conn._plan = plan
+        if conn._is_gone():
+            raise psycopg.OperationalError("the connection is closed")
+        conn._note_state(plan.statement)
+        if plan.before.parts:
+            yield from conn._exec_command(plan.before)
+        conn._holding = True
+        try:
+            yield from execute()
+        except psycopg.Error:
+            if not plan.begin and conn.pgconn.transaction_status in IN_TRANSACTION:
+                yield from conn._exec_command(b"ROLLBACK")
+            raise
+        finally:
+            conn._holding = False
+            status = conn.pgconn.transaction_status
+            conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
+        if plan.before.parts and not plan.begin:
+            yield from conn._exec_command(b"COMMIT")
+
+
+class Cursor(_Calls[Row], _Composing[Row], ClientCursor[Row]):
+    """A cursor of `Connection`. Parameters are bound by the client, so that statement and opening share a message."""
+
+
+class AsyncCursor(_AsyncCalls[Row], _Composing[Row], AsyncClientCursor[Row]):
+    """A cursor of `AsyncConnection`."""
+
+
+class ServerBindingCursor(_Calls[Row], _ServerBound[Row], psycopg.Cursor[Row]):
+    """A cursor of `Connection` for `binding="server"`."""
+
+
+class AsyncServerBindingCursor(_AsyncCalls[Row], _ServerBound[Row], psycopg.AsyncCursor[Row]):
+    """A cursor of `AsyncConnection` for `binding="server"`."""

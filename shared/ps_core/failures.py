@@ -18,7 +18,7 @@ from typing import Final
 
 import psycopg
 
-__all__ = ["Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
+__all__ = ["DEMOTED", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
 
 
 class Kind(Enum):
@@ -71,6 +71,10 @@ class Failure:
         return self.kind in (Kind.TRANSIENT, Kind.OVERLOAD)
 
 
+DEMOTED: Final = "the server is no longer the primary"
+"""Raised by this library after a write was refused (25006) and pg_is_in_recovery() told why."""
+
+
 def _lost(rule: str, *, kind: Kind = Kind.TRANSIENT, ran: Ran = Ran.UNKNOWN) -> Failure:
     return Failure(kind=kind, ran=ran, usable=False, rule=rule)
 
@@ -83,6 +87,7 @@ def _alive(rule: str, kind: Kind) -> Failure:
 # First match wins. Texts are sought inside the message: a connect error wraps them ("connection failed: ... FATAL:  text").
 
 _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
+    (re.escape(DEMOTED), _lost("demoted", ran=Ran.NO)),
     # Edge. Sent while connecting, so nothing ran.
     (r"no (primary|replica|running members) available for branch", _lost("edge_no_member", ran=Ran.NO)),
     (r"connection retry timeout - branch", _lost("edge_retry_timeout", ran=Ran.NO)),

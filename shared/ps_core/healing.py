@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
 from ps_core.commit import Outcome
+from ps_core.context import current, remaining
+from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from ps_core.link import Link
     from ps_core.protocol import Shared
 
-__all__ = ["RETRYABLE", "Attempts", "StillRunning", "is_transient", "verdict_of_failure"]
+__all__ = ["RETRYABLE", "Attempts", "StillRunning", "bounded", "is_transient", "verdict_of_failure"]
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 _log = logging.getLogger("ps_core")
 
@@ -37,9 +42,12 @@ class Attempts:
         self.link = link
         self.connecting = True
         self._connection = connection
-        self._until = time.monotonic() + float(link.policy.max_elapsed)
+        left = remaining()
+        bound = float(link.policy.max_elapsed)
+        self._until = time.monotonic() + (bound if left is None else min(bound, left))
+        self._by_deadline = left is not None and left < bound
         self._first = first
-        self.options = link.policy.loop_options(retry=self._go_on, remaining=None)
+        self.options = link.policy.loop_options(retry=self._go_on, remaining=left)
         if first is not None:
             _log.info(
                 "endpoint %r: connection lost (%s), trying again",
@@ -50,6 +58,7 @@ class Attempts:
             link.gate.report_loss()
 
     def remaining(self) -> float:
+        """Return the seconds that are left for another try."""
         return self._until - time.monotonic()
 
     def _go_on(self, exc: BaseException) -> bool:
@@ -66,16 +75,21 @@ class Attempts:
         try:
             yield
         except (psycopg.Error, TimeoutError) as exc:
-            error = self._first if isinstance(exc, TimeoutError) and self._first is not None else exc
+            if isinstance(exc, DeadlineExceeded):
+                raise
+            error = exc if self._first is None or isinstance(exc, psycopg.Error) else self._first
             if isinstance(error, TimeoutError):
                 error = psycopg.errors.ConnectionTimeout(str(error))
+            tried = f"ps-postgres: tried the endpoint {self.link.endpoint.name!r} again for {time.monotonic() - began:.1f} s"
             if is_transient(error):
-                tried = time.monotonic() - began
-                error.add_note(f"ps-postgres: tried the endpoint {self.link.endpoint.name!r} again for {tried:.1f} s")
+                error.add_note(tried)
+                if self._by_deadline:
+                    raise DeadlineExceeded("the deadline left no time to wait for the endpoint") from error
             raise error from (None if error is exc else exc)
 
 
 def is_transient(exc: BaseException) -> bool:
+    """Return whether the same work is likely to succeed on a new connection."""
     return isinstance(exc, RETRYABLE) and classify(exc).transient
 
 
@@ -84,3 +98,33 @@ def verdict_of_failure(exc: BaseException) -> Outcome:
     if isinstance(exc, psycopg.errors.InvalidParameterValue) and "future" in str(exc):
         return Outcome.ROLLED_BACK
     return Outcome.UNKNOWN
+
+
+GRACE: Final = 0.5
+"""Seconds after a deadline in which the server's own answer is still awaited: its timeout is what was left when it got the
+statement, so that it normally speaks first, and the connection is kept."""
+
+
+def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
+    """Drive one of psycopg's generators no longer than the caller's deadline.
+
+    For a pooler that is stopped or a network that swallows everything: nothing in libpq ever ends that wait. psycopg's waiting
+    functions come back at least ten times a second.
+
+    Raises:
+        DeadlineExceeded: the deadline (and `GRACE`) passed first. The connection is in the middle of something, then.
+    """
+    until = current().deadline
+    if until is None:
+        return (yield from gen)
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if time.monotonic() > until + GRACE:
+                gen.close()
+                raise DeadlineExceeded("the server did not answer before the deadline")
+            wanted = gen.send(ready)
+    except StopIteration as done:
+        value: V = done.value
+        return value

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ps_core.consistency import identity_of
-from ps_core.context import Context, current, remaining
+from ps_core.context import current, remaining
 from ps_core.retry import OutageGate, RetryPolicy
 from ps_core.script import Script
 
@@ -59,6 +59,8 @@ class Link:
     """Whether WAL positions are asked for and heeded here: there are replicas, and the server can tell."""
     role: dict[str, int] | None = None
     """The timeouts that the role has by itself (ALTER ROLE, ALTER DATABASE), in milliseconds; read with the first connection."""
+    generation: int = 0
+    """Connections of an earlier one are replaced before their next use: the server that they led to was demoted."""
     _openings: dict[int, Script] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,15 +72,16 @@ class Link:
         Raises:
             DeadlineExceeded: the caller's deadline is over.
         """
-        context = current()
-        if context.opening:
-            return self._make_opening(server_version, context)
+        if current().opening:
+            return Script.set_local(self.settings(server_version))
         script = self._openings.get(server_version)
         if script is None:
-            script = self._openings[server_version] = self._make_opening(server_version, context)
+            script = self._openings[server_version] = Script.set_local(self.settings(server_version))
         return script
 
-    def _make_opening(self, server_version: int, context: Context) -> Script:
+    def settings(self, server_version: int) -> dict[bytes, bytes]:
+        """Return the same as names and literals."""
+        context = current()
         own = self.endpoint.timeouts
         limits = dict(context.limits.values) if context.limits else {}
         wanted = own.limited(limits, remaining()).settings(server_version=server_version)
@@ -89,14 +92,11 @@ class Link:
             # The endpoint's own hold for the session, as startup options; but for this one, which servers before 17 refuse there.
             names = {name: None for name in names if name == "transaction_timeout" or wanted.get(name) != own_settings.get(name)}
         role = self.role or {}
-        parts = []
+        settings = {}
         for name in names:
             ours, theirs = wanted.get(name, 0), role.get(name, 0)
-            if name == "transaction_timeout":
-                # A timer that already runs (set for the role or the database) is re-armed only by way of zero.
-                parts.append(b"SET LOCAL transaction_timeout=0")
-            parts.append(b"SET LOCAL %s=%d" % (name.encode(), min(ours, theirs) if ours and theirs else ours or theirs))
-        return Script(*parts)
+            settings[name.encode()] = b"'%d'" % (min(ours, theirs) if ours and theirs else ours or theirs)
+        return settings
 
 
 @lru_cache(maxsize=256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import uuid
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,20 +14,32 @@ from weakref import ReferenceType, ref
 import psycopg
 from psycopg import IsolationLevel, generators, pq
 
-from ps_core.commit import SYNC_REP_ROUTINE, UNBOUNDED, Outcome, TransactionId, judge, outcome
+from ps_core.commit import (
+    SYNC_REP_ROUTINE,
+    UNBOUNDED,
+    Lookup,
+    Outcome,
+    TransactionId,
+    lookup_of,
+    lookup_of_marker,
+    lookup_of_verify,
+    marker_sql,
+    outcome,
+)
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, see
-from ps_core.errors import CommitOutcomeUnknown
+from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.failures import Ran, classify, is_made_by_pooler
-from ps_core.healing import RETRYABLE, StillRunning
+from ps_core.healing import RETRYABLE, StillRunning, bounded
 from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
 from ps_core.script import Script
 from ps_core.statements import Statement, analyse
 
 if TYPE_CHECKING:
-    from ps_core.link import Link
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
+
+    from ps_core.link import Link
 
 __all__ = ["Shared"]
 
@@ -46,6 +59,7 @@ class Shared(psycopg.BaseConnection[Row]):
     link: Link
     _connect_options: dict[str, Any]
     _pid: int
+    _generation: int
     _plan: Plan | None = None
     _holding = False
     _keeps_state = False
@@ -55,13 +69,14 @@ class Shared(psycopg.BaseConnection[Row]):
     _read_since_begin = False
     _transaction: TransactionId | None = None
     """The open transaction, once it has written."""
-    _unsettled: TransactionId | None = None
-    """The transaction whose COMMIT was not answered, until it is looked up."""
+    _unsettled: tuple[Lookup, ...] = ()
+    """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
     def _bind(self, link: Link, options: dict[str, Any]) -> None:
         self.link = link
         self._connect_options = options
         self._pid = os.getpid()
+        self._generation = link.generation
         self._read_only = True if link.endpoint.read_only else None
         self._watch_notices()
 
@@ -73,8 +88,14 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _start_query(self) -> PQGen[None]:
         # A cursor's execute() brings the opening along by itself; COPY, executemany, stream and named cursors come here.
-        if not self._holding:
-            yield from super()._start_query()
+        if self._holding:
+            return
+        if self._autocommit and self._pipeline and self.pgconn.transaction_status == IDLE:
+            # Until its Sync, a pipeline in autocommit is one implicit transaction.
+            if settings := self._settings():
+                yield from super()._exec_command(Script.set_config(settings))
+            return
+        yield from super()._start_query()
 
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
@@ -85,15 +106,16 @@ class Shared(psycopg.BaseConnection[Row]):
         return Script(begin, *self._opening().parts, *guard)
 
     def _opening(self) -> Script:
-        script = self.link.opening(self.pgconn.server_version)
-        own = current().local_settings
-        return Script(*script.parts, *(self._set_local(name, value) for name, value in own)) if own else script
+        if current().local_settings:
+            return Script.set_local(self._settings())
+        return self.link.opening(self.pgconn.server_version)
 
-    def _set_local(self, name: str, value: str) -> bytes:
-        # Quoted part by part: app.user is fine as a name, but its second half is a reserved word.
-        quoted = b".".join(b'"%s"' % part.encode() for part in name.split("."))
-        literal = pq.Escaping(self.pgconn).escape_literal(value.encode(self.pgconn._encoding))
-        return b"SET LOCAL %s=%s" % (quoted, bytes(literal))
+    def _settings(self) -> dict[bytes, bytes]:
+        escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
+        own = current().local_settings
+        return self.link.settings(self.pgconn.server_version) | {
+            name.encode(): bytes(escaping.escape_literal(value.encode(encoding))) for name, value in own
+        }
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
         """Like psycopg's, and able to send a script, whose several results its own would refuse."""
@@ -108,16 +130,18 @@ class Shared(psycopg.BaseConnection[Row]):
             return None
         self._check_connection_ok()
         self.pgconn.send_query(command.head())
-        results: list[PGresult] = yield from generators.execute(self.pgconn)
+        results: list[PGresult] = yield from self._answer_gen()
         for result in results:
             if result.status == FATAL:
                 raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
         return results[0]
 
-    def _make_plan(self, text: str) -> Plan:
+    def _make_plan(self, text: str, *, bound_by_server: bool = False) -> Plan:
         """Decide how a statement travels that arrives while the connection is idle."""
         link, statement = self.link, analyse(text)
         reads = statement.reads and text not in link.hidden_writes
+        if bound_by_server:
+            return self._make_plan_apart(statement, reads=reads, alone=text in link.loners)
         if not self._autocommit and not (reads and self._may_read_without_transaction()):
             opening = self._get_tx_start_command()
             if not statement.single:
@@ -135,6 +159,16 @@ class Shared(psycopg.BaseConnection[Row]):
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
         return Plan(statement, before=self._opening())
+
+    def _make_plan_apart(self, statement: Statement, *, reads: bool, alone: bool) -> Plan:
+        """The same for a statement that cannot share its message: its parameters are bound by the server."""
+        if not self._autocommit:
+            return Plan(statement, before=self._get_tx_start_command(), begin=True)
+        opening = self._opening().parts
+        if not opening or statement.bare or statement.controls or not statement.count or alone:
+            return Plan(statement)
+        begin = b"BEGIN READ ONLY" if reads else b"BEGIN"
+        return Plan(statement, before=Script(begin, *opening, *self._guard()), read_only=reads)
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
         """Let the first write of an explicit transaction bring the transaction's id back."""
@@ -173,15 +207,17 @@ class Shared(psycopg.BaseConnection[Row]):
     def _end_gen(self, command: bytes) -> PQGen[PGresult | None]:
         """Send COMMIT or ROLLBACK, and take the position where one is to be had. Results are read one by one."""
         failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
-        transaction, self._transaction = self._transaction, None
         commits = command == b"COMMIT" and not failed
         parts = [command]
-        if commits:
-            self._committing, self._sync_wait_cancelled = True, False
-            if self.link.opening(self.pgconn.server_version).parts:
-                parts.insert(0, UNBOUNDED)
+        if commits and self.link.opening(self.pgconn.server_version).parts:
+            parts.insert(0, UNBOUNDED)
+        marker = str(uuid.uuid4()) if commits and current().marker and not self._read_only else None
+        if marker is not None:
+            parts.insert(0, marker_sql(marker))
         if self.link.tracks:
             parts.append(POSITION_SQL)
+        transaction, self._transaction = self._transaction, None
+        self._committing, self._sync_wait_cancelled = commits, False
         results: list[PGresult] = []
         try:
             self.pgconn.send_query(b";".join(parts))
@@ -195,7 +231,7 @@ class Shared(psycopg.BaseConnection[Row]):
             if end is Outcome.COMMITTED and self._sync_wait_cancelled:
                 raise _unknown(transaction, "its wait for the synchronous replica was cancelled") from error
             if end is Outcome.UNKNOWN:
-                self._unsettled = transaction
+                self._unsettled = self._lookups(transaction, marker)
                 raise _unknown(transaction, "the connection was lost before its answer came") from error
             if end is Outcome.COMMITTED:
                 errors, lost = [], None
@@ -210,11 +246,18 @@ class Shared(psycopg.BaseConnection[Row]):
             self._see(results[-1] if len(results) == len(parts) else None)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
 
-    def _judge_row(self, transaction: TransactionId, row: tuple[Any, ...] | None) -> Outcome:
-        """Return what the primary's answer to the lookup proves; raise to ask again."""
-        assert row is not None
-        status, timeline, restarted = row
-        verdict = judge(transaction, status=status, timeline=timeline, restarted=restarted)
+    @staticmethod
+    def _lookups(transaction: TransactionId | None, marker: str | None) -> tuple[Lookup, ...]:
+        if marker is not None:
+            return (lookup_of_marker(marker),)
+        found = () if transaction is None else (lookup_of(transaction),)
+        verify = current().verify
+        return found if verify is None else (*found, lookup_of_verify(verify))
+
+    @staticmethod
+    def _judge_row(lookup: Lookup, row: tuple[Any, ...] | None) -> Outcome:
+        """Return what the primary's answer means; raise to ask again."""
+        verdict = lookup.judge(row)
         if verdict is Outcome.IN_PROGRESS:
             raise StillRunning("the transaction is still in progress")
         return verdict
@@ -238,12 +281,24 @@ class Shared(psycopg.BaseConnection[Row]):
     def _collect_gen(self, results: list[PGresult]) -> PQGen[psycopg.Error | None]:
         """Take the results of a message one by one, so that a connection that is lost does not take those before with it."""
         try:
-            yield from generators.send(self.pgconn)
-            while (result := (yield from generators.fetch(self.pgconn))) is not None:
+            yield from bounded(generators.send(self.pgconn))
+            while (result := (yield from bounded(generators.fetch(self.pgconn)))) is not None:
                 results.append(result)
         except psycopg.OperationalError as exc:
             return exc
+        except DeadlineExceeded as exc:
+            self.pgconn.finish()
+            return psycopg.OperationalError(str(exc))
         return None
+
+    def _answer_gen(self) -> PQGen[list[PGresult]]:
+        """Send what is in libpq's buffer, and take the results."""
+        try:
+            results: list[PGresult] = yield from bounded(generators.execute(self.pgconn))
+        except DeadlineExceeded:
+            self.pgconn.finish()  # the answer may still come, and would be taken for the next one's
+            raise
+        return results
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
@@ -279,6 +334,16 @@ class Shared(psycopg.BaseConnection[Row]):
         if statement.keeps_state and not self.link.endpoint.pooled:
             self._keeps_state = True
 
+    def _is_demoted_gen(self) -> PQGen[bool]:
+        """Ask, after a write was refused, whether the server is no longer the primary; if so, give its connections up."""
+        result = yield from super()._exec_command(b"SELECT pg_is_in_recovery()")
+        if result is None or result.get_value(0, 0) != b"t":
+            return False
+        _log.warning("endpoint %r: the server was demoted", self.link.endpoint.name, extra={"ps_event": "demoted"})
+        self.link.generation += 1
+        self.pgconn.finish()
+        return True
+
     def _is_gone(self) -> bool:
         """Return whether the other side has closed an idle connection, as far as this machine has been told.
 
@@ -298,6 +363,11 @@ class Shared(psycopg.BaseConnection[Row]):
     def _may_revive(self) -> bool:
         """Return whether a broken connection may be used again without anybody having to know: nothing is open on it."""
         return self.broken and not self._in_block and self._may_heal()
+
+    def _retire(self) -> None:
+        """Give up an idle connection to a server that was found demoted."""
+        if self._generation != self.link.generation and self.pgconn.transaction_status == IDLE and self._may_heal():
+            self.pgconn.finish()
 
     def _forget_lost_transaction(self) -> bool:
         """Return whether a rollback has nothing to do: the transaction went with its connection."""
@@ -337,6 +407,7 @@ class Shared(psycopg.BaseConnection[Row]):
         """
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
+        self._generation = self.link.generation
         self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()

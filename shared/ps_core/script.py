@@ -1,21 +1,49 @@
 """Several commands that travel in one simple-query message."""
 
-from typing import Final
+from __future__ import annotations
+
+from typing import Final, Self
 
 __all__ = ["NOTHING", "Script"]
 
 
 class Script:
-    """Several commands that travel in one message."""
+    """Several commands in one message."""
 
-    __slots__ = ("parts",)
+    __slots__ = ("_head", "parts")
 
     def __init__(self, *parts: bytes) -> None:
         self.parts = parts
+        self._head = b";".join(parts) + b";\n" if parts else b""
 
     def head(self) -> bytes:
         """Return the script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
-        return b";".join(self.parts) + b";\n" if self.parts else b""
+        return self._head
+
+    @classmethod
+    def set_local(cls, settings: dict[bytes, bytes]) -> Self:
+        """Return SET LOCALs of name and literal."""
+        return cls(*(b"SET LOCAL %s=%s" % (_quoted(name), literal) for name, literal in _in_order(settings)))
+
+    @staticmethod
+    def set_config(settings: dict[bytes, bytes]) -> bytes:
+        """Return one SELECT that does the same, for where a message holds one command (the extended protocol)."""
+        return b"SELECT " + b",".join(b"set_config('%s',%s,true)" % pair for pair in _in_order(settings))
+
+
+def _in_order(settings: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    pairs = []
+    for name, literal in settings.items():
+        if name == b"transaction_timeout" and literal != b"'0'":
+            # A timer that already runs (set for the role or the database) is re-armed only by way of zero.
+            pairs.append((name, b"'0'"))
+        pairs.append((name, literal))
+    return pairs
+
+
+def _quoted(name: bytes) -> bytes:
+    # app.user is fine as a name, but its second half is a reserved word.
+    return b".".join(b'"%s"' % part for part in name.split(b".")) if b"." in name else name
 
 
 NOTHING: Final = Script()

@@ -1,0 +1,247 @@
+"""`ps_core.connect`: for psycopg alone; the two ways to bind parameters; what travels where execute() is not used."""
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+import ps_core
+from ps_core.commit import MARKER_TABLE_SQL
+from ps_core.connection import Connection
+from ps_core.link import Link
+from ps_lab import Lab
+from tests.ps_core.conftest import Connect
+from tests.ps_core.test_healing import commit_waits, count, raised_by
+
+
+def test_connect(ps_lab: Lab) -> None:
+    """One URL leads to the primary, a replica and the direct endpoint; what is missing is refused."""
+    settings: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool", "statement_timeout": "1s"}
+    for to, in_recovery, timeout in (("primary", False, "1s"), ("replica", True, "1s"), ("direct", False, "0")):
+        with ps_core.connect(ps_lab.url, to=to, **settings) as conn:  # type: ignore[arg-type]
+            row = conn.execute("SELECT pg_is_in_recovery(), current_setting('statement_timeout')").fetchone()
+            assert row == (in_recovery, timeout)
+    with pytest.raises(ps_core.ConfigurationError, match="replica_bouncer"):
+        ps_core.connect(ps_lab.url, to="replica")
+    with ps_core.connect(ps_lab.topology.direct, autocommit=True) as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+    async def work() -> None:
+        async with await ps_core.connect_async(ps_lab.url, to="replica", **settings) as conn:
+            assert await (await conn.execute("SELECT pg_is_in_recovery()")).fetchone() == (True,)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_server_side_binding(ps_lab: Lab, autocommit: bool, table: str) -> None:
+    """The server binds parameters with the same timeouts, READ ONLY and healing, at its own price in round trips."""
+    with ps_core.connect(ps_lab.topology, binding="server", autocommit=autocommit) as conn:
+        conn.execute("SELECT 1")
+        conn.commit()
+        with ps_lab.round_trips() as counter:
+            assert conn.execute("SELECT %s::int, current_setting('statement_timeout')", (7,)).fetchone() == (7, "2s")
+            conn.commit()
+        assert counter.count == 3
+        assert isinstance(conn.cursor(), psycopg.Cursor)
+        assert not isinstance(conn.cursor(), psycopg.ClientCursor)
+        ps_lab.edge.cut("primary")
+        conn.execute(f"INSERT INTO {table} VALUES (%s)", (1,))
+        conn.commit()
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            conn.execute("SELECT 1 / %s", (0,))
+        assert conn.info.transaction_status == (TransactionStatus.IDLE if autocommit else TransactionStatus.INERROR)
+        conn.rollback()
+        assert conn.execute("SELECT 2").fetchone() == (2,)
+    assert count(ps_lab, table) == 1
+
+    async def work() -> None:
+        async with await ps_core.connect_async(ps_lab.topology, binding="server", autocommit=autocommit) as conn:
+            assert await (await conn.execute("SELECT %s::int", (7,))).fetchone() == (7,)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_timeouts_hold_for_other_ways_to_execute(primary: Link, table: str, autocommit: bool, connect: Connect) -> None:
+    """executemany, stream and COPY are bounded, too, in autocommit as in transactions."""
+    conn = connect(primary, autocommit=autocommit)
+    cursor = conn.cursor()
+    cursor.executemany(f"INSERT INTO {table} VALUES (%s, current_setting('statement_timeout'))", [(1,), (2,)])
+    assert cursor.rowcount == 2
+    conn.commit()
+    assert conn.execute(f"SELECT DISTINCT note FROM {table}").fetchall() == [("2s",)]
+    conn.commit()
+    assert list(cursor.stream("SELECT current_setting('transaction_timeout')")) == [("3s",)]
+    conn.commit()
+    assert [row[0] for row in cursor.stream("SELECT generate_series(1, 5)", size=2)] == [1, 2, 3, 4, 5]
+    conn.commit()
+    with cursor.copy("COPY (SELECT current_setting('statement_timeout')) TO STDOUT") as copy:
+        assert list(copy.rows()) == [("2s",)]
+    conn.commit()
+    for work in (
+        lambda: list(cursor.stream("SELCT 1")),
+        lambda: cursor.copy("COPY nowhere FROM STDIN").__enter__(),
+        lambda: cursor.executemany("INSERT INTO nowhere VALUES (%s)", [(1,)]),
+    ):
+        with pytest.raises(psycopg.ProgrammingError):
+            work()
+        conn.rollback()
+    assert conn.execute("SHOW statement_timeout").fetchone() == ("2s",)
+
+
+def test_fatal_in_executemany_does_not_wedge(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """A FATAL that meets psycopg's pipeline leaves a connection that knows that it is lost."""
+    conn = connect(primary)
+    with pytest.raises(psycopg.Error):
+        conn.cursor().executemany(
+            f"INSERT INTO {table} SELECT 1 WHERE pg_terminate_backend(pg_backend_pid()) AND %s", [(True,), (True,)]
+        )
+    assert conn.closed
+    conn.rollback()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_deadline_ends_the_wait_for_a_stopped_pooler(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+    """A pooler that is stopped never answers, and no timeout of libpq's fires: the deadline does, for statements and connects."""
+    conn = connect(primary, autocommit=True)
+    conn.execute("SELECT 1")
+    bouncer = ps_lab.bouncers["write-pool"]
+    bouncer.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with ps_core.deadline(0.3), pytest.raises(ps_core.DeadlineExceeded):
+            conn.execute("SELECT 2")
+        with ps_core.deadline(0.3), pytest.raises(ps_core.DeadlineExceeded):
+            Connection.open(primary)
+        assert time.monotonic() - began < 4
+    finally:
+        bouncer.signal(signal.SIGCONT)
+    assert conn.execute("SELECT 3").fetchone() == (3,)
+
+
+def test_deadline_bounds_trying_again(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+    """While the endpoint is down, the deadline ends the tries before the policy does."""
+    conn = connect(primary, autocommit=True)
+    ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
+    ps_lab.edge.cut("primary")
+    try:
+        began = time.monotonic()
+        with ps_core.deadline(0.5), pytest.raises(ps_core.DeadlineExceeded):
+            conn.execute("SELECT 1")
+        assert time.monotonic() - began < 5
+    finally:
+        ps_lab.edge.resume()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_deadline_passed_before_commit(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+    """A COMMIT that comes too late is not sent, and the ROLLBACK is."""
+    conn = connect(primary)
+    with ps_core.deadline(0.2):
+        conn.execute(f"INSERT INTO {table} VALUES (1)")
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            conn.execute("SAVEPOINT a; SELECT pg_sleep(1)")
+    conn.rollback()
+    conn.execute(f"INSERT INTO {table} VALUES (2)")
+    with ps_core.deadline(0.001):
+        late = time.monotonic() + 0.01
+        while time.monotonic() < late:
+            pass
+        with pytest.raises(ps_core.DeadlineExceeded):
+            conn.commit()
+        conn.rollback()
+    assert count(ps_lab, table) == 0
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommit: bool, connect: Connect) -> None:
+    """A write that a demoted server refuses runs on the new primary, and the pool's other connections are replaced, too."""
+    link = Link(endpoint=direct.endpoint)
+    real, ps_lab.primary = ps_lab.primary, ps_lab.replicas[0]
+    try:
+        stale, other = connect(link, autocommit=autocommit), connect(link, autocommit=True)
+        assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+    finally:
+        ps_lab.primary = real
+    stale.execute(f"INSERT INTO {table} VALUES (1)")
+    stale.commit()
+    assert count(ps_lab, table) == 1
+    assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+
+
+def test_read_only_that_was_asked_for_is_no_demotion(primary: Link, table: str, connect: Connect) -> None:
+    """25006 in a transaction that was declared READ ONLY is the caller's, and leaves the transaction failed."""
+    conn = connect(primary)
+    conn.read_only = True
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        conn.execute(f"INSERT INTO {table} VALUES (1)")
+    assert conn.info.transaction_status == TransactionStatus.INERROR
+    conn.rollback()
+    conn.read_only = None
+    conn.execute("SET TRANSACTION READ ONLY")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        conn.execute(f"INSERT INTO {table} VALUES (1)")
+    assert conn.info.transaction_status == TransactionStatus.INERROR
+
+
+def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: Link, table: str) -> None:
+    """With a marker row, or a query of the caller's, the outcome is told without the transaction's id."""
+    ps_lab.sql(MARKER_TABLE_SQL)
+    link = Link(endpoint=primary.endpoint)
+    for check in (ps_core.commit_check(marker=True), ps_core.commit_check(verify=f"SELECT count(*) = 2 FROM {table}")):
+        outcomes: list[Any] = []
+
+        def work(check: Any = check, outcomes: list[Any] = outcomes) -> None:
+            with Connection.open(link) as conn, check:
+                conn.execute(f"INSERT INTO {table} VALUES (1)")
+                outcomes.append("ready")
+                conn.commit()
+                outcomes.append("committed")
+
+        import threading
+
+        with commit_waits(ps_lab) as waiting:
+            thread = threading.Thread(target=work)
+            thread.start()
+            waiting()
+            ps_lab.edge.cut("primary")
+        thread.join(30)
+        assert outcomes == ["ready", "committed"]
+    assert count(ps_lab, table) == 2
+    with Connection.open(link) as conn, ps_core.commit_check(marker=True):
+        before = count(ps_lab, "ps_commit_marker")
+        conn.execute(f"INSERT INTO {table} VALUES (3)")
+        with ps_lab.round_trips() as counter:
+            conn.commit()
+        assert (counter.count, count(ps_lab, "ps_commit_marker")) == (1, before + 1)
+    ps_lab.sql("DROP TABLE ps_commit_marker")
+    with Connection.open(link) as conn, ps_core.commit_check(marker=True):
+        conn.execute(f"INSERT INTO {table} VALUES (4)")
+        assert isinstance(raised_by(conn.commit), psycopg.errors.UndefinedTable)
+    assert count(ps_lab, table) == 3
+
+
+@pytest.mark.parametrize("token", ["", "1.b", "garbage", "1.other.0-1.5", "2.b.0-1.5"])
+def test_bad_tokens_are_ignored_with_a_warning(token: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A token that does not count here pins nobody, and is logged without its text."""
+    with ps_core.use_token(token, identity="b"):
+        assert ps_core.current_token() is None
+    assert "ignored a consistency token" in caplog.text
+
+
+def test_use_token_begins_afresh_and_restores() -> None:
+    """A block with a token knows nothing of the surrounding one, and leaves nothing behind."""
+    now, before = time.time(), ps_core.current_token()
+    outer, inner = (ps_core.Token(identity="b", position=position, at=now) for position in (7, 5))
+    with ps_core.use_token(outer):
+        with ps_core.use_token(str(inner), identity="b") as tracker:
+            assert tracker.token == ps_core.Token(identity="b", position=5, at=float(int(now)))
+        assert ps_core.current_token() == outer
+        with ps_core.use_token(None):
+            assert ps_core.current_token() is None
+    assert ps_core.current_token() == before
