@@ -52,8 +52,8 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
     """A `psycopg.Connection` that opens, bounds and heals its transactions. Made by `open`."""
 
     @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return (yield from bounded(super()._connect_gen(conninfo)))
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
+        return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
     def open(cls, link: Link, **options: Any) -> Self:
@@ -156,8 +156,8 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
     """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `open`."""
 
     @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
-        return (yield from bounded(super()._connect_gen(conninfo)))
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
+        return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
     async def open(cls, link: Link, **options: Any) -> Self:

@@ -18,7 +18,9 @@ from typing import Final
 
 import psycopg
 
-__all__ = ["DEMOTED", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
+from ps_core.errors import CommitOutcomeUnknown
+
+__all__ = ["DEMOTED", "LOST_AT_COMMIT", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
 
 
 class Kind(Enum):
@@ -71,6 +73,8 @@ class Failure:
         return self.kind in (Kind.TRANSIENT, Kind.OVERLOAD)
 
 
+LOST_AT_COMMIT: Final = "the connection was lost at COMMIT, and the transaction was rolled back"
+"""Raised by this library after a lookup."""
 DEMOTED: Final = "the server is no longer the primary"
 """Raised by this library after a write was refused (25006) and pg_is_in_recovery() told why."""
 
@@ -88,6 +92,7 @@ def _alive(rule: str, kind: Kind) -> Failure:
 
 _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     (re.escape(DEMOTED), _lost("demoted", ran=Ran.NO)),
+    (re.escape(LOST_AT_COMMIT), _lost("lost_at_commit", ran=Ran.ROLLED_BACK)),
     # Edge. Sent while connecting, so nothing ran.
     (r"no (primary|replica|running members) available for branch", _lost("edge_no_member", ran=Ran.NO)),
     (r"connection retry timeout - branch", _lost("edge_retry_timeout", ran=Ran.NO)),
@@ -115,6 +120,8 @@ _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     ),
     (r"server conn crashed\?", _lost("pooler_server_crashed")),
     (r"(^|\s)(server shutting down|pooler is shutting down)", _lost("pooler_shutdown", ran=Ran.NO)),
+    # The pooler's own SET, before the client's statement, met a server that was going away.
+    (r"invalid server parameter", _lost("pooler_varset_failed", ran=Ran.NO)),
     (r"server DNS lookup failed|server lifetime over|client_idle_timeout", _lost("pooler_no_server", ran=Ran.NO)),
     (
         r"admin forced disconnect|suspend_timeout|pause failed|bouncer resources exhaustion|no memory for pool",
@@ -205,6 +212,8 @@ def classify(exc: BaseException) -> Failure:
     error = _driver_error(exc)
     if error is None:
         return _PERMANENT
+    if isinstance(error, CommitOutcomeUnknown):
+        return _lost("commit_outcome_unknown")
     message = str(error)
     state = error.sqlstate
     if state is None and not isinstance(error, (psycopg.OperationalError, psycopg.InternalError)):

@@ -29,7 +29,7 @@ from ps_core.commit import (
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
-from ps_core.failures import Ran, classify, is_made_by_pooler
+from ps_core.failures import LOST_AT_COMMIT, Ran, classify, is_made_by_pooler
 from ps_core.healing import RETRYABLE, StillRunning, bounded
 from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
 from ps_core.script import Script
@@ -273,7 +273,7 @@ class Shared(psycopg.BaseConnection[Row]):
             if self.link.tracks:
                 self._see(None)
         elif verdict is Outcome.ROLLED_BACK:
-            error = psycopg.OperationalError("the connection was lost at COMMIT, and the transaction was rolled back")
+            error = psycopg.OperationalError(LOST_AT_COMMIT)
             raise error from unknown.__cause__
         else:
             raise unknown

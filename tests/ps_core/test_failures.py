@@ -4,7 +4,8 @@ import psycopg
 import pytest
 from psycopg.pq import DiagnosticField
 
-from ps_core.failures import Kind, Ran, classify, is_made_by_pooler
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.failures import LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
 
 pytestmark = pytest.mark.fast
 
@@ -78,6 +79,7 @@ POOLER = [
     ("no more connections allowed (max_client_conn)", Kind.OVERLOAD, Ran.NO),
     ("client connections exceeded (max_db_client_connections)", Kind.OVERLOAD, Ran.NO),
     ("admin forced disconnect", Kind.TRANSIENT, Ran.UNKNOWN),
+    ("invalid server parameter", Kind.TRANSIENT, Ran.NO),
     ("query_timeout", Kind.TIMEOUT, Ran.ROLLED_BACK),
     ("unsupported startup parameter: statement_timeout", Kind.CONFIGURATION, Ran.NO),
     ("unsupported startup parameter in options: statement_timeout", Kind.CONFIGURATION, Ran.NO),
@@ -156,6 +158,14 @@ def test_client(error: psycopg.Error, kind: Kind, ran: Ran) -> None:
     """libpq and psycopg give a text and no SQLSTATE."""
     failure = classify(error)
     assert (failure.kind, failure.ran) == (kind, ran)
+
+
+def test_errors_of_our_own() -> None:
+    """What this library raises about a COMMIT is classified, too."""
+    unknown = classify(CommitOutcomeUnknown("nobody can tell"))
+    assert (unknown.kind, unknown.ran, unknown.usable) == (Kind.TRANSIENT, Ran.UNKNOWN, False)
+    lost = classify(psycopg.OperationalError(LOST_AT_COMMIT))
+    assert (lost.kind, lost.ran, lost.usable) == (Kind.TRANSIENT, Ran.ROLLED_BACK, False)
 
 
 def test_looks_inside_frameworks_errors() -> None:

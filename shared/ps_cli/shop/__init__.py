@@ -1,0 +1,1 @@
+"""A small Django site: products, orders, and Django's admin."""

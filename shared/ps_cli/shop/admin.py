@@ -1,0 +1,14 @@
+"""Products and orders in Django's admin."""
+
+from django.contrib import admin
+
+from ps_cli.shop.models import Order, Product
+
+admin.site.register(Product, list_display=("name", "price", "stock"), search_fields=("name",))
+admin.site.register(
+    Order,
+    list_display=("id", "product", "quantity", "created"),
+    list_select_related=("product",),
+    raw_id_fields=("product",),
+    ordering=("-id",),
+)
