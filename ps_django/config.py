@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link
+from ps_core.link import Link, link_to
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import Endpoint, Topology, TopologySettings
 
@@ -105,12 +104,6 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     )
 
 
-@lru_cache(maxsize=64)
-def _link(endpoint: Endpoint) -> Link:
-    # One per endpoint and process: all threads of a server wait at the same gate.
-    return Link(endpoint=endpoint)
-
-
 def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
-    """Return what all connections of this alias share."""
-    return _link(endpoint_of(alias, entry))
+    """Return what all connections of this alias share, in all threads of the process."""
+    return link_to(endpoint_of(alias, entry))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 
 from ps_core.connection import AsyncConnection, Connection
-from ps_core.link import Link
+from ps_core.link import Link, link_to
 from ps_core.topology import Topology
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PSDialect(PGDialect_psycopg):
         # The link says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
         if self.ps_link is None:
             topology = Topology.from_url(url.render_as_string(hide_password=False))
-            self.ps_link = Link(endpoint=topology.primary)
+            self.ps_link = link_to(topology.primary)
         nowhere = url.set(username=None, password=None, host=None, port=None, database=None, query={})
         return super().create_connect_args(nowhere)  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
-from ps_core.link import Link
+from ps_core.link import link_to
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology, TopologySettings
 
@@ -110,7 +110,7 @@ def _create(
         options = {**_POOL_DEFAULTS, **options}
 
     def make(endpoint: Endpoint) -> sa.Engine:
-        return factory(_url(endpoint, drivername), ps_link=Link(endpoint=endpoint, policy=policy), **options)
+        return factory(_url(endpoint, drivername), ps_link=link_to(endpoint, policy=policy), **options)
 
     engine = make(topology.primary)
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
