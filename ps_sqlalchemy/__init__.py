@@ -6,6 +6,7 @@ from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology
 from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine
 from ps_sqlalchemy.session import AsyncSession, Session, async_sessionmaker, sessionmaker
+from ps_sqlalchemy.transaction import arun_transaction, run_transaction
 
 __all__ = [
     "AsyncEngine",
@@ -15,9 +16,11 @@ __all__ = [
     "RetryPolicy",
     "Session",
     "Topology",
+    "arun_transaction",
     "async_sessionmaker",
     "create_async_engine",
     "create_engine",
+    "run_transaction",
     "sessionmaker",
     "using_primary",
     "using_replica",

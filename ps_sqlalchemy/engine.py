@@ -10,7 +10,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
-from ps_core.link import link_to
+from ps_core.link import Link, links_of
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology, TopologySettings
 
@@ -36,12 +36,12 @@ class Engine(sa.Engine):
     topology: Topology
     replica: sa.Engine | None
     """An engine on the replica endpoint; None where the topology has none."""
-    _ps_make: Callable[[Endpoint], sa.Engine]
+    _ps_make_direct: Callable[[], sa.Engine]
 
     @cached_property
     def direct(self) -> sa.Engine:
         """An engine on the direct endpoint, for migrations, LISTEN and session features. Made when it is first asked for."""
-        return self._ps_make(self.topology.direct)
+        return self._ps_make_direct()
 
     def dispose(self, close: bool = True) -> None:
         """Dispose the pools of all endpoints."""
@@ -109,15 +109,17 @@ def _create(
     if "poolclass" not in options and "pool" not in options:
         options = {**_POOL_DEFAULTS, **options}
 
-    def make(endpoint: Endpoint) -> sa.Engine:
-        return factory(_url(endpoint, drivername), ps_link=link_to(endpoint, policy=policy), **options)
+    primary, replicas, direct = links_of(topology, policy=policy)
 
-    engine = make(topology.primary)
+    def make(link: Link) -> sa.Engine:
+        return factory(_url(link.endpoint, drivername), ps_link=link, **options)
+
+    engine = make(primary)
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
     assert isinstance(engine, Engine)
     engine.topology = topology
-    engine.replica = make(topology.replicas[0]) if topology.replicas else None
-    engine._ps_make = make
+    engine.replica = make(replicas[0]) if replicas else None
+    engine._ps_make_direct = lambda: make(direct)
     return engine
 
 

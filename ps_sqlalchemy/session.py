@@ -6,7 +6,7 @@ everything is on the primary. The decision itself is `ps_core.routing`'s; here i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ReferenceType, ref
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from ps_core.context import current
+from ps_core.failures import Kind, classify
 from ps_core.routing import Decision, Route, Situation, decide
 from ps_core.statements import analyse
 
@@ -28,6 +29,23 @@ class Session(orm.Session):
     """SQLAlchemy's `Session`, routed. Its `bind` is an engine made by `ps_sqlalchemy.create_engine`."""
 
     _ps_wrote: ReferenceType[SessionTransaction] | None = None
+    _ps_asked: Route | None = None
+    _ps_route: Route | None = None
+    """Where the last piece of work went."""
+
+    def _execute_internal(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+        self._ps_route = None
+        try:
+            return super()._execute_internal(statement, params, **kwargs)
+        except sa.exc.DBAPIError as exc:
+            if self._ps_route is not Route.REPLICA or self._ps_asked is not None or classify(exc).kind not in _FOR_PRIMARY:
+                raise
+        self._ps_asked = Route.PRIMARY
+        try:
+            return super()._execute_internal(statement, params, **kwargs)
+        finally:
+            self._ps_asked = None
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any) -> Any:
         """Return the engine of the endpoint that serves this piece of work."""
@@ -35,12 +53,13 @@ class Session(orm.Session):
         replica = getattr(engine, "replica", None)
         if replica is None:
             return engine
-        return replica if self._ps_decide(clause).route is Route.REPLICA else engine
+        self._ps_route = self._ps_decide(clause).route
+        return replica if self._ps_route is Route.REPLICA else engine
 
     def _ps_decide(self, clause: Any) -> Decision:
         transaction = self._ps_root_transaction()
         wrote = transaction is not None and self._ps_wrote is not None and self._ps_wrote() is transaction
-        asked = current().route
+        asked = self._ps_asked or current().route
         decision = decide(
             Situation(
                 reads=not self._flushing and _reads(clause),
@@ -58,6 +77,9 @@ class Session(orm.Session):
         while transaction is not None and transaction.parent is not None:
             transaction = transaction.parent
         return transaction
+
+
+_FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
 
 
 def _reads(clause: Any) -> bool:

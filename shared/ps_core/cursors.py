@@ -208,8 +208,10 @@ class _Composing(ClientCursorMixin[Any, Row]):
             # Either BEGIN did not run, since the message did not parse, or it was rolled back above. The caller expects a failed
             # transaction, and gets one.
             return replace(plan, apart=True)
-        if state == b"25006" and plan.read_only and not conn.link.endpoint.read_only:
+        if state == b"25006" and plan.read_only:
             conn.link.hidden_writes.add(text)
+            if conn.link.endpoint.read_only:
+                return None
         elif state in (b"25001", b"2D000") and plan.before.parts:
             # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
             conn.link.loners.add(text)

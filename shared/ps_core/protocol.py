@@ -140,6 +140,8 @@ class Shared(psycopg.BaseConnection[Row]):
         """Decide how a statement travels that arrives while the connection is idle."""
         link, statement = self.link, analyse(text)
         reads = statement.reads and text not in link.hidden_writes
+        if statement.reads and not reads and link.endpoint.read_only:
+            raise _known_to_write_error()
         if bound_by_server:
             return self._make_plan_apart(statement, reads=reads, alone=text in link.loners)
         if not self._autocommit and not (reads and self._may_read_without_transaction()):
@@ -428,6 +430,14 @@ def _behind_error() -> psycopg.Error:
     # The same as the server's own, for a caller of whom only the primary has certainly all that it has seen.
     info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"22023", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
     return psycopg.errors.InvalidParameterValue("replica_behind: the position to wait for is not known", info=info)
+
+
+def _known_to_write_error() -> psycopg.Error:
+    # The server's own answer to this text, without asking it again.
+    info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"25006", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
+    return psycopg.errors.ReadOnlySqlTransaction(
+        "cannot execute this in a read-only transaction, as it was found before", info=info
+    )
 
 
 def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknown:

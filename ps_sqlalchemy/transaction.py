@@ -1,0 +1,91 @@
+"""`run_transaction` and `arun_transaction`: a whole transaction, again where that is safe."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import sqlalchemy as sa
+import tenacity
+
+from ps_core.context import commit_check, remaining
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.failures import Kind, classify
+from ps_core.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+__all__ = ["arun_transaction", "run_transaction"]
+
+T = TypeVar("T")
+
+_running: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_run_transaction", default=False)
+_POLICY: Final = RetryPolicy()
+_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
+
+
+def run_transaction(
+    begin: Any,
+    fn: Callable[[Any], T],
+    *,
+    retry: RetryPolicy = _POLICY,
+    verify: str | None = None,
+    marker: bool = False,
+) -> T:
+    """Run `fn` in a transaction of its own and commit; run all of it again after a lost connection, 40001 or 40P01.
+
+    `begin` is a `sessionmaker` (or anything that has its `begin()`), or an `Engine`; `fn` gets a fresh Session, or a Connection,
+    each time, and must do nothing that cannot be done twice. A COMMIT whose outcome nobody can tell is never run again:
+    `verify` and `marker` are `ps_core.context.commit_check`'s.
+
+    Raises:
+        RuntimeError: it is called inside another one, or `begin` is a session that is in a transaction already.
+        CommitOutcomeUnknown: as SQLAlchemy wraps it (`exc.orig`).
+    """
+    with _alone(begin):
+        for attempt in tenacity.Retrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
+            with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work:
+                result = fn(work)
+    return result
+
+
+async def arun_transaction(
+    begin: Any,
+    fn: Callable[[Any], Awaitable[T]],
+    *,
+    retry: RetryPolicy = _POLICY,
+    verify: str | None = None,
+    marker: bool = False,
+) -> T:
+    """Like `run_transaction`, with an `async_sessionmaker` or an `AsyncEngine`."""
+    with _alone(begin):
+        async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
+            with attempt, commit_check(verify=verify, marker=marker):
+                async with begin.begin() as work:
+                    result = await fn(work)
+    return result
+
+
+def _may_run_again(exc: BaseException) -> bool:
+    if not isinstance(exc, sa.exc.DBAPIError) or isinstance(exc.orig, CommitOutcomeUnknown):
+        return False
+    return classify(exc).kind in _AGAIN
+
+
+@contextmanager
+def _alone(begin: Any) -> Iterator[None]:
+    if _running.get():
+        raise RuntimeError(
+            "run_transaction inside run_transaction: the outer one may run all of it again; call the function instead"
+        )
+    if getattr(begin, "in_transaction", None) is not None and begin.in_transaction():
+        raise RuntimeError(
+            "run_transaction on a session or connection that is in a transaction: give it the sessionmaker or the engine"
+        )
+    token = _running.set(True)
+    try:
+        yield
+    finally:
+        _running.reset(token)

@@ -1,0 +1,109 @@
+"""Sessions see what they have seen before, writes that look like reads run once, and whole transactions run again."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import select, text
+
+from ps_core import current_token, use_token
+from ps_lab import Lab
+from ps_sqlalchemy import Engine, Session, run_transaction, sessionmaker
+from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
+
+
+def test_own_writes_are_seen(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
+    """With a replay delay, a fresh session of the same context reads its write, on the primary, and later on replicas again."""
+    ps_lab.set_replay_delay(0.5)
+    try:
+        for number in range(20):
+            with Session(engine) as session:
+                session.add(items(id=number, note="a"))
+                session.commit()
+            with Session(engine) as session:
+                assert session.get(items, number) is not None
+        token = str(current_token())
+        with use_token(None), Session(engine) as session:
+            assert session.scalar(SERVED_BY_REPLICA) is True
+        with use_token(token, identity=ps_lab.branch), Session(engine) as session:
+            assert session.scalar(SERVED_BY_REPLICA) is False
+    finally:
+        ps_lab.set_replay_delay(0)
+    with use_token(token, identity=ps_lab.branch), Session(engine) as session:
+        assert session.scalar(SERVED_BY_REPLICA) is True
+
+
+def test_hidden_write_runs_once_on_the_primary(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
+    """A function that writes is refused by the replica, runs on the primary, and goes there directly the next time."""
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION sa_add(n int) RETURNS int LANGUAGE sql AS"
+        " 'INSERT INTO sa_item VALUES (n, ''f'') RETURNING id'"
+    )
+    ps_lab.wait_replicas_caught_up()
+    for number, on_replica in ((1, 1), (2, 0)):
+        with ps_lab.round_trips() as counter, Session(engine) as session:
+            assert session.scalar(text("SELECT sa_add(:n)"), {"n": number}) == number
+            session.commit()
+        assert counter.by_path["replica"] == on_replica
+    assert ps_lab.sql("SELECT count(*) FROM sa_item") == [(2,)]
+
+
+@pytest.mark.parametrize("factory", [sessionmaker, lambda engine: engine], ids=["sessionmaker", "engine"])
+def test_run_transaction(ps_lab: Lab, engine: Engine, items: type[Item], factory: Callable[[Engine], Any]) -> None:
+    """A connection that is lost in the middle, and a conflict, run the whole function again; the result comes back once."""
+    calls = []
+
+    def work(session: Any) -> str:
+        calls.append(1)
+        session.execute(sa.insert(items).values(id=len(calls), note="a"))
+        if len(calls) == 1:
+            ps_lab.edge.cut("primary")
+        if len(calls) == 2:
+            raise sa.exc.OperationalError("", {}, psycopg.errors.SerializationFailure("synthetic"))
+        session.execute(select(items))
+        return "done"
+
+    assert run_transaction(factory(engine), work) == "done"
+    assert ps_lab.sql("SELECT id FROM sa_item") == [(3,)]
+
+
+def test_two_transfers_both_finish(engine: Engine, items: type[Item]) -> None:
+    """Two transactions that deadlock both finish, one of them the second time."""
+    with Session(engine) as session, session.begin():
+        session.add_all([items(id=1, note="0"), items(id=2, note="0")])
+    barrier = threading.Barrier(2, timeout=10)
+    first = {1: True, 2: True}
+
+    def transfer(own: int, other: int) -> None:
+        def work(session: Any) -> None:
+            session.execute(sa.update(items).where(items.id == own).values(note=items.note + "x"))
+            if first[own]:
+                first[own] = False
+                barrier.wait()
+            session.execute(sa.update(items).where(items.id == other).values(note=items.note + "y"))
+
+        run_transaction(sessionmaker(engine), work)
+
+    threads = [threading.Thread(target=transfer, args=pair) for pair in ((1, 2), (2, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    with Session(engine) as session, session.begin():
+        assert sorted(map(sorted, session.scalars(select(items.note)))) == [["0", "x", "y"]] * 2
+
+
+def test_run_transaction_refuses_nesting(engine: Engine, items: type[Item]) -> None:
+    """A call inside another, or on a session that is in a transaction, is a clear error; other errors are raised at once."""
+    factory = sessionmaker(engine)
+    with pytest.raises(RuntimeError, match="inside run_transaction"):
+        run_transaction(factory, lambda _: run_transaction(factory, lambda _: None))
+    with factory() as session, session.begin(), pytest.raises(RuntimeError, match="in a transaction"):
+        run_transaction(session, lambda _: None)
+    calls = []
+    with pytest.raises(sa.exc.IntegrityError):
+        run_transaction(factory, lambda session: (calls.append(1), session.execute(sa.insert(items).values(id=1, note=None))))
+    assert len(calls) == 1
