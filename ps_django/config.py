@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from ps_core.consistency import identity_of
 from ps_core.errors import ConfigurationError
 from ps_core.link import Link, link_to
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
@@ -27,7 +28,19 @@ _TIMEOUTS: Final = {
     "ps_lock_timeout": "lock",
     "ps_connect_timeout": "connect",
 }
-_OWN: Final = frozenset({"ps_role", "ps_pooled", "ps_primary", "ps_direct", "ps_weight", "ps_application_name", *_TIMEOUTS})
+_OWN: Final = frozenset(
+    {
+        "ps_role",
+        "ps_pooled",
+        "ps_primary",
+        "ps_direct",
+        "ps_weight",
+        "ps_application_name",
+        "ps_identity",
+        "ps_tracks",
+        *_TIMEOUTS,
+    }
+)
 
 
 def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[TopologySettings]) -> dict[str, dict[str, Any]]:
@@ -44,10 +57,10 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
         topology = Topology.from_url(url, **settings)
     else:
         topology = Topology.from_env(os.environ if url is None else url, **settings)
-    entries = {"default": _entry(topology.primary, ps_direct="direct")}
-    for replica in topology.replicas:
-        entries[replica.name] = _entry(replica, ps_primary="default") | {"TEST": {"MIRROR": "default"}}
-    entries["direct"] = _entry(topology.direct, ps_primary="default") | {"TEST": {"MIRROR": "default"}}
+    common = {"ps_identity": identity_of(topology.identity), "ps_tracks": bool(topology.replicas)}
+    entries = {"default": _entry(topology.primary, ps_direct="direct", **common)}
+    for endpoint in (*topology.replicas, topology.direct):
+        entries[endpoint.name] = _entry(endpoint, ps_primary="default", **common) | {"TEST": {"MIRROR": "default"}}
     return entries
 
 
@@ -106,4 +119,7 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
 
 def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
     """Return what all connections of this alias share, in all threads of the process."""
-    return link_to(endpoint_of(alias, entry))
+    options = entry.get("OPTIONS") or {}
+    return link_to(
+        endpoint_of(alias, entry), identity=options.get("ps_identity", ""), tracks=bool(options.get("ps_tracks", False))
+    )

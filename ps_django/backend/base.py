@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.postgresql import base, schema
+from django.db.backends.utils import CursorWrapper
 
 from ps_core.connection import Connection
 from ps_core.connection import Cursor as PSCursor
+from ps_core.failures import Kind, classify
 from ps_django.config import link_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,32 @@ class _Driver:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
+
+
+class _FallingBack(CursorWrapper):
+    """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+
+    def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
+        try:
+            return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
+        except DatabaseError as exc:
+            primary = self.db.settings_dict["OPTIONS"].get("ps_primary")
+            if (
+                self.db.ps_link.endpoint.role != "replica"
+                or primary is None
+                or self.db.in_atomic_block
+                or classify(exc).kind not in (Kind.BEHIND, Kind.NOT_PRIMARY)
+            ):
+                raise
+        self.cursor.close()
+        other = connections[primary]
+        other.ensure_connection()
+        self.cursor = other.create_cursor()
+        return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
+
+
+class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
+    pass
 
 
 class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
@@ -77,6 +105,14 @@ class DatabaseWrapper(base.DatabaseWrapper):
     @property
     def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
         return _Driver(partial(Connection.open, self.ps_link))
+
+    def make_cursor(self, cursor: Any) -> Any:
+        """Return the wrapper that may go on with another cursor, on the primary."""
+        return _FallingBack(cursor, self)
+
+    def make_debug_cursor(self, cursor: Any) -> Any:
+        """The same where queries are logged."""
+        return _DebugFallingBack(cursor, self)
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return what is Django's and psycopg's own. Where to connect is the endpoint's."""

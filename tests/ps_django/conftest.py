@@ -20,6 +20,9 @@ def site(ps_lab: Lab) -> Iterator[None]:
         INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "ps_cli.shop"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
+        ALLOWED_HOSTS=["testserver"],
+        ROOT_URLCONF="tests.ps_django.urls",
+        MIDDLEWARE=["ps_django.middleware.ConsistencyMiddleware", "ps_django.middleware.DeadlineMiddleware"],
         USE_TZ=True,
     )
     django.setup()
