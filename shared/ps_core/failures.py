@@ -90,9 +90,15 @@ def _alive(rule: str, kind: Kind) -> Failure:
 # --- PgBouncer (objects.c, janitor.c, client.c of 1.18 to 1.25) and PlanetScale's edge (its error reference) ---
 # First match wins. Texts are sought inside the message: a connect error wraps them ("connection failed: ... FATAL:  text").
 
+_IDLE_IN_TRANSACTION_TIMEOUT: Final = _lost("idle_in_transaction_timeout", kind=Kind.TIMEOUT, ran=Ran.ROLLED_BACK)
+_TRANSACTION_TIMEOUT: Final = _lost("transaction_timeout", kind=Kind.TIMEOUT, ran=Ran.ROLLED_BACK)
+
 _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     (re.escape(DEMOTED), _lost("demoted", ran=Ran.NO)),
     (re.escape(LOST_AT_COMMIT), _lost("lost_at_commit", ran=Ran.ROLLED_BACK)),
+    # The server's words, where an older libpq lost their SQLSTATE to the pooler's that followed.
+    (r"terminating connection due to transaction timeout", _TRANSACTION_TIMEOUT),
+    (r"terminating connection due to idle-in-transaction timeout", _IDLE_IN_TRANSACTION_TIMEOUT),
     # Edge. Sent while connecting, so nothing ran.
     (r"no (primary|replica|running members) available for branch", _lost("edge_no_member", ran=Ran.NO)),
     (r"connection retry timeout - branch", _lost("edge_retry_timeout", ran=Ran.NO)),
@@ -146,8 +152,8 @@ _SQLSTATES: Final[dict[str, Failure]] = {
     "57P03": _lost("cannot_connect_now", ran=Ran.NO),
     "57P04": _lost("database_dropped", kind=Kind.CONFIGURATION, ran=Ran.ROLLED_BACK),
     "57P05": _lost("idle_session_timeout", ran=Ran.NO),
-    "25P03": _lost("idle_in_transaction_timeout", kind=Kind.TIMEOUT, ran=Ran.ROLLED_BACK),
-    "25P04": _lost("transaction_timeout", kind=Kind.TIMEOUT, ran=Ran.ROLLED_BACK),
+    "25P03": _IDLE_IN_TRANSACTION_TIMEOUT,
+    "25P04": _TRANSACTION_TIMEOUT,
     "57014": _alive("query_canceled", Kind.TIMEOUT),
     "55P03": _alive("lock_not_available", Kind.TIMEOUT),
     "40001": _alive("serialization_failure", Kind.CONFLICT),

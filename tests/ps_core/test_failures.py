@@ -19,7 +19,10 @@ def server_error(state: str, text: str, severity: str = "ERROR") -> psycopg.Erro
         DiagnosticField.MESSAGE_PRIMARY: text.encode(),
         DiagnosticField.SOURCE_FILE: b"postgres.c",
     }
-    return psycopg.errors.lookup(state)(text, info=info)
+    try:
+        return psycopg.errors.lookup(state)(text, info=info)
+    except KeyError:  # younger than this psycopg: it raises the class of the first two digits
+        return psycopg.InternalError(text, info=info)
 
 
 def pooler_error(text: str, state: str = "08P01") -> psycopg.Error:
@@ -105,6 +108,13 @@ EDGE = [
 ]
 
 CLIENT = [
+    (
+        psycopg.OperationalError(
+            "consuming input failed: terminating connection due to transaction timeout\nFATAL:  server conn crashed?"
+        ),
+        Kind.TIMEOUT,
+        Ran.ROLLED_BACK,
+    ),
     (psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly"), Kind.TRANSIENT, Ran.UNKNOWN),
     (psycopg.OperationalError("the connection is closed"), Kind.TRANSIENT, Ran.NO),
     (psycopg.OperationalError("sending query failed: SSL SYSCALL error: EOF detected"), Kind.TRANSIENT, Ran.UNKNOWN),
