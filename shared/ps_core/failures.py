@@ -224,6 +224,8 @@ def classify(exc: BaseException) -> Failure:
     state = error.sqlstate
     if state is None and not isinstance(error, (psycopg.OperationalError, psycopg.InternalError)):
         return _PERMANENT  # misuse that psycopg found itself: its text may quote the caller's names
+    if state is not None and state[:2] == "08" and error.diag.severity_nonlocalized == "ERROR":
+        return _PERMANENT  # a server that told of a connection of its own (postgres_fdw, dblink), or of a protocol fault
     if state is None or state == "08P01" or state[:2] == "08" or is_made_by_pooler(error):
         for pattern, failure in _MIDDLE:
             if pattern.search(message):

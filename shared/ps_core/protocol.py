@@ -272,6 +272,7 @@ class Shared(psycopg.BaseConnection[Row]):
         """Turn a verdict into what `commit` does: return, or raise."""
         _log.info("endpoint %r: commit outcome %s", self.link.endpoint.name, verdict.value, extra={"ps_event": "commit_outcome"})
         if verdict is Outcome.COMMITTED:
+            self._in_block = False
             if self.link.tracks:
                 self._see(None)
         elif verdict is Outcome.ROLLED_BACK:

@@ -58,6 +58,8 @@ SERVER = [
     ("42601", "syntax error", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("23505", "duplicate key", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("08P01", "bind message supplies 1 parameters", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
+    ("08001", 'could not connect to server "remote"', "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
+    ("08006", "terminating connection because protocol synchronization was lost", "FATAL", Kind.TRANSIENT, Ran.UNKNOWN, False),
     ("28P01", "password authentication failed", "FATAL", Kind.CONFIGURATION, Ran.NO, False),
     ("25006", "invalid statement because cluster is read-only", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
 ]

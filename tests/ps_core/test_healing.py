@@ -247,6 +247,7 @@ def test_lost_commit_is_looked_up(ps_lab: Lab, primary: Link, table: str, connec
     committer.join(30)
     assert not committer.is_alive()
     assert count(ps_lab, table) == 1
+    assert conn.execute("SELECT 1").fetchone() == (1,)
     conn = connect(primary)
     conn.execute(f"INSERT INTO {table} VALUES (2)")
     with commit_waits(ps_lab) as waiting:
