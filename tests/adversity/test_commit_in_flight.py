@@ -1,0 +1,220 @@
+"""The answer to COMMIT does not come. Each outcome is forced, and what the caller is told is compared with what is true."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core.connection import AsyncConnection
+from ps_core.errors import CommitOutcomeUnknown
+from ps_core.failures import Kind, Ran, classify
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.adversity.harness import Doing, Path, Paths, prepare, raised
+from tests.adversity.matrix import Matrix
+
+WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+PHASE = "COMMIT under way"
+
+
+@contextmanager
+def replicas_cut_off(lab: Lab) -> Iterator[Callable[[int], None]]:
+    """Let COMMITs wait for their synchronous replica. Yields what waits until so many of them do."""
+    primary = lab.primary
+    for replica in lab.replicas:
+        replica.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        replica.sql("SELECT pg_reload_conf()")
+    wait_until(lambda: primary.sql("SELECT count(*) FROM pg_stat_replication") == [(0,)], "replicas that are cut off")
+    try:
+        yield lambda number: wait_until(lambda: primary.sql(WAITS) == [(number,)], "COMMITs that wait")
+    finally:
+        if lab.primary is primary:
+            for replica in lab.replicas:
+                replica.follow(primary)
+            following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+            wait_until(lambda: primary.sql(following) == [(len(lab.replicas),)], "replicas that follow")
+
+
+def insert(conn: psycopg.Connection[Any], number: int) -> Doing:
+    """Write a row, and begin to commit it."""
+    conn.execute(f"INSERT INTO ledger VALUES ({number})")
+    return Doing(conn.commit)
+
+
+def ledger(lab: Lab) -> list[int]:
+    """Return what was committed."""
+    return [number for (number,) in lab.sql("SELECT id FROM ledger ORDER BY id")]
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_lost_after_its_record(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """The connection breaks when the server has committed: stock psycopg raises, ours looks it up, and returns."""
+    prepare(ps_lab)
+    stock, ours = paths.stock(path, autocommit=False), paths.ours(path, autocommit=False)
+    with replicas_cut_off(ps_lab) as waiting:
+        commits = [insert(stock, 1), insert(ours, 2)]
+        waiting(2)
+        ps_lab.edge.cut(path)
+    error = raised(commits[0].end)
+    commits[1].end()
+    assert ledger(ps_lab) == [1, 2]
+    matrix.add(
+        "COMMIT waits for its replica, the edge cuts",
+        path,
+        PHASE,
+        classify(error),
+        "connection_lost",
+        ours="looked up",
+        outcome="committed, once",
+    )
+
+
+def test_goes_on_after_the_lookup(ps_lab: Lab, paths: Paths) -> None:
+    """A COMMIT that returned is the end of its transaction: the next statement makes a new connection."""
+    prepare(ps_lab)
+    ours = paths.ours(autocommit=False)
+    with replicas_cut_off(ps_lab) as waiting:
+        commit = insert(ours, 1)
+        waiting(1)
+        ps_lab.edge.cut("primary")
+    commit.end()
+    assert ours.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_lost_after_its_record_asyncio(ps_lab: Lab, paths: Paths) -> None:
+    """The same with asyncio; and a task that is cancelled while COMMIT is under way still commits, and is cancelled then."""
+    prepare(ps_lab)
+    link = paths.link()
+
+    async def work() -> None:
+        lost, cancelled = await AsyncConnection.open(link), await AsyncConnection.open(link)
+        await lost.execute("INSERT INTO ledger VALUES (1)")
+        await cancelled.execute("INSERT INTO ledger VALUES (2)")
+        with ExitStack() as stack:
+            waiting = stack.enter_context(replicas_cut_off(ps_lab))
+            task = asyncio.create_task(cancelled.commit())
+            while ps_lab.sql(WAITS) != [(1,)]:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            commit = asyncio.create_task(lost.commit())
+            while ps_lab.sql(WAITS) != [(2,)]:
+                await asyncio.sleep(0.01)
+            waiting(2)
+            assert not task.done()
+            await asyncio.to_thread(stack.close)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await commit
+        with replicas_cut_off(ps_lab):
+            await lost.execute("INSERT INTO ledger VALUES (3)")
+            commit = asyncio.create_task(lost.commit())
+            while ps_lab.sql(WAITS) != [(1,)]:
+                await asyncio.sleep(0.01)
+            ps_lab.edge.cut("primary")
+        await commit
+        await lost.close()
+        await cancelled.close()
+
+    asyncio.run(work())
+    assert ledger(ps_lab) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_lost_with_the_primary(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """The primary dies before a replica has the COMMIT: after the promotion it is not there, and nobody is told that it is."""
+    prepare(ps_lab)
+    stock, ours = paths.stock(path, autocommit=False), paths.ours(path, autocommit=False)
+    with replicas_cut_off(ps_lab) as waiting:
+        commits = [insert(stock, 1), insert(ours, 2)]
+        waiting(2)
+        ps_lab.crash_primary(detection=0.1)
+    errors = [raised(commit.end) for commit in commits]
+    assert ledger(ps_lab) == []
+    assert classify(errors[1]).rule in ("lost_at_commit", "commit_outcome_unknown")
+    matrix.met.add(classify(errors[1]).rule)
+    ours.rollback()
+    assert ours.execute("SELECT 1").fetchone() == (1,)
+    matrix.add(
+        "COMMIT waits for its replica, the primary crashes",
+        path,
+        PHASE,
+        classify(errors[0]),
+        ("results_hidden_by_driver", "pooler_server_crashed", "connection_lost"),
+        ours="looked up",
+        outcome="raised: rolled back, or nobody can tell",
+    )
+
+
+def test_id_is_used_again(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
+    """On the new timeline another transaction has the id and is committed: ours is not reported as committed."""
+    prepare(ps_lab)
+    ours = paths.ours("direct", autocommit=False)
+    with replicas_cut_off(ps_lab) as waiting:
+        commit = insert(ours, 1)
+        waiting(1)
+        xid = int(ps_lab.sql("SELECT backend_xid::text FROM pg_stat_activity WHERE wait_event = 'SyncRep'")[0][0] or 0)
+        waiting(1)
+        # The client does not hear of its loss until the id has been given away.
+        with ps_lab.edge.hang("direct"):
+            ps_lab.crash_primary(detection=0.1)
+            wait_until(lambda: other_transaction(ps_lab) > max(xid, 0) + 50, "the id to be given to somebody else")
+    error = raised(commit.end)
+    assert isinstance(error, CommitOutcomeUnknown)
+    assert ledger(ps_lab) == []
+    failure = classify(error)
+    assert (failure.kind, failure.ran) == (Kind.TRANSIENT, Ran.UNKNOWN)
+    matrix.add(
+        "COMMIT is lost with the primary, and its id used again",
+        "direct",
+        PHASE,
+        failure,
+        "commit_outcome_unknown",
+        ours="looked up",
+        outcome="the caller is told that nobody can tell",
+    )
+
+
+def other_transaction(lab: Lab) -> int:
+    """Commit something, and return its id."""
+    return int(lab.sql("SELECT pg_current_xact_id()::text")[0][0])
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_cancelled_wait(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path, how: str) -> None:
+    """A COMMIT whose wait for its replica is cancelled says that it succeeded, and may be gone after a promotion: unknown."""
+    prepare(ps_lab)
+    ours, stock = paths.ours(path, autocommit=False), paths.stock(path, autocommit=False)
+    with replicas_cut_off(ps_lab) as waiting:
+        commits = [insert(ours, 1), insert(stock, 2)]
+        waiting(2)
+        ps_lab.sql(f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        for commit in commits:
+            commit._thread.join(20)
+    if how == "pg_cancel_backend":
+        commits[1].end()  # stock psycopg says that all is well
+        error = raised(commits[0].end)
+        assert isinstance(error, CommitOutcomeUnknown)
+        matrix.add(
+            "COMMIT's wait for its replica is cancelled",
+            path,
+            PHASE,
+            classify(error),
+            "commit_outcome_unknown",
+            ours="raised",
+            outcome="the caller is told that nobody can tell",
+        )
+    else:
+        # The primary lives and has it; whether the caller hears "committed" or "unknown", it is never "rolled back".
+        with suppress(CommitOutcomeUnknown):
+            commits[0].end()
+    assert ledger(ps_lab) == [1, 2]
+
+
+def test_verdict_of_the_outcome_unknown() -> None:
+    """An outcome that is unknown is never taken for "rolled back"."""
+    failure = classify(CommitOutcomeUnknown("nobody can tell"))
+    assert failure.ran is Ran.UNKNOWN

@@ -1,0 +1,73 @@
+"""Two transactions want the same: 40001 and 40P01. The caller's to run again, as a whole."""
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+
+from ps_core.failures import classify
+from ps_lab import Lab
+from tests.adversity.harness import Doing, Path, Paths, prepare, raised
+from tests.adversity.matrix import Matrix
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_serialization_failure(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """40001: raised, the connection lives, nothing of the transaction is left."""
+    prepare(ps_lab)
+    ps_lab.sql("INSERT INTO ledger VALUES (1)")
+    for conn in (paths.stock(path, autocommit=False), paths.ours(path, autocommit=False)):
+        conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+        conn.execute("SELECT * FROM ledger")
+        ps_lab.sql("UPDATE ledger SET id = id")
+        error = raised(conn.execute, "UPDATE ledger SET id = 2")
+        assert not conn.closed
+        conn.rollback()
+        matrix.add(
+            "Serialization failure (40001)",
+            path,
+            "later statement of a transaction under way",
+            classify(error),
+            "serialization_failure",
+            ours="raised",
+            outcome="rolled back",
+        )
+    assert ps_lab.sql("SELECT id FROM ledger") == [(1,)]
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_deadlock(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """40P01: the one that is chosen is told, the other one goes on."""
+    prepare(ps_lab)
+    ps_lab.sql("INSERT INTO ledger VALUES (1), (2)")
+    ps_lab.sql("ALTER DATABASE postgres SET deadlock_timeout = '50ms'")
+    try:
+        for ours in (False, True):
+            first, second = (
+                paths.ours(path, autocommit=False) if ours else paths.stock(path, autocommit=False) for _ in range(2)
+            )
+            first.execute("UPDATE ledger SET held = NULL WHERE id = 1")
+            second.execute("UPDATE ledger SET held = NULL WHERE id = 2")
+            works = [
+                Doing(conn.execute, f"UPDATE ledger SET held = NULL WHERE id = {other}")
+                for conn, other in ((first, 2), (second, 1))
+            ]
+            errors = []
+            for work, conn in zip(works, (first, second), strict=True):
+                try:
+                    work.end()
+                except psycopg.Error as exc:
+                    errors.append(exc)
+                    assert not conn.closed
+                conn.rollback()
+            (error,) = errors
+            matrix.add(
+                "Deadlock (40P01)",
+                path,
+                "later statement of a transaction under way",
+                classify(error),
+                "deadlock",
+                ours="raised",
+                outcome="rolled back",
+            )
+    finally:
+        ps_lab.sql("ALTER DATABASE postgres RESET deadlock_timeout")

@@ -1,0 +1,25 @@
+"""The edge takes connections and says nothing more."""
+
+from dataclasses import replace
+
+import pytest
+
+from ps_core.failures import classify
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.adversity.harness import PATHS, Doing, Path, Paths, raised
+from tests.adversity.matrix import Matrix
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_connect_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """A connect that is not answered within its timeout is tried again."""
+    limits = paths.endpoint(path).timeouts
+    endpoint = replace(paths.endpoint(path), timeouts=replace(limits, connect=2.0))
+    link = paths.link(endpoint)
+    with ps_lab.edge.hang():
+        works = [Doing(raised, paths.stock, endpoint), Doing(lambda: paths.ours(link).execute("SELECT 1").fetchone())]
+        wait_until(lambda: link.gate.closed, "the outage to be met")
+        error = works[0].end()
+    assert works[1].end() == (1,)
+    matrix.add("The edge hangs", path, "connecting", classify(error), "connect_timeout", ours="sent again", outcome="answered")

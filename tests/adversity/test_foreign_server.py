@@ -1,0 +1,26 @@
+"""Errors of class 08 that the server passes on: a connection of its own broke (postgres_fdw, dblink), not the client's."""
+
+import pytest
+
+from ps_core.failures import classify
+from ps_lab import Lab
+from tests.adversity.harness import QUICK, Paths, prepare, raised
+
+
+@pytest.mark.parametrize("sqlstate", ["08006", "08001", "08003", "08004", "08000"])
+def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
+    """Class 08 as an ERROR of the server's tells of another connection (postgres_fdw, dblink): this one lives, and is kept."""
+    prepare(ps_lab)
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        f" RAISE EXCEPTION 'could not connect to server \"other\"' USING ERRCODE = '{sqlstate}'; END $$"
+    )
+    conn = paths.ours(paths.link(policy=QUICK), autocommit=False)
+    with ps_lab.round_trips() as counter:
+        error = raised(conn.execute, "INSERT INTO ledger SELECT remote()")
+    failure = classify(error)
+    assert (failure.usable, failure.transient) == (True, False)
+    assert counter.startups == 0
+    assert counter.count <= 1
+    assert not conn.closed
+    conn.rollback()

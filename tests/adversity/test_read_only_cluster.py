@@ -1,0 +1,35 @@
+"""PlanetScale's cluster read-only mode (disk nearly full). Synthetic: a trigger raises its text; no more is documented."""
+
+import pytest
+
+from ps_core.failures import classify
+from ps_lab import Lab
+from tests.adversity.harness import Path, Paths, prepare, raised
+from tests.adversity.matrix import Matrix
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+@pytest.mark.parametrize("sqlstate", ["25006", "P0001", "53100"])
+def test_read_only_cluster(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path, sqlstate: str) -> None:
+    """It is neither a failover nor a demotion: raised, never tried again, whatever SQLSTATE comes with it."""
+    prepare(ps_lab)
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" RAISE EXCEPTION 'invalid statement because cluster is read-only' USING ERRCODE = '{sqlstate}'; END $$"
+    )
+    ps_lab.sql("CREATE TRIGGER refuse BEFORE INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION refuse()")
+    for autocommit in (True, False):
+        for conn in (paths.stock(path, autocommit=autocommit), paths.ours(path, autocommit=autocommit)):
+            error = raised(conn.execute, "INSERT INTO ledger VALUES (1)")
+            assert not conn.closed
+            conn.rollback()
+            matrix.add(
+                "The cluster is read-only (synthetic)",
+                path,
+                "autocommit write under way" if autocommit else "first statement of a transaction under way",
+                classify(error),
+                "cluster_read_only",
+                ours="raised",
+                outcome="rolled back",
+            )
+    assert ps_lab.sql("SELECT count(*) FROM ledger") == [(0,)]

@@ -1,0 +1,93 @@
+"""Replicas crash: one of two, or all of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ps_core.failures import classify
+from ps_core.topology import Topology
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.adversity.harness import READ_ONLY, Crowd, Doing, Met, Ours, Paths, Phase, Row, Rules, Verdict, raised, table
+from tests.adversity.matrix import Matrix
+
+CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
+LOGIN: Rules = ("pooler_login_retry", "results_hidden_by_driver", None)
+# Half of the statements were on the other replica.
+ONE: dict[Phase, tuple[Rules, Verdict]] = {
+    **dict.fromkeys(READ_ONLY, (("pooler_server_crashed", "results_hidden_by_driver", None), (Ours.AGAIN, Ours.UNNOTICED))),
+    Phase.CONNECT: (None, Ours.UNNOTICED),
+}
+ALL: dict[Phase, tuple[Rules, Verdict]] = {
+    Phase.CONNECT: (LOGIN, Ours.AGAIN),
+    Phase.IDLE_READ: (LOGIN, Ours.AGAIN),
+    Phase.IDLE_OPENING: (LOGIN, Ours.AGAIN),
+    Phase.READ: (CRASHED, Ours.AGAIN),
+    Phase.OPENING: (CRASHED, Ours.AGAIN),
+    Phase.IN_TRANSACTION: (CRASHED, Ours.AGAIN),
+    Phase.LATER: (CRASHED, Ours.AGAIN),
+}
+
+
+@contextmanager
+def one_down(crowd: Crowd) -> Iterator[None]:
+    crowd.lab.crash_replica(0)
+    yield
+    crowd.lab.restart_replica()
+
+
+@contextmanager
+def all_down(crowd: Crowd) -> Iterator[None]:
+    for index in range(len(crowd.lab.replicas)):
+        crowd.lab.crash_replica(index)
+    yield
+    crowd.lab.restart_replica()
+
+
+@pytest.fixture(scope="module")
+def one(ps_lab: Lab) -> Met:
+    return Crowd(ps_lab, {"replica": READ_ONLY}).run("One replica of two crashes", one_down)
+
+
+@pytest.fixture(scope="module")
+def everyone(ps_lab: Lab) -> Met:
+    return Crowd(ps_lab, {"replica": READ_ONLY}).run("All replicas crash", all_down)
+
+
+@pytest.mark.parametrize("row", table("replica", ONE))
+def test_one_replica_gone(one: Met, matrix: Matrix, row: Row) -> None:
+    """The reads go on on the other replica, those of a transaction at READ COMMITTED, too."""
+    matrix.crowd(one, row)
+
+
+@pytest.mark.parametrize("row", table("replica", ALL))
+def test_all_replicas_gone(everyone: Met, matrix: Matrix, row: Row) -> None:
+    """Reads wait until a replica is back."""
+    matrix.crowd(everyone, row)
+
+
+def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
+    """A direct connection to a replica is refused by the edge while there is none, and healed when there is."""
+    endpoint = Topology.from_url(ps_lab.url, direct_replica=True).replicas[0]
+    link = paths.link(endpoint)
+    conn = paths.ours(link)
+    conn.execute("SELECT 1")
+    for index in range(len(ps_lab.replicas)):
+        ps_lab.crash_replica(index)
+    try:
+        error = raised(paths.stock, endpoint)
+        read = Doing(lambda: conn.execute("SELECT 2").fetchone())
+        wait_until(lambda: link.gate.closed, "the outage to be met")
+    finally:
+        ps_lab.restart_replica()
+    assert read.end() == (2,)
+    matrix.add(
+        "All replicas crash",
+        "direct replica",
+        "connecting",
+        classify(error),
+        "edge_no_member",
+        ours="sent again",
+        outcome="answered",
+    )

@@ -1,0 +1,169 @@
+"""Limits of the server's: each says what it was, none is taken for a failover, none is tried again."""
+
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core.context import limits
+from ps_core.failures import classify
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.adversity.harness import PATHS, Path, Paths, prepare, raised, running
+from tests.adversity.matrix import Matrix
+
+
+def on_stock(conn: psycopg.Connection[Any], **settings: int) -> None:
+    """Begin a transaction of stock psycopg's with these limits, in milliseconds."""
+    for name, value in settings.items():
+        conn.execute(f"SET LOCAL {name} = {value}")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_statement_timeout(paths: Paths, matrix: Matrix, path: Path) -> None:
+    """57014: the statement is rolled back, the connection lives, and the statement ran once."""
+    stock = paths.stock(path, autocommit=False)
+    on_stock(stock, statement_timeout=100)
+    error = raised(stock.execute, "SELECT pg_sleep(5)")
+    for autocommit in (True, False):
+        conn = paths.ours(path, autocommit=autocommit)
+        with limits(statement="100ms", transaction="1s"):
+            ours = raised(conn.execute, "SELECT pg_sleep(5)")
+        assert classify(ours) == classify(error)
+        assert not conn.closed
+        conn.rollback()
+        conn.execute("SELECT 1")
+    matrix.add(
+        "statement_timeout (57014)",
+        path,
+        "statement under way",
+        classify(error),
+        "query_canceled",
+        ours="raised",
+        outcome="rolled back",
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_cancelled(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """57014 by a cancel request: the same SQLSTATE, the same verdict."""
+    for conn in (paths.stock(path), paths.ours(path)):
+
+        def cancel(conn: psycopg.Connection[Any] = conn) -> None:
+            wait_until(lambda: running(ps_lab, "pg_sleep(1.6)"), "statement")
+            conn.cancel_safe()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        error = raised(conn.execute, "SELECT pg_sleep(1.6)")
+        canceller.join()
+        assert not conn.closed
+        matrix.add(
+            "Cancelled by its user (57014)",
+            path,
+            "statement under way",
+            classify(error),
+            "query_canceled",
+            ours="raised",
+            outcome="rolled back",
+        )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_transaction_timeout(paths: Paths, matrix: Matrix, path: Path) -> None:
+    """25P04 ends the connection, and is a limit all the same: not tried again; the connection goes on after rollback()."""
+    stock = paths.stock(path, autocommit=False)
+    on_stock(stock, transaction_timeout=100)
+    error = raised(stock.execute, "SELECT pg_sleep(5)")
+    conn = paths.ours(path, autocommit=False)
+    with limits(statement="off", transaction="100ms"):
+        ours = raised(conn.execute, "SELECT pg_sleep(5)")
+    assert classify(ours) == classify(error)
+    conn.rollback()
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+    matrix.add(
+        "transaction_timeout (25P04)",
+        path,
+        "first statement of a transaction under way",
+        classify(error),
+        "transaction_timeout",
+        ours="raised",
+        outcome="rolled back",
+    )
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_idle_in_transaction(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """25P03 while nothing was sent: the next statement is told, and not sent on another connection."""
+    prepare(ps_lab)
+    stock = paths.stock(path, autocommit=False)
+    on_stock(stock, idle_in_transaction_session_timeout=100)
+    conn = paths.ours(path, autocommit=False)
+    with limits(idle_in_transaction="100ms"):
+        conn.execute("INSERT INTO ledger VALUES (1)")
+    idle = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND usename = 'app'"
+    wait_until(lambda: not ps_lab.sql(idle), "idle transactions to end")
+    error, ours = raised(stock.execute, "SELECT 1"), raised(conn.execute, "INSERT INTO ledger VALUES (2)")
+    assert classify(ours).kind is classify(error).kind
+    conn.rollback()
+    assert conn.execute("SELECT count(*) FROM ledger").fetchone() == (0,)
+    matrix.add(
+        "idle_in_transaction_session_timeout (25P03)",
+        path,
+        "idle in a transaction, then a statement",
+        classify(error),
+        "idle_in_transaction_timeout",
+        ours="raised",
+        outcome="rolled back",
+    )
+
+
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_lock_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
+    """55P03: by lock_timeout, or at once by NOWAIT."""
+    prepare(ps_lab)
+    with psycopg.connect(ps_lab.primary.dsn()) as holder:
+        holder.execute("LOCK TABLE ledger")
+        stock = paths.stock(path, autocommit=False)
+        error = raised(stock.execute, "LOCK TABLE ledger NOWAIT")
+        conn = paths.ours(path, autocommit=False)
+        with limits(lock="50ms"):
+            ours = raised(conn.execute, "INSERT INTO ledger VALUES (1)")
+        assert classify(ours) == classify(error)
+        assert not conn.closed
+        conn.rollback()
+    conn.execute("INSERT INTO ledger VALUES (2)")
+    conn.commit()
+    assert ps_lab.sql("SELECT id FROM ledger") == [(2,)]
+    matrix.add(
+        "lock_timeout (55P03)",
+        path,
+        "first statement of a transaction under way",
+        classify(error),
+        "lock_not_available",
+        ours="raised",
+        outcome="rolled back",
+    )
+
+
+def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
+    """57P05 ends a session that is idle: nothing is open on it, so it is healed."""
+    ps_lab.sql("ALTER ROLE app SET idle_session_timeout = 100")
+    try:
+        stock, conn = paths.stock("direct"), paths.ours("direct")
+        pids = [stock.info.backend_pid, conn.info.backend_pid]
+        wait_until(lambda: not ps_lab.sql("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", pids), "end of the sessions")
+        error = raised(stock.execute, "SELECT 1")
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        ps_lab.sql("ALTER ROLE app RESET idle_session_timeout")
+    matrix.add(
+        "idle_session_timeout (57P05)",
+        "direct",
+        "idle, then an autocommit read",
+        classify(error),
+        "idle_session_timeout",
+        ours="sent again",
+        outcome="answered",
+    )
