@@ -111,28 +111,29 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
             CommitOutcomeUnknown: nobody can tell.
             psycopg.Error: it was certainly not committed.
         """
-        with self._settling():
+        self._unsettled = ()
+        try:
             super().commit()
+        except CommitOutcomeUnknown as unknown:
+            self._settle(unknown)
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
         """Like psycopg's; its COMMIT is settled as in `commit`."""
-        with self._settling(), super().transaction(savepoint_name, force_rollback) as transaction:
-            yield transaction
-
-    @contextmanager
-    def _settling(self) -> Iterator[None]:
         self._unsettled = ()
         try:
-            yield
+            with super().transaction(savepoint_name, force_rollback) as transaction:
+                yield transaction
         except CommitOutcomeUnknown as unknown:
-            lookups: tuple[Lookup, ...] = self._unsettled
-            self._unsettled = ()
-            verdict = Outcome.UNKNOWN
-            for lookup in lookups:
-                if verdict is Outcome.UNKNOWN:
-                    verdict = self._look_up(lookup, unknown)
-            self._conclude(verdict, unknown)
+            self._settle(unknown)
+
+    def _settle(self, unknown: CommitOutcomeUnknown) -> None:
+        lookups, self._unsettled = self._unsettled, ()
+        verdict = Outcome.UNKNOWN
+        for lookup in lookups:
+            if verdict is Outcome.UNKNOWN:
+                verdict = self._look_up(lookup, unknown)
+        self._conclude(verdict, unknown)
 
     def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
@@ -206,30 +207,31 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def commit(self) -> None:
         """Like `Connection.commit`. Cancellation waits for its answer."""
-        async with self._settling():
+        self._unsettled = ()
+        try:
             await _uncancelled(super().commit())
+        except CommitOutcomeUnknown as unknown:
+            await self._settle(unknown)
 
     @asynccontextmanager
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> AsyncIterator[psycopg.AsyncTransaction]:
         """Like `Connection.transaction`."""
-        async with self._settling(), super().transaction(savepoint_name, force_rollback) as transaction:
-            yield transaction
-
-    @asynccontextmanager
-    async def _settling(self) -> AsyncIterator[None]:
         self._unsettled = ()
         try:
-            yield
+            async with super().transaction(savepoint_name, force_rollback) as transaction:
+                yield transaction
         except CommitOutcomeUnknown as unknown:
-            lookups: tuple[Lookup, ...] = self._unsettled
-            self._unsettled = ()
-            verdict = Outcome.UNKNOWN
-            for lookup in lookups:
-                if verdict is Outcome.UNKNOWN:
-                    verdict = await self._look_up(lookup, unknown)
-            self._conclude(verdict, unknown)
+            await self._settle(unknown)
+
+    async def _settle(self, unknown: CommitOutcomeUnknown) -> None:
+        lookups, self._unsettled = self._unsettled, ()
+        verdict = Outcome.UNKNOWN
+        for lookup in lookups:
+            if verdict is Outcome.UNKNOWN:
+                verdict = await self._look_up(lookup, unknown)
+        self._conclude(verdict, unknown)
 
     async def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:

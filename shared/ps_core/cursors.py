@@ -17,7 +17,7 @@ from ps_core.commit import transaction_id
 from ps_core.context import remaining
 from ps_core.failures import DEMOTED
 from ps_core.healing import RETRYABLE
-from ps_core.plan import Asks, Plan
+from ps_core.plan import TRANSACTION, Asks, Plan
 from ps_core.protocol import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, Shared
 from ps_core.script import NOTHING
 from ps_core.statements import analyse
@@ -53,14 +53,10 @@ class _Composing(ClientCursorMixin[Any, Row]):
             remaining()
             conn._in_block = True
             text = query if isinstance(query, str) else ""
-            statement = analyse(text)
-            conn._note_state(statement)
-            plan = Plan(statement, first=False)
-            if statement.single and status == pq.TransactionStatus.INTRANS and not conn._pipeline:
-                plan = conn._asking(plan, reads=statement.reads or statement.bare)
-            if plan.asks is Asks.NOTHING:
+            if not conn._asks_for_transaction(text):
                 yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
                 return
+            plan = Plan(analyse(text), after=TRANSACTION, asks=Asks.TRANSACTION, first=False)
             yield from self._start_query(query)
             pgq = self._convert_query(query, params)
             yield from self._send_gen(plan, text, pgq, binary=binary)
@@ -241,14 +237,15 @@ class _Calls(BaseCursor[Any, Row]):
 
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Execute one statement; the module `connection` tells how it travels and when it is sent again."""
-        self._conn.revive()
-        run = partial(super().execute, query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+        conn = self._conn
+        if conn._needs_revival():
+            conn.revive()
         try:
-            run()
+            super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
         except RETRYABLE as exc:
-            if not self._conn._may_replay(exc):
+            if not conn._may_replay(exc):
                 raise
-            self._conn._replay(exc, run)
+            conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
         return self
 
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
@@ -277,14 +274,15 @@ class _AsyncCalls(BaseCursor[Any, Row]):
 
     async def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Like `Cursor.execute`."""
-        await self._conn.revive()
-        run = partial(super().execute, query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+        conn = self._conn
+        if conn._needs_revival():
+            await conn.revive()
         try:
-            await run()
+            await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
         except RETRYABLE as exc:
-            if not self._conn._may_replay(exc):
+            if not conn._may_replay(exc):
                 raise
-            await self._conn._replay(exc, run)
+            await conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
         return self
 
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:

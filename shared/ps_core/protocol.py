@@ -66,7 +66,6 @@ class Shared(psycopg.BaseConnection[Row]):
     _in_block = False
     _committing = False
     _sync_wait_cancelled = False
-    _read_since_begin = False
     _transaction: TransactionId | None = None
     """The open transaction, once it has written."""
     _unsettled: tuple[Lookup, ...] = ()
@@ -177,6 +176,23 @@ class Shared(psycopg.BaseConnection[Row]):
         if reads or self._transaction is not None or self.link.endpoint.read_only or not self.link.tracks:
             return plan
         return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
+
+    def _asks_for_transaction(self, text: str) -> bool:
+        """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
+        link = self.link
+        if link.endpoint.pooled and (not link.tracks or self._transaction is not None or link.endpoint.read_only):
+            return False
+        statement = analyse(text)
+        self._note_state(statement)
+        return (
+            link.tracks
+            and self._transaction is None
+            and not link.endpoint.read_only
+            and statement.single
+            and not (statement.reads or statement.bare)
+            and not self._pipeline
+            and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
+        )
 
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
@@ -366,6 +382,9 @@ class Shared(psycopg.BaseConnection[Row]):
     def _may_revive(self) -> bool:
         """Return whether a broken connection may be used again without anybody having to know: nothing is open on it."""
         return self.broken and not self._in_block and self._may_heal()
+
+    def _needs_revival(self) -> bool:
+        return self.pgconn.status != pq.ConnStatus.OK or self._generation != self.link.generation
 
     def _retire(self) -> None:
         """Give up an idle connection to a server that was found demoted."""

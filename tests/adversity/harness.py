@@ -455,6 +455,11 @@ class Doing:
         except BaseException as exc:  # noqa: BLE001 - the test looks at it
             self.error = exc
 
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()
+
     def end(self, timeout: float = 40) -> Any:
         """Wait for the end; return the result, or raise the error."""
         self._thread.join(timeout)
