@@ -312,7 +312,7 @@ def _unwedging(cursor: BaseCursor[Any, Any]) -> Iterator[None]:
         yield
     except psycopg.Error:
         if cursor._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF:
-            cursor._conn.pgconn.finish()
+            cursor._conn._give_up()
         raise
 
 

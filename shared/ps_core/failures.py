@@ -124,7 +124,7 @@ _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
         r"no more connections allowed \(max_client_conn\)|client connections exceeded \(max_(db|user)_client_connections\)",
         _lost("pooler_full", kind=Kind.OVERLOAD, ran=Ran.NO),
     ),
-    (r"server conn crashed\?", _lost("pooler_server_crashed")),
+    (r"server conn crashed\?|server connection closed", _lost("pooler_server_crashed")),
     (r"(^|\s)(server shutting down|pooler is shutting down)", _lost("pooler_shutdown", ran=Ran.NO)),
     # The pooler's own SET, before the client's statement, met a server that was going away.
     (r"invalid server parameter", _lost("pooler_varset_failed", ran=Ran.NO)),

@@ -61,6 +61,8 @@ class Shared(psycopg.BaseConnection[Row]):
     _pid: int
     _generation: int
     _plan: Plan | None = None
+    _parameters: dict[bytes, bytes | None] | None = None
+    """The session's, of a libpq connection that was given up."""
     _holding = False
     _keeps_state = False
     _in_block = False
@@ -306,7 +308,7 @@ class Shared(psycopg.BaseConnection[Row]):
         except psycopg.OperationalError as exc:
             return exc
         except DeadlineExceeded as exc:
-            self.pgconn.finish()
+            self._give_up()
             return psycopg.OperationalError(str(exc))
         return None
 
@@ -315,7 +317,7 @@ class Shared(psycopg.BaseConnection[Row]):
         try:
             results: list[PGresult] = yield from bounded(generators.execute(self.pgconn))
         except DeadlineExceeded:
-            self.pgconn.finish()  # the answer may still come, and would be taken for the next one's
+            self._give_up()  # the answer may still come, and would be taken for the next one's
             raise
         return results
 
@@ -360,7 +362,7 @@ class Shared(psycopg.BaseConnection[Row]):
             return False
         _log.warning("endpoint %r: the server was demoted", self.link.endpoint.name, extra={"ps_event": "demoted"})
         self.link.generation += 1
-        self.pgconn.finish()
+        self._give_up()
         return True
 
     def _is_gone(self) -> bool:
@@ -389,7 +391,7 @@ class Shared(psycopg.BaseConnection[Row]):
     def _retire(self) -> None:
         """Give up an idle connection to a server that was found demoted."""
         if self._generation != self.link.generation and self.pgconn.transaction_status == IDLE and self._may_heal():
-            self.pgconn.finish()
+            self._give_up()
 
     def _forget_lost_transaction(self) -> bool:
         """Return whether a rollback has nothing to do: the transaction went with its connection."""
@@ -422,28 +424,38 @@ class Shared(psycopg.BaseConnection[Row]):
         if not self._may_revive():
             super()._check_connection_ok()
 
+    def _give_up(self) -> None:
+        """Close the libpq connection as lost. What is to outlive it is read before."""
+        self._parameters = self._read_parameters()
+        self.pgconn.finish()
+
+    def _read_parameters(self) -> dict[bytes, bytes | None]:
+        # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
+        return {name: self.pgconn.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
+
     def _adopt(self, donor: psycopg.BaseConnection[Any]) -> PQGen[None] | None:
         """Go on with the donor's libpq connection. Cursors follow when they are next used.
 
         Returns what is still to be run: session parameters that a framework had set, such as its time zone.
         """
+        values = self._parameters or self._read_parameters()
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
+        before.finish()
         self._generation = self.link.generation
         self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()
         self.prepare_threshold, self.prepared_max = threshold, prepared_max
-        # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
-        values = {name: before.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
-        before.finish()
         lost = {name: value for name, value in values.items() if value and value != self.pgconn.parameter_status(name)}
+        self._parameters = values if lost else None
         return self._restore_gen(lost) if lost else None
 
     def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
         for name, value in parameters.items():
             literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
             yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
+        self._parameters = None
 
 
 def _behind_error() -> psycopg.Error:

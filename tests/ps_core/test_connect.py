@@ -166,6 +166,8 @@ def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommi
     ps_lab._tell_edge()
     try:
         stale, other = connect(link, autocommit=autocommit), connect(link, autocommit=True)
+        other.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', false)")
+        other._keeps_state = False  # nothing but the time zone, which is carried over
         assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     finally:
         ps_lab.primary = real
@@ -173,7 +175,7 @@ def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommi
     stale.execute(f"INSERT INTO {table} VALUES (1)")
     stale.commit()
     assert count(ps_lab, table) == 1
-    assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    assert other.execute("SELECT pg_is_in_recovery(), current_setting('TimeZone')").fetchone() == (False, "Asia/Tokyo")
 
 
 def test_read_only_that_was_asked_for_is_no_demotion(primary: Link, table: str, connect: Connect) -> None:

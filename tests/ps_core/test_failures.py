@@ -79,6 +79,7 @@ POOLER = [
     ),
     ("client_login_timeout (server down)", Kind.TRANSIENT, Ran.NO),
     ("server conn crashed?", Kind.TRANSIENT, Ran.UNKNOWN),
+    ("server connection closed", Kind.TRANSIENT, Ran.UNKNOWN),
     ("server shutting down", Kind.TRANSIENT, Ran.NO),
     ("pooler is shutting down", Kind.TRANSIENT, Ran.NO),
     ("no more connections allowed (max_client_conn)", Kind.OVERLOAD, Ran.NO),
