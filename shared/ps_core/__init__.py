@@ -3,9 +3,20 @@
 from ps_core.connect import connect, connect_async
 from ps_core.connection import AsyncConnection, Connection
 from ps_core.consistency import Token
-from ps_core.context import commit_check, current_token, deadline, limits, local_settings, use_token, using_primary, using_replica
+from ps_core.context import (
+    commit_check,
+    current_token,
+    deadline,
+    limits,
+    local_settings,
+    use_token,
+    using_primary,
+    using_replica,
+    without_sticky_writes,
+)
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, DeadlineExceeded
 from ps_core.failures import Failure, Kind, Ran, classify
+from ps_core.replicas import set_replica_share
 from ps_core.retry import RetryPolicy
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint, Topology
@@ -32,7 +43,9 @@ __all__ = [
     "deadline",
     "limits",
     "local_settings",
+    "set_replica_share",
     "use_token",
     "using_primary",
     "using_replica",
+    "without_sticky_writes",
 ]

@@ -99,7 +99,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     def rollback(self) -> None:
         """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
-        if not self._forget_lost_transaction():
+        if not (self._has_nothing_to_end() or self._forget_lost_transaction()):
             super().rollback()
 
     def commit(self) -> None:
@@ -202,7 +202,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def rollback(self) -> None:
         """Like `Connection.rollback`."""
-        if not self._forget_lost_transaction():
+        if not (self._has_nothing_to_end() or self._forget_lost_transaction()):
             await super().rollback()
 
     async def commit(self) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "use_token",
     "using_primary",
     "using_replica",
+    "without_sticky_writes",
 ]
 
 _log = logging.getLogger("ps_core")
@@ -58,6 +59,8 @@ class Context:
     """The settings of the innermost blocks."""
 
     route: Route | None = None
+    sticky: bool = True
+    """Whether a write sends what follows it to the primary."""
     deadline: float | None = None
     """On `time.monotonic`'s clock."""
     limits: Limits | None = None
@@ -157,6 +160,15 @@ def using_primary() -> AbstractContextManager[None]:
 def using_replica() -> AbstractContextManager[None]:
     """Return a block whose reads may go to a replica, also where they would not otherwise (a declared transaction)."""
     return block(route=Route.REPLICA)
+
+
+def without_sticky_writes() -> AbstractContextManager[None]:
+    """Return a block whose writes do not send the reads that follow to the primary, as for the row of an audit log.
+
+    What is open on the primary stays there: a transaction has one endpoint. The token is not touched either: reads still see what
+    was written.
+    """
+    return block(sticky=False)
 
 
 @contextmanager

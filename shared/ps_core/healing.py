@@ -115,8 +115,10 @@ def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
         DeadlineExceeded: the deadline (and `GRACE`) passed first. The connection is in the middle of something, then.
     """
     until = current().deadline
-    if until is None:
-        return (yield from gen)
+    return gen if until is None else _until(until, gen)
+
+
+def _until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
     try:
         wanted = next(gen)
         while True:

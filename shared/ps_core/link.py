@@ -105,11 +105,13 @@ def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, pol
     return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
 
 
-def links_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> tuple[Link, tuple[Link, ...], Link]:
-    """Return the links to a topology's primary, its replicas and its direct endpoint."""
+def links_of(
+    topology: Topology, *, policy: RetryPolicy = _POLICY, replica_policy: RetryPolicy | None = None
+) -> tuple[Link, tuple[Link, ...], Link]:
+    """Return the links to a topology's primary, its replicas and its direct endpoint. `replica_policy` is `policy` by default."""
     identity, tracks = identity_of(topology.identity), bool(topology.replicas)
     primary, direct, *replicas = (
-        link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
+        link_to(endpoint, identity=identity, tracks=tracks, policy=(replica_policy or policy) if endpoint.read_only else policy)
         for endpoint in (topology.primary, topology.direct, *topology.replicas)
     )
     return primary, tuple(replicas), direct

@@ -156,8 +156,9 @@ class Shared(psycopg.BaseConnection[Row]):
             return Plan(statement)
         if reads:
             before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
-            plan = Plan(statement, before=before, read_only=True)
-            return replace(plan, after=POSITION, asks=Asks.POSITION) if link.tracks else plan
+            if not link.tracks:
+                return Plan(statement, before=before, read_only=True)
+            return Plan(statement, before=before, read_only=True, after=POSITION, asks=Asks.POSITION)
         if link.tracks and statement.single and not link.endpoint.read_only:
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
@@ -392,6 +393,10 @@ class Shared(psycopg.BaseConnection[Row]):
         """Give up an idle connection to a server that was found demoted."""
         if self._generation != self.link.generation and self.pgconn.transaction_status == IDLE and self._may_heal():
             self._give_up()
+
+    def _has_nothing_to_end(self) -> bool:
+        """Return whether a rollback would do nothing: pools roll back whatever comes back to them."""
+        return self.pgconn.transaction_status == IDLE and not (self._pipeline or self._num_transactions or self._tpc)
 
     def _forget_lost_transaction(self) -> bool:
         """Return whether a rollback has nothing to do: the transaction went with its connection."""

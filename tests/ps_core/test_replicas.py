@@ -1,0 +1,111 @@
+"""Which replica endpoint takes the next read."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from ps_core import ConfigurationError, RetryPolicy, Topology, set_replica_share
+from ps_core.link import Link, links_of
+from ps_core.replicas import ENVIRONMENT, PATIENCE, Replicas, _of_environment, impatient, replica_share
+
+pytestmark = pytest.mark.fast
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def links() -> tuple[Link, ...]:
+    """Three replica endpoints."""
+    return links_of(Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer=["one", "two", "three"]))[1]
+
+
+@pytest.fixture(autouse=True)
+def share() -> Iterator[None]:
+    """Leave the operators' switch as it was."""
+    _of_environment.cache_clear()
+    yield
+    set_replica_share(None)
+    _of_environment.cache_clear()
+
+
+def weighted(link: Link, weight: float) -> Link:
+    """Return a link to the same endpoint with another weight."""
+    return Link(endpoint=replace(link.endpoint, weight=weight))
+
+
+def test_weights(links: tuple[Link, ...]) -> None:
+    """Reads are spread by weight, and an endpoint of weight 0 takes none."""
+    heavy, light, none = (weighted(link, weight) for link, weight in zip(links, (9, 1, 0), strict=True))
+    replicas = Replicas([heavy, light, none])
+    counts = Counter(replicas.choose() for _ in range(2000))
+    assert counts[none] == 0
+    assert 0 < counts[light] < 400 < counts[heavy]
+
+
+def test_out_until_a_probe_succeeds(links: tuple[Link, ...]) -> None:
+    """An endpoint that failed takes no reads but one probe at a time, at growing intervals, until one succeeds."""
+    clock = Clock()
+    replicas = Replicas(links[:2], clock)
+    bad, good = links[:2]
+    replicas.report_failure(bad)
+    assert {replicas.choose() for _ in range(50)} == {good}
+    for interval in (1, 2, 4, 8, 15, 15):
+        clock.now += interval
+        assert replicas.choose() is bad, interval
+        replicas.report_failure(bad)
+        assert {replicas.choose() for _ in range(20)} == {good}
+    clock.now += 15
+    assert replicas.choose() is bad
+    replicas.report_success(bad)
+    assert replicas.out == ()
+    assert {replicas.choose() for _ in range(50)} == {bad, good}
+
+
+def test_none_left(links: tuple[Link, ...]) -> None:
+    """Where every endpoint has failed or has been tried, there is none."""
+    replicas = Replicas(links[:2], Clock())
+    assert replicas.choose(links[:2]) is None
+    assert replicas.choose(links[:1]) is links[1]
+    for link in links[:2]:
+        replicas.report_failure(link)
+    assert replicas.choose() is None
+    assert Replicas([]).choose() is None
+
+
+def test_share(links: tuple[Link, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators' switch holds back the given share of the reads, but not what was asked for."""
+    replicas = Replicas(links)
+    set_replica_share(0)
+    assert {replicas.choose() for _ in range(50)} == {None}
+    assert replicas.choose(asked=True) in links
+    set_replica_share(0.5)
+    assert 300 < sum(replicas.choose() is None for _ in range(1000)) < 700
+    monkeypatch.setenv(ENVIRONMENT, "0.25")
+    assert replica_share() == 0.5
+    set_replica_share(None)
+    assert replica_share() == 0.25
+
+
+@pytest.mark.parametrize("value", ["2", "-0.1", "half", "nan"])
+def test_share_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no share is refused with the name of what said it."""
+    monkeypatch.setenv(ENVIRONMENT, value)
+    with pytest.raises(ConfigurationError, match=ENVIRONMENT):
+        replica_share()
+    with pytest.raises(ConfigurationError, match="set_replica_share"):
+        set_replica_share(value)  # type: ignore[arg-type]
+
+
+def test_impatient() -> None:
+    """A replica is tried again for a short time only, and never longer than the policy says."""
+    assert impatient(RetryPolicy()).max_elapsed == PATIENCE
+    assert impatient(RetryPolicy(max_elapsed=0.2)).max_elapsed == 0.2
