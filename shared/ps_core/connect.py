@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from ps_core.connection import AsyncConnection, Connection
 from ps_core.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link, link_to, links_of
+from ps_core.link import link_to, links_of, replicas_of
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Endpoint, Topology, TopologySettings
 
@@ -37,7 +37,7 @@ def connect(
     """
     if binding == "server":
         options.setdefault("cursor_factory", ServerBindingCursor)
-    return Connection.open(_link(target, to, options), **options)
+    return Connection.open(**_target(target, to, options), **options)
 
 
 async def connect_async(
@@ -50,16 +50,19 @@ async def connect_async(
     """Like `connect`, for asyncio."""
     if binding == "server":
         options.setdefault("cursor_factory", AsyncServerBindingCursor)
-    return await AsyncConnection.open(_link(target, to, options), **options)
+    return await AsyncConnection.open(**_target(target, to, options), **options)
 
 
-def _link(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> Link:
+def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> dict[str, Any]:
     policy = options.pop("retry", None) or RetryPolicy()
     if isinstance(target, Endpoint):
-        return link_to(target, policy=policy)
+        return {"link": link_to(target, policy=policy)}
     if isinstance(target, str):
         target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
-    primary, replicas, direct = links_of(target, policy=policy)
-    if to == "replica" and not replicas:
-        raise ConfigurationError("to='replica': the topology has none: name one with replica_bouncer=... or direct_replica=True")
-    return {"primary": primary, "direct": direct}[to] if to != "replica" else replicas[0]
+    if to == "replica":
+        replicas = replicas_of(target, policy=policy)
+        if replicas is None:
+            raise ConfigurationError("to='replica': there is none: write replica_bouncer=... or direct_replica=True")
+        return {"link": replicas.first(), "replicas": replicas}
+    primary, _, direct = links_of(target, policy=policy)
+    return {"link": {"primary": primary, "direct": direct}[to]}

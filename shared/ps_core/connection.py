@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ps_core.commit import Lookup
     from ps_core.link import Link
+    from ps_core.replicas import Replicas
 
 __all__ = ["AsyncConnection", "AsyncCursor", "Connection", "Cursor"]
 
@@ -56,19 +57,19 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
-    def open(cls, link: Link, **options: Any) -> Self:
+    def open(cls, link: Link, *, replicas: Replicas | None = None, **options: Any) -> Self:
         """Connect to `link`'s endpoint, trying again while it is down (as the link's policy says).
 
-        `options` are `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq
-        parameters, which override the endpoint's. Raises `psycopg.OperationalError`.
+        With `replicas`, of which `link` is one, the connection goes on with another endpoint where its own fails. `options` are
+        `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq parameters,
+        which override the endpoint's. Raises `psycopg.OperationalError`.
         """
-        options = _connect_options(link, options, Cursor)
-        attempts = Attempts(link)
+        attempts = Attempts(link, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, link.gate.turn(attempts.remaining()):
-                    conn = cls.connect(**options)
-                    conn._bind(link, options)
+                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()):
+                    conn = cls.connect(**_connect_options(link, options, Cursor))
+                    conn._bind(link, options, replicas)
                     if link.role is None:
                         link.role = conn.wait(conn._read_role_gen())
         return conn
@@ -81,14 +82,14 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     def _replay(self, first: BaseException, run: Callable[[], object]) -> None:
         """Connect anew and `run` again, as often as the policy allows and the rule says that it is safe."""
-        attempts = Attempts(self.link, connection=self, first=first)
+        attempts = Attempts(self.link, replicas=self._replicas, connection=self, first=first)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, self.link.gate.turn(attempts.remaining()):
+                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()):
                     attempts.connecting = True
-                    donor = Connection.connect(**self._connect_options)
+                    donor = Connection.connect(**_connect_options(link, self._options, Cursor))
                     with self.lock:
-                        if (rest := self._adopt(donor)) is not None:
+                        if (rest := self._adopt(donor, link)) is not None:
                             self.wait(rest)
                     attempts.connecting = False
                     run()
@@ -140,7 +141,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
             attempts = Attempts(self.link, first=unknown)
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, self.link.gate.turn(attempts.remaining()):
-                    with psycopg.Connection.connect(**self._look_up_options()) as donor:
+                    with psycopg.Connection.connect(**_look_up_options(self.link, self._options)) as donor:
                         row = donor.execute(lookup.query.encode(), lookup.params or None).fetchone()
                     return self._judge_row(lookup, row)
         except (psycopg.Error, TimeoutError) as exc:
@@ -161,16 +162,15 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
-    async def open(cls, link: Link, **options: Any) -> Self:
+    async def open(cls, link: Link, *, replicas: Replicas | None = None, **options: Any) -> Self:
         """Like `Connection.open`."""
-        options = _connect_options(link, options, AsyncCursor)
-        attempts = Attempts(link)
+        attempts = Attempts(link, replicas=replicas)
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with link.gate.aturn(attempts.remaining()):
-                        conn = await cls.connect(**options)
-                        conn._bind(link, options)
+                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()):
+                        conn = await cls.connect(**_connect_options(link, options, AsyncCursor))
+                        conn._bind(link, options, replicas)
                         if link.role is None:
                             link.role = await conn.wait(conn._read_role_gen())
         return conn
@@ -183,15 +183,15 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def _replay(self, first: BaseException, run: Callable[[], Any]) -> None:
         """Like `Connection._replay`."""
-        attempts = Attempts(self.link, connection=self, first=first)
+        attempts = Attempts(self.link, replicas=self._replicas, connection=self, first=first)
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with self.link.gate.aturn(attempts.remaining()):
+                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()):
                         attempts.connecting = True
-                        donor = await AsyncConnection.connect(**self._connect_options)
+                        donor = await AsyncConnection.connect(**_connect_options(link, self._options, AsyncCursor))
                         async with self.lock:
-                            if (rest := self._adopt(donor)) is not None:
+                            if (rest := self._adopt(donor, link)) is not None:
                                 await self.wait(rest)
                         attempts.connecting = False
                         await run()
@@ -239,7 +239,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with self.link.gate.aturn(attempts.remaining()):
-                        async with await psycopg.AsyncConnection.connect(**self._look_up_options()) as donor:
+                        async with await psycopg.AsyncConnection.connect(**_look_up_options(self.link, self._options)) as donor:
                             cursor = await donor.execute(lookup.query.encode(), lookup.params or None)
                             row = await cursor.fetchone()
                         return self._judge_row(lookup, row)
@@ -290,3 +290,8 @@ def _connect_options(link: Link, options: dict[str, Any], cursor_factory: type) 
     # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
     # behind a pooler they may return another client's rows.
     return {**link.endpoint.conninfo(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
+
+
+def _look_up_options(link: Link, options: dict[str, Any]) -> dict[str, Any]:
+    ours = ("cursor_factory", "row_factory", "context")
+    return {**link.endpoint.conninfo(), **{name: options[name] for name in options if name not in ours}, "autocommit": True}

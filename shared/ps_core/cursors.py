@@ -171,7 +171,7 @@ class _Composing(ClientCursorMixin[Any, Row]):
         pgq = self._convert_query(query, params)
         begin = not conn._autocommit
         conn._in_block = begin
-        return (conn._get_tx_start_command() if begin else conn._opening()), pgq
+        return (conn._get_tx_start_command() if begin else conn._opening_alone()), pgq
 
     def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
         """Send the user's statement with what goes before and after it. The cursor keeps the user's text as its query."""

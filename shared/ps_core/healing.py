@@ -13,12 +13,14 @@ from ps_core.commit import Outcome
 from ps_core.context import current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
+from ps_core.replicas import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from ps_core.link import Link
     from ps_core.protocol import Shared
+    from ps_core.replicas import Replicas
 
 __all__ = ["RETRYABLE", "Attempts", "StillRunning", "bounded", "is_transient", "verdict_of_failure"]
 
@@ -38,13 +40,29 @@ class StillRunning(psycopg.OperationalError):
 class Attempts:
     """The tries of one healing: tenacity's loop and the gate, and the rule that says whether to go on."""
 
-    def __init__(self, link: Link, *, connection: Shared[Any] | None = None, first: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        replicas: Replicas | None = None,
+        connection: Shared[Any] | None = None,
+        first: BaseException | None = None,
+    ) -> None:
+        if replicas is not None and link is replicas.fallback:
+            link = replicas.first()  # a replica may be back
         self.link = link
+        """The endpoint of the current try."""
+        self._replicas = replicas
+        self._tried: list[Link] = []
+        self._failed = False
         self.connecting = True
         self._connection = connection
         left = remaining()
         bound = float(link.policy.max_elapsed)
-        self._until = time.monotonic() + (bound if left is None else min(bound, left))
+        bound_by_all = bound if left is None else min(bound, left)
+        self._until = time.monotonic() + bound_by_all
+        patience = 0.0 if replicas is not None and link in replicas.out else min(PATIENCE, bound_by_all / 2)
+        self._patient_until = time.monotonic() + patience
         self._by_deadline = left is not None and left < bound
         self._first = first
         self.options = link.policy.loop_options(retry=self._go_on, remaining=left)
@@ -59,11 +77,28 @@ class Attempts:
 
     def remaining(self) -> float:
         """Return the seconds that are left for another try."""
-        return self._until - time.monotonic()
+        left = self._until - time.monotonic()
+        if self._replicas is None or self.link is self._replicas.fallback:
+            return left
+        # Behind a gate that stays closed, a read should hear in time that it has to go elsewhere.
+        return min(left, max(0.1, self._patient_until - time.monotonic()))
+
+    def next_link(self) -> Link:
+        """Return the endpoint for the next try: where one of several has failed, another that can serve the same read."""
+        if self._failed and self._replicas is not None:
+            other = self._replicas.after(self.link, self._tried, patient=time.monotonic() < self._patient_until)
+            if other is not None:
+                self._tried.append(self.link)
+                self.link = other
+        self._failed = False
+        return self.link
 
     def _go_on(self, exc: BaseException) -> bool:
+        self._failed = True
         if isinstance(exc, StillRunning):
             return True
+        if self._replicas is not None and isinstance(exc, TimeoutError) and not isinstance(exc, DeadlineExceeded):
+            return self._until > time.monotonic()
         if self.connecting or self._connection is None:
             return is_transient(exc)
         return self._connection._may_replay(exc)

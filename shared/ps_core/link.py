@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ps_core.consistency import identity_of
 from ps_core.context import current, remaining
+from ps_core.replicas import Replicas
 from ps_core.retry import OutageGate, RetryPolicy
 from ps_core.script import Script
 
 if TYPE_CHECKING:
     from ps_core.topology import Endpoint, Topology
 
-__all__ = ["Link", "StatementMemory", "link_to", "links_of"]
+__all__ = ["Link", "StatementMemory", "link_to", "links_of", "replicas_at", "replicas_of"]
 
 _POLICY: Final = RetryPolicy()
 
@@ -105,13 +106,28 @@ def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, pol
     return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
 
 
-def links_of(
-    topology: Topology, *, policy: RetryPolicy = _POLICY, replica_policy: RetryPolicy | None = None
-) -> tuple[Link, tuple[Link, ...], Link]:
-    """Return the links to a topology's primary, its replicas and its direct endpoint. `replica_policy` is `policy` by default."""
+def links_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> tuple[Link, tuple[Link, ...], Link]:
+    """Return the links to a topology's primary, its replicas and its direct endpoint."""
     identity, tracks = identity_of(topology.identity), bool(topology.replicas)
     primary, direct, *replicas = (
-        link_to(endpoint, identity=identity, tracks=tracks, policy=(replica_policy or policy) if endpoint.read_only else policy)
+        link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
         for endpoint in (topology.primary, topology.direct, *topology.replicas)
     )
     return primary, tuple(replicas), direct
+
+
+def replicas_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> Replicas | None:
+    """Return the replicas of a topology, the same object for everybody in this process; None where it has none."""
+    if not topology.replicas:
+        return None
+    fallback = replace(topology.primary, name="fallback", role="replica") if topology.replica_fallback else None
+    return replicas_at(topology.replicas, fallback, identity=identity_of(topology.identity), policy=policy)
+
+
+@lru_cache(maxsize=256)
+def replicas_at(
+    endpoints: tuple[Endpoint, ...], fallback: Endpoint | None, *, identity: str, policy: RetryPolicy = _POLICY
+) -> Replicas:
+    """Return the set of these endpoints. `fallback` is the primary's, with the role of a replica."""
+    links = [link_to(endpoint, identity=identity, tracks=True, policy=policy) for endpoint in (*endpoints, fallback) if endpoint]
+    return Replicas(links[: len(endpoints)], fallback=links[-1] if fallback else None)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
     from ps_core.link import Link
+    from ps_core.replicas import Replicas
 
 __all__ = ["Shared"]
 
@@ -57,7 +58,10 @@ class Shared(psycopg.BaseConnection[Row]):
     """What the sync and the async connection have in common: everything but the waiting."""
 
     link: Link
-    _connect_options: dict[str, Any]
+    _options: dict[str, Any]
+    """What the caller gave beside the endpoint."""
+    _replicas: Replicas | None = None
+    """The endpoints of which `link` is one, any of which would do."""
     _pid: int
     _generation: int
     _plan: Plan | None = None
@@ -73,9 +77,12 @@ class Shared(psycopg.BaseConnection[Row]):
     _unsettled: tuple[Lookup, ...] = ()
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
-    def _bind(self, link: Link, options: dict[str, Any]) -> None:
+    def _bind(self, link: Link, options: dict[str, Any], replicas: Replicas | None) -> None:
         self.link = link
-        self._connect_options = options
+        self._options = options
+        self._replicas = replicas
+        if replicas is not None:
+            replicas.report_connected(self)
         self._pid = os.getpid()
         self._generation = link.generation
         self._read_only = True if link.endpoint.read_only else None
@@ -93,7 +100,10 @@ class Shared(psycopg.BaseConnection[Row]):
             return
         if self._autocommit and self._pipeline and self.pgconn.transaction_status == IDLE:
             # Until its Sync, a pipeline in autocommit is one implicit transaction.
-            if settings := self._settings():
+            settings = self._settings()
+            if self.link.endpoint.read_only:
+                settings[b"transaction_read_only"] = b"'on'"
+            if settings:
                 yield from super()._exec_command(Script.set_config(settings))
             return
         yield from super()._start_query()
@@ -110,6 +120,11 @@ class Shared(psycopg.BaseConnection[Row]):
         if current().local_settings:
             return Script.set_local(self._settings())
         return self.link.opening(self.pgconn.server_version)
+
+    def _opening_alone(self) -> Script:
+        """Return what opens the transaction of a statement in autocommit."""
+        opening = self._opening()
+        return Script(*opening.parts, READ_ONLY) if self.link.endpoint.read_only else opening
 
     def _settings(self) -> dict[bytes, bytes]:
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
@@ -151,8 +166,10 @@ class Shared(psycopg.BaseConnection[Row]):
                 return Plan(statement, before=opening, begin=True, apart=True)
             return self._asking(Plan(statement, before=opening, begin=True), reads=reads)
         if statement.begins:
-            return Plan(statement, after=self._opening())
+            return Plan(statement, after=self._opening_alone())
         if statement.bare or statement.controls or not statement.count or text in link.loners:
+            if link.endpoint.read_only and not statement.is_harmless:
+                raise _known_to_write_error()  # it cannot be sent READ ONLY, and this may be a primary by now
             return Plan(statement)
         if reads:
             before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
@@ -162,16 +179,18 @@ class Shared(psycopg.BaseConnection[Row]):
         if link.tracks and statement.single and not link.endpoint.read_only:
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
-        return Plan(statement, before=self._opening())
+        return Plan(statement, before=self._opening_alone())
 
     def _make_plan_apart(self, statement: Statement, *, reads: bool, alone: bool) -> Plan:
         """The same for a statement that cannot share its message: its parameters are bound by the server."""
         if not self._autocommit:
             return Plan(statement, before=self._get_tx_start_command(), begin=True)
-        opening = self._opening().parts
-        if not opening or statement.bare or statement.controls or not statement.count or alone:
+        opening, read_only = self._opening().parts, self.link.endpoint.read_only
+        if statement.bare or statement.controls or not statement.count or alone or not (opening or read_only):
+            if read_only and not statement.is_harmless:
+                raise _known_to_write_error()
             return Plan(statement)
-        begin = b"BEGIN READ ONLY" if reads else b"BEGIN"
+        begin = b"BEGIN READ ONLY" if reads or read_only else b"BEGIN"
         return Plan(statement, before=Script(begin, *opening, *self._guard()), read_only=reads)
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
@@ -283,10 +302,6 @@ class Shared(psycopg.BaseConnection[Row]):
             raise StillRunning("the transaction is still in progress")
         return verdict
 
-    def _look_up_options(self) -> dict[str, Any]:
-        ours = ("cursor_factory", "row_factory", "context")
-        return {name: value for name, value in self._connect_options.items() if name not in ours} | {"autocommit": True}
-
     def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
         """Turn a verdict into what `commit` does: return, or raise."""
         _log.info("endpoint %r: commit outcome %s", self.link.endpoint.name, verdict.value, extra={"ps_event": "commit_outcome"})
@@ -387,11 +402,15 @@ class Shared(psycopg.BaseConnection[Row]):
         return self.broken and not self._in_block and self._may_heal()
 
     def _needs_revival(self) -> bool:
-        return self.pgconn.status != pq.ConnStatus.OK or self._generation != self.link.generation
+        return self.pgconn.status != pq.ConnStatus.OK or self._is_out_of_place()
+
+    def _is_out_of_place(self) -> bool:
+        """Return whether its server was found demoted, or it serves reads on the primary while a replica may be back."""
+        return self._generation != self.link.generation or (self._replicas is not None and self._replicas.wants_back(self.link))
 
     def _retire(self) -> None:
-        """Give up an idle connection to a server that was found demoted."""
-        if self._generation != self.link.generation and self.pgconn.transaction_status == IDLE and self._may_heal():
+        """Give up an idle connection that is out of place."""
+        if self._is_out_of_place() and self.pgconn.transaction_status == IDLE and self._may_heal():
             self._give_up()
 
     def _has_nothing_to_end(self) -> bool:
@@ -438,8 +457,8 @@ class Shared(psycopg.BaseConnection[Row]):
         # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
         return {name: self.pgconn.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
 
-    def _adopt(self, donor: psycopg.BaseConnection[Any]) -> PQGen[None] | None:
-        """Go on with the donor's libpq connection. Cursors follow when they are next used.
+    def _adopt(self, donor: psycopg.BaseConnection[Any], link: Link) -> PQGen[None] | None:
+        """Go on with the donor's libpq connection, which leads to `link`'s endpoint. Cursors follow when they are next used.
 
         Returns what is still to be run: session parameters that a framework had set, such as its time zone.
         """
@@ -447,7 +466,9 @@ class Shared(psycopg.BaseConnection[Row]):
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
-        self._generation = self.link.generation
+        self.link, self._generation = link, link.generation
+        if self._replicas is not None:
+            self._replicas.report_connected(self)
         self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()

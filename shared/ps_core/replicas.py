@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
 import threading
 import time
-from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from ps_core.errors import ConfigurationError
 
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from ps_core.link import Link
-    from ps_core.retry import RetryPolicy
 
-__all__ = ["Replicas", "impatient", "replica_share", "set_replica_share"]
+__all__ = ["PATIENCE", "Replicas", "replica_share", "set_replica_share", "shares"]
+
+_log = logging.getLogger("ps_core")
 
 ENVIRONMENT: Final = "PS_REPLICA_SHARE"
 
 PATIENCE: Final = 1.0
-"""Seconds for which a replica endpoint is tried again where another endpoint can serve the read."""
+"""Seconds for which replica endpoints are tried again before a read goes to the primary: a bouncer that was restarted is back."""
 
 _share: float | None = None
 
@@ -67,29 +69,37 @@ def _checked(value: float | str, name: str) -> float:
     return share
 
 
-def impatient(policy: RetryPolicy) -> RetryPolicy:
-    """Return the policy for replicas beside which there is another endpoint to go to."""
-    patience = min(PATIENCE, float(policy.max_elapsed))
-    return replace(policy, max_elapsed=patience, first_wait=min(float(policy.first_wait), patience))
-
-
 class Replicas:
-    """The replica endpoints of one database, in one process.
+    """The replica endpoints of one database, in one process; what to go to when one of them fails.
 
-    An endpoint that could not be reached is left out; from time to time one read (the probe) goes there, and its success brings
-    the endpoint back.
+    An endpoint that could not be reached is left out. From time to time one read (the probe) goes there, and its success brings
+    the endpoint back. Where none is left, reads go to the primary, READ ONLY, if `fallback` allows it.
     """
 
     PROBE_INTERVAL = 1.0
     """Seconds after a failure until the next read is sent to the endpoint as a probe. It doubles with every failed probe."""
     MAX_PROBE_INTERVAL = 15.0
 
-    def __init__(self, links: Iterable[Link], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, links: Iterable[Link], *, fallback: Link | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.links = tuple(links)
+        self.fallback = fallback
+        """The primary, as an endpoint that is only read from."""
+        self.max_fallback: int | None = None
+        """How many connections of this process may be on the fallback at once; None: any number."""
         self._clock = clock
         self._lock = threading.Lock()
         self._out: dict[Link, tuple[float, float]] = {}
         """Of an endpoint that is left out: when its next probe is due, and the interval after that."""
+        self._on_fallback: WeakSet[Any] = WeakSet()
+
+    def first(self) -> Link:
+        """Return the endpoint for a new connection."""
+        link = self.choose(asked=True)
+        if link is None and self._may_fall_back():
+            link = self.fallback
+        return link or self.links[0]
 
     def choose(self, besides: Collection[Link] = (), *, asked: bool = False) -> Link | None:
         """Return the endpoint for the next read; None: the primary's turn, or no endpoint is left.
@@ -97,7 +107,7 @@ class Replicas:
         `besides` are endpoints that this read has tried already. What was `asked` for replicas is not held back by
         `replica_share()`.
         """
-        if not asked and not besides and (share := replica_share()) < 1 and random.random() >= share:  # noqa: S311
+        if not asked and not shares():
             return None
         links = [link for link in self.links if link.endpoint.weight and link not in besides]
         if self._out:
@@ -118,19 +128,57 @@ class Replicas:
         self._out[link] = (now + interval, min(2 * interval, self.MAX_PROBE_INTERVAL))
         return True
 
+    def after(self, link: Link, tried: Collection[Link], *, patient: bool) -> Link | None:
+        """Return where to go on with a read that failed on `link`; None: there, again.
+
+        While the caller is `patient`, that is another replica; then also the primary.
+        """
+        if link is self.fallback:
+            return self.choose(asked=True)
+        other = self.choose([*tried, link], asked=True)
+        if other is None and patient:
+            return None
+        self.report_failure(link)
+        return self.fallback if other is None and self._may_fall_back() else other
+
+    def _may_fall_back(self) -> bool:
+        if self.fallback is None or self.max_fallback is None:
+            return self.fallback is not None
+        return sum(conn.link is self.fallback and not conn.closed for conn in tuple(self._on_fallback)) < self.max_fallback
+
     def report_failure(self, link: Link) -> None:
-        """Leave `link` out: a read could not be served there, its own tries again included."""
+        """Leave `link` out: it could not be reached."""
         with self._lock:
             if link not in self._out:
+                _log.warning("endpoint %r: left out, reads go elsewhere", link.endpoint.name, extra={"ps_event": "ejected"})
                 self._out[link] = (self._clock() + self.PROBE_INTERVAL, 2 * self.PROBE_INTERVAL)
 
-    def report_success(self, link: Link) -> None:
-        """Say that a read was served by `link`."""
-        if link in self._out:
+    def report_connected(self, conn: Any) -> None:
+        """Say that `conn` is connected to its endpoint: one that was left out is back."""
+        link = conn.link
+        if link is self.fallback:
+            self._on_fallback.add(conn)
+        elif link in self._out:
             with self._lock:
-                self._out.pop(link, None)
+                if self._out.pop(link, None) is not None:
+                    _log.info("endpoint %r: back", link.endpoint.name, extra={"ps_event": "readmitted"})
+                if self.fallback is not None:
+                    self.fallback.generation += 1  # its connections return to the replicas before their next use
+
+    def wants_back(self, link: Link) -> bool:
+        """Return whether a connection to `link`, the fallback, should see whether a replica is there again."""
+        if link is not self.fallback:
+            return False
+        now = self._clock()
+        return any(now >= due for due, _ in tuple(self._out.values()))
 
     @property
     def out(self) -> tuple[Link, ...]:
         """The endpoints that are left out at the moment."""
         return tuple(self._out)
+
+
+def shares() -> bool:
+    """Draw whether a read may go to a replica, by `replica_share()`."""
+    share = replica_share()
+    return share >= 1 or random.random() < share  # noqa: S311

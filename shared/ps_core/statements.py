@@ -51,6 +51,24 @@ _OPAQUE = re.compile(
     re.DOTALL,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
+_HARMLESS = frozenset(
+    {
+        "",
+        "COMMIT",
+        "END",
+        "ROLLBACK",
+        "ABORT",
+        "SAVEPOINT",
+        "RELEASE",
+        "SET",
+        "RESET",
+        "DISCARD",
+        "DEALLOCATE",
+        "PREPARE",
+        "LISTEN",
+    }
+    | {"UNLISTEN", "LOAD", "FETCH", "MOVE", "CLOSE", "DECLARE"}
+)
 _VERB = re.compile(r"[A-Za-z]+")
 # Texts longer than this are analysed each time: they are generated, and would push the others out of the cache.
 _CACHED_LENGTH = 16_384
@@ -77,6 +95,11 @@ class Statement:
     def single(self) -> bool:
         """Exactly one statement, and not one of transaction control: the only kind that may ever be sent again."""
         return self.count == 1 and not self.controls
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether it changes no data wherever it runs, although it cannot share a message with what makes it READ ONLY."""
+        return self.count <= 1 and self.verb in _HARMLESS
 
     @property
     def begins(self) -> bool:

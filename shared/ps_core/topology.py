@@ -47,6 +47,11 @@ class TopologySettings(TypedDict, total=False):
     """Dedicated bouncers for replicas."""
     replica_urls: str | Sequence[str] | None
     """Whole URLs of more replicas, as dedicated read replicas have."""
+    replica_weights: str | Sequence[float] | None
+    """Shares of the reads that the replica endpoints take, in their order; 1 each by default, 0 takes no new ones."""
+    replica_fallback: str | float | None
+    """What serves reads while no replica can be reached: "primary" (the default), "none", or the primary with at most this share
+    of its pool (0.25), so that the loss of the replicas cannot take the primary down."""
     direct_replica: bool | str
     """Read from a replica over the direct port (`|replica`), without a pooler."""
     direct_url: str | None
@@ -130,7 +135,9 @@ class Endpoint:
             **dict(self.params),
         }
         if not self.pooled:
-            params["options"] = f"{self.timeouts.startup_options()} {params.get('options', '')}".strip()
+            # A standby's connections stay open when it is promoted.
+            read_only = "-c default_transaction_read_only=on " if self.read_only else ""
+            params["options"] = read_only + f"{self.timeouts.startup_options()} {params.get('options', '')}".strip()
         return {name: value for name, value in params.items() if value != ""}
 
     def render(self) -> str:
@@ -156,6 +163,8 @@ class Topology:
     replicas: tuple[Endpoint, ...] = ()
     direct: Endpoint
     """For DDL, LISTEN, session features: not pooled, unless no other port is known."""
+    replica_fallback: float = 1.0
+    """Share of the primary's pool that may serve reads while no replica can be reached."""
     identity: str
     """The branch where the user name has one, else host and database: what a WAL position belongs to."""
 
@@ -255,11 +264,16 @@ class Topology:
                     "direct_url: it leads to a pooler or a replica: write the port without a pooler (5432 on "
                     "PlanetScale) and a user name without |suffix"
                 )
+        weights: tuple[float, ...] = get("replica_weights") or (1.0,) * len(paths)
+        if len(weights) != len(paths):
+            raise ConfigurationError(f"replica_weights: write one number for each of the {len(paths)} replica endpoints")
         return cls(
             primary=primary,
             replicas=tuple(
-                endpoint(url, "replica", number, pooled=pooled, timeouts=bounded) for number, (url, pooled) in enumerate(paths, 1)
+                replace(endpoint(url, "replica", number, pooled=pooled, timeouts=bounded), weight=weight)
+                for number, ((url, pooled), weight) in enumerate(zip(paths, weights, strict=True), 1)
             ),
+            replica_fallback=get("replica_fallback", 1.0),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
             identity=dsn.branch or f"{primary.host}/{primary.dbname}",
         )
@@ -438,6 +452,25 @@ def _url(value: str | None, *, name: str) -> Dsn | None:
     return dsn
 
 
+def _weights(value: str | Sequence[float] | None, *, name: str) -> tuple[float, ...]:
+    items = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
+    try:
+        return tuple(float(item) for item in items if item != "")
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name}: write numbers from 0 on, as in 3,1, not {value!r}") from None
+
+
+def _fallback(value: str | float | None, *, name: str) -> float:
+    words = {None: 1.0, "primary": 1.0, "none": 0.0}
+    try:
+        share = words[value] if value in words else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"{name}: write 'primary', 'none', or a share of the primary's pool such as 0.25, not {value!r}")
+    return share
+
+
 def _urls(value: str | Sequence[str] | None, *, name: str) -> tuple[Dsn, ...]:
     # A comma may also stand between the hosts of one URL.
     items = re.split(r"[,\s]+(?=[\w+]+://)", value) if isinstance(value, str) else value or ()
@@ -448,6 +481,8 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "bouncer": _bouncer,
     "replica_bouncer": _bouncers,
     "replica_urls": _urls,
+    "replica_weights": _weights,
+    "replica_fallback": _fallback,
     "direct_replica": _flag,
     "direct_url": _url,
     "direct_port": _port,

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from ps_core import ConfigurationError, RetryPolicy, Topology, set_replica_share
+from ps_core import ConfigurationError, Topology, set_replica_share
 from ps_core.link import Link, links_of
-from ps_core.replicas import ENVIRONMENT, PATIENCE, Replicas, _of_environment, impatient, replica_share
+from ps_core.replicas import ENVIRONMENT, Replicas, _of_environment, replica_share
 
 pytestmark = pytest.mark.fast
 
@@ -54,7 +55,7 @@ def test_weights(links: tuple[Link, ...]) -> None:
 def test_out_until_a_probe_succeeds(links: tuple[Link, ...]) -> None:
     """An endpoint that failed takes no reads but one probe at a time, at growing intervals, until one succeeds."""
     clock = Clock()
-    replicas = Replicas(links[:2], clock)
+    replicas = Replicas(links[:2], clock=clock)
     bad, good = links[:2]
     replicas.report_failure(bad)
     assert {replicas.choose() for _ in range(50)} == {good}
@@ -65,14 +66,14 @@ def test_out_until_a_probe_succeeds(links: tuple[Link, ...]) -> None:
         assert {replicas.choose() for _ in range(20)} == {good}
     clock.now += 15
     assert replicas.choose() is bad
-    replicas.report_success(bad)
+    replicas.report_connected(SimpleNamespace(link=bad))
     assert replicas.out == ()
     assert {replicas.choose() for _ in range(50)} == {bad, good}
 
 
 def test_none_left(links: tuple[Link, ...]) -> None:
     """Where every endpoint has failed or has been tried, there is none."""
-    replicas = Replicas(links[:2], Clock())
+    replicas = Replicas(links[:2], clock=Clock())
     assert replicas.choose(links[:2]) is None
     assert replicas.choose(links[:1]) is links[1]
     for link in links[:2]:
@@ -103,9 +104,3 @@ def test_share_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
         replica_share()
     with pytest.raises(ConfigurationError, match="set_replica_share"):
         set_replica_share(value)  # type: ignore[arg-type]
-
-
-def test_impatient() -> None:
-    """A replica is tried again for a short time only, and never longer than the policy says."""
-    assert impatient(RetryPolicy()).max_elapsed == PATIENCE
-    assert impatient(RetryPolicy(max_elapsed=0.2)).max_elapsed == 0.2

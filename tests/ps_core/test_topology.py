@@ -123,6 +123,8 @@ FORMS = {
     "bouncer": ("write-pool", "write-pool"),
     "replica_bouncer": (["read-pool", "read-2"], "read-pool,read-2"),
     "replica_urls": ([OTHER, PLAIN], f"{OTHER},{PLAIN}"),
+    "replica_weights": ([2.5], "2.5"),
+    "replica_fallback": (0.25, "0.25"),
     "direct_replica": (True, "true"),
     "direct_url": (PLAIN, PLAIN),
     "direct_port": (7001, "7001"),
@@ -147,11 +149,15 @@ def test_three_forms(name):
     """Keyword, URL parameter and environment variable give equal topologies."""
     value, text = FORMS[name]
     base = PLANETSCALE + ":7001" if name.endswith("_port") else PLANETSCALE
+    if name == "replica_weights":
+        base += "?ps_direct_replica=true"
     parameter = f"ps_{name}={text.translate({ord(c): f'%{ord(c):02X}' for c in '%&, '})}"
     keyword = Topology.from_url(base, **{name: value})
-    assert Topology.from_url(f"{base}?{parameter}") == keyword
+    assert Topology.from_url(f"{base}{'&' if '?' in base else '?'}{parameter}") == keyword
     assert Topology.from_env({"PS_URL": base, f"PS_{name.upper()}": text}) == keyword
-    keywords = "host=x.horizon.psdb.cloud user=app.br4nch password=s3cret" + (" port=7001" if base != PLANETSCALE else "")
+    keywords = "host=x.horizon.psdb.cloud user=app.br4nch password=s3cret" + (" port=7001" if ":7001" in base else "")
+    if name == "replica_weights":
+        keywords += " ps_direct_replica=true"
     assert Topology.from_url(f"{keywords} ps_{name}='{text}'") == keyword
     if name != "pooled":
         assert keyword != Topology.from_url(base)

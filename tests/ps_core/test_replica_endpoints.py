@@ -1,0 +1,174 @@
+"""Connections that may go on with another replica endpoint, and in the end with the primary."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+import ps_core
+from ps_core.connection import AsyncConnection, Connection
+from ps_core.link import replicas_of
+from ps_core.replicas import Replicas
+from ps_core.topology import Topology
+from ps_lab import Lab
+
+WHO = "SELECT current_setting('transaction_read_only'), pg_is_in_recovery(), inet_server_port()"
+
+
+def both(lab: Lab, **settings: Any) -> Topology:
+    """Two replica endpoints, the replica bouncer first, and reads that have to be spread by hand."""
+    return Topology.from_url(
+        lab.url, bouncer="write-pool", replica_bouncer="read-pool", direct_replica=True, replica_weights=[1, 1e-9], **settings
+    )
+
+
+def fresh(topology: Topology) -> Replicas:
+    """Return a set of its own, with nothing left out."""
+    shared = replicas_of(topology)
+    assert shared is not None
+    fallback = shared.fallback
+    return Replicas(shared.links, fallback=fallback and type(fallback)(endpoint=fallback.endpoint))
+
+
+@contextmanager
+def down(lab: Lab) -> Iterator[None]:
+    """Take the replica bouncer away."""
+    lab.bouncers["read-pool"].stop()
+    try:
+        yield
+    finally:
+        lab.restart_bouncer("read-pool")
+
+
+def wait_until(check: Any, seconds: float = 10.0) -> None:
+    """Wait for a condition."""
+    until = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < until, "it did not come about"
+
+
+def test_goes_on_with_the_other_endpoint_and_comes_back(ps_lab: Lab) -> None:
+    """A read whose endpoint is gone is served by another one, without an error; new connections avoid it until it is back."""
+    replicas = fresh(both(ps_lab))
+    bouncer, other = replicas.links
+    with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
+        with down(ps_lab):
+            assert conn.execute(WHO).fetchone()[:2] == ("on", True)
+            assert conn.link is other
+            assert replicas.out == (bouncer,)
+            with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as second:
+                assert second.execute(WHO).fetchone()[:2] == ("on", True)
+                assert second.link is other
+        wait_until(lambda: replicas.choose() is bouncer)
+        with Connection.open(bouncer, replicas=replicas, autocommit=True) as third:
+            assert third.link is bouncer
+        assert replicas.out == ()
+
+
+def test_falls_back_to_the_primary_read_only_and_returns(ps_lab: Lab) -> None:
+    """Where no replica is left, reads go to the primary, where a write is still refused; they return by themselves."""
+    replicas = fresh(ps_lab.topology)
+    (bouncer,) = replicas.links
+    with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
+        with down(ps_lab):
+            assert conn.execute(WHO).fetchone()[:2] == ("on", False)
+            assert conn.link is replicas.fallback
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                conn.execute("CREATE TABLE never (id int)")
+        wait_until(lambda: conn.execute(WHO).fetchone()[1] is True)
+        assert conn.link is bouncer
+
+
+def test_falls_back_in_asyncio(ps_lab: Lab) -> None:
+    """The same for asyncio."""
+
+    async def main() -> None:
+        replicas = fresh(ps_lab.topology)
+        async with await AsyncConnection.open(replicas.first(), replicas=replicas, autocommit=True) as conn:
+            with down(ps_lab):
+                row = await (await conn.execute(WHO)).fetchone()
+                assert row is not None
+                assert row[:2] == ("on", False)
+            until = time.monotonic() + 10
+            while conn.link is replicas.fallback:
+                assert time.monotonic() < until
+                await conn.execute(WHO)
+
+    asyncio.run(main())
+
+
+def test_fallback_forbidden(ps_lab: Lab) -> None:
+    """With replica_fallback="none" the loss of the replicas is an error, and the primary is left alone."""
+    topology = replace(ps_lab.topology, replica_fallback=0.0)
+    replicas = replicas_of(topology, policy=ps_core.RetryPolicy(max_elapsed=0.5))
+    assert replicas is not None
+    assert replicas.fallback is None
+    with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as conn, down(ps_lab):
+        with ps_lab.round_trips() as trips, pytest.raises(psycopg.OperationalError):
+            conn.execute(WHO)
+        assert trips.by_path["primary"] == 0
+
+
+def test_fallback_capped(ps_lab: Lab) -> None:
+    """No more connections than allowed go to the primary at once; one that is closed makes room."""
+    replicas = fresh(ps_lab.topology)
+    replicas.max_fallback = 1
+    policy = ps_core.RetryPolicy(max_elapsed=1.5)
+    links = [type(link)(endpoint=link.endpoint, policy=policy) for link in replicas.links]
+    replicas.links = tuple(links)
+    with down(ps_lab):
+        with Connection.open(links[0], replicas=replicas, autocommit=True) as first:
+            assert first.link is replicas.fallback
+            with pytest.raises(psycopg.OperationalError):
+                Connection.open(links[0], replicas=replicas, autocommit=True)
+        with Connection.open(links[0], replicas=replicas, autocommit=True) as second:
+            assert second.link is replicas.fallback
+
+
+def test_a_read_transaction_moves_while_it_only_read(ps_lab: Lab) -> None:
+    """An explicit transaction at READ COMMITTED that only read goes on elsewhere; one that is really open does not."""
+    replicas = fresh(ps_lab.topology)
+    with Connection.open(replicas.first(), replicas=replicas) as conn:
+        conn.execute(WHO)
+        with down(ps_lab):
+            assert conn.execute(WHO).fetchone()[1] is False
+        conn.commit()
+        wait_until(lambda: conn.execute(WHO).fetchone()[1] is True)
+        conn.commit()
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        conn.execute(WHO)
+        with down(ps_lab), pytest.raises(psycopg.OperationalError):
+            conn.execute(WHO)
+        conn.rollback()
+
+
+def test_psycopg_alone(ps_lab: Lab) -> None:
+    """`connect(to="replica")` goes to the replicas as a whole."""
+    with ps_core.connect(ps_lab.topology, to="replica", autocommit=True) as conn:
+        assert conn._replicas is replicas_of(ps_lab.topology)
+
+
+@pytest.mark.parametrize(("setting", "share"), [("primary", 1.0), ("none", 0.0), ("0.25", 0.25), (0.5, 0.5), (None, 1.0)])
+@pytest.mark.fast
+def test_fallback_setting(setting: Any, share: float) -> None:
+    """The setting has a form for the URL and a keyword."""
+    url = "postgresql://app.branch:pw@host/db"
+    assert Topology.from_url(url, replica_fallback=setting).replica_fallback == share
+    if isinstance(setting, str):
+        assert Topology.from_url(f"{url}?ps_replica_fallback={setting}").replica_fallback == share
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"replica_fallback": "never"}, {"replica_fallback": 2}, {"replica_weights": "1,2"}, {"replica_weights": "a"}],
+)
+@pytest.mark.fast
+def test_settings_refused(settings: Any) -> None:
+    """What is no share, or no weight for each endpoint, is refused with the name of the setting."""
+    with pytest.raises(ps_core.ConfigurationError, match=next(iter(settings))):
+        Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer="one", **settings)
