@@ -1,7 +1,8 @@
 """SQLAlchemy on PlanetScale for Postgres: bounded transactions, reads from replicas, failovers felt as latency."""
 
-from ps_core.context import using_primary, using_replica
+from ps_core.context import deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core.errors import ConfigurationError
+from ps_core.replicas import set_replica_share
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology
 from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine
@@ -20,8 +21,13 @@ __all__ = [
     "async_sessionmaker",
     "create_async_engine",
     "create_engine",
+    "deadline",
+    "limits",
+    "local_settings",
     "run_transaction",
     "sessionmaker",
+    "set_replica_share",
     "using_primary",
     "using_replica",
+    "without_sticky_writes",
 ]

@@ -5,19 +5,44 @@ Only the way to a DBAPI connection differs. `name` and `driver` stay "postgresql
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
+from sqlalchemy.util import await_only
 
 from ps_core.connection import AsyncConnection, Connection
-from ps_core.link import Link, link_to
+from ps_core.failures import Kind, classify
+from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology
+from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from collections.abc import Iterator
 
-__all__ = ["PSDialect", "PSDialectAsync"]
+    from ps_core.replicas import Replicas
+
+__all__ = ["FOR_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
+
+FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
+"""What a replica refuses, and the primary can do: it lags behind what the caller has seen, or the statement writes."""
+
+_falls_back: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_falls_back", default=False)
+_refused: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_refused", default=False)
+
+
+@contextmanager
+def falling_back() -> Iterator[None]:
+    """Within the block, a refusal of the `FOR_PRIMARY` kinds is handled: `handle_error` is for failures that users see."""
+    outer, quiet = _falls_back.set(True), _refused.set(False)
+    try:
+        yield
+    finally:
+        _falls_back.reset(outer)
+        _refused.reset(quiet)
 
 
 class PSDialect(PGDialect_psycopg):
@@ -25,26 +50,71 @@ class PSDialect(PGDialect_psycopg):
 
     supports_statement_cache = True
 
-    def __init__(self, ps_link: Link | None = None, **kwargs: Any) -> None:
+    def __init__(self, ps_link: Link | None = None, ps_replicas: Replicas | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.ps_link = ps_link
         """The endpoint that connections go to; None until the URL is seen."""
+        self.ps_replicas = ps_replicas
+        """Where connections that are read-only go."""
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> type[PSDialectAsync]:
         return PSDialectAsync
 
+    @classmethod
+    def get_pool_class(cls, url: URL) -> Any:
+        return QueuePool
+
     def create_connect_args(self, url: URL) -> Any:
         # The link says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
         if self.ps_link is None:
             topology = Topology.from_url(url.render_as_string(hide_password=False))
-            self.ps_link = link_to(topology.primary)
-        nowhere = url.set(username=None, password=None, host=None, port=None, database=None, query={})
-        return super().create_connect_args(nowhere)  # type: ignore[no-untyped-call]
+            self.ps_replicas = replicas_of(topology)
+            self.ps_link = links_of(topology)[0]
+        return [], super().create_connect_args(URL.create(url.drivername))[1]  # type: ignore[no-untyped-call]
 
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+    def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
+        return Connection.open(self._ps_first(ps_replicas), replicas=ps_replicas, **cparams)
+
+    def _ps_first(self, replicas: Replicas | None) -> Link:
         assert self.ps_link is not None  # create_connect_args comes first
-        return Connection.open(self.ps_link, *cargs, **cparams)
+        return self.ps_link if replicas is None else replicas.first()
+
+    def set_readonly(self, connection: Any, value: Any) -> None:
+        # On an engine that was made from a URL alone, this is how an application says that it only reads.
+        if self.ps_replicas is None:
+            super().set_readonly(connection, value)  # type: ignore[no-untyped-call]
+        else:
+            self._ps_go_to(connection, self.ps_replicas if value else None)
+            super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
+
+    def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
+        connection.go_to(replicas)
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        # A connection that was lost with nothing open on it makes a new one by itself when it is next used.
+        driver = getattr(connection, "driver_connection", connection)
+        if isinstance(driver, Connection | AsyncConnection) and driver.can_revive():
+            return False
+        return bool(super().is_disconnect(e, connection, cursor))  # type: ignore[no-untyped-call]
+
+    # --- what a replica refuses and the primary then does is no failure ---
+
+    @property
+    def _has_events(self) -> bool:
+        return self.__dict__.get("_has_events", False) and not _refused.get()
+
+    @_has_events.setter
+    def _has_events(self, value: bool) -> None:
+        self.__dict__["_has_events"] = value
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        try:
+            cursor.execute(statement, parameters)
+        except self.loaded_dbapi.Error as exc:
+            if _falls_back.get() and classify(exc).kind in FOR_PRIMARY:
+                _refused.set(True)
+            raise
 
 
 class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
@@ -52,6 +122,13 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
 
     supports_statement_cache = True
 
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        assert self.ps_link is not None
-        return self.loaded_dbapi.connect(*cargs, async_creator_fn=partial(AsyncConnection.open, self.ps_link), **cparams)
+    @classmethod
+    def get_pool_class(cls, url: URL) -> Any:
+        return AsyncAdaptedQueuePool
+
+    def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
+        opening = partial(AsyncConnection.open, self._ps_first(ps_replicas), replicas=ps_replicas)
+        return self.loaded_dbapi.connect(async_creator_fn=opening, **cparams)
+
+    def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
+        await_only(connection.driver_connection.go_to(replicas))

@@ -1,22 +1,31 @@
-"""The engine factories: a real `sqlalchemy.Engine` on the primary, with `.replica` and `.direct` beside it."""
+"""The engine factories: a real `sqlalchemy.Engine` on the primary, with `.replica` and `.direct` beside it.
+
+The replicas' engine shares the primary's dialect and cache of compiled statements, and what listens to the primary's hears of the
+replicas' statements and connections, too: to an application it is one engine.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+import os
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import registry
+from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
-from ps_core.link import Link, links_of
+from ps_core.errors import ConfigurationError
+from ps_core.link import Link, links_of, replicas_of
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ps_core.replicas import Replicas
     from ps_core.topology import Endpoint
 
 __all__ = ["AsyncEngine", "Engine", "create_async_engine", "create_engine"]
@@ -28,6 +37,11 @@ registry.register("postgresql.ps_async", "ps_sqlalchemy.dialect", "PSDialectAsyn
 _SETTINGS = frozenset(TopologySettings.__annotations__)
 # Bouncers drain within 24 hours; the connection that was used last is the one that is least likely to have been dropped.
 _POOL_DEFAULTS = {"pool_recycle": 3600, "pool_timeout": 10, "pool_use_lifo": True}
+_POOL_OPTIONS = ("pool_", "max_overflow")
+_SIDES = ("replica_", "direct_")
+_POOL_EVENTS = ("connect", "checkout", "checkin", "reset", "invalidate", "soft_invalidate", "close", "detach", "close_detached")
+
+_engines: WeakSet[Engine] = WeakSet()
 
 
 class Engine(sa.Engine):
@@ -35,7 +49,7 @@ class Engine(sa.Engine):
 
     topology: Topology
     replica: sa.Engine | None
-    """An engine on the replica endpoint; None where the topology has none."""
+    """An engine on the replica endpoints; None where the topology has none."""
     _ps_make_direct: Callable[[], sa.Engine]
 
     @cached_property
@@ -51,14 +65,76 @@ class Engine(sa.Engine):
                 engine.dispose(close=close)
 
 
+class _OptionEngine(SAOptionEngine):
+    """What `Engine.execution_options()` returns: the same endpoints under other options."""
+
+    _proxied: Engine
+
+    @property
+    def topology(self) -> Topology:
+        return self._proxied.topology
+
+    @cached_property
+    def replica(self) -> sa.Engine | None:
+        replica = self._proxied.replica
+        return None if replica is None else replica.execution_options(**self._ps_options)
+
+    @cached_property
+    def direct(self) -> sa.Engine:
+        return self._proxied.direct.execution_options(**self._ps_options)
+
+    def update_execution_options(self, **opt: Any) -> None:
+        super().update_execution_options(**opt)
+        self._ps_options = {**self.__dict__.get("_ps_options", {}), **opt}
+        for name in ("replica", "direct"):
+            self.__dict__.pop(name, None)
+
+
+Engine._option_cls = _OptionEngine
+
+
+class _Replica(sa.Engine):
+    """The engine on the replica endpoints. Made from one of SQLAlchemy's by `_join`."""
+
+    _ps_primary: Engine
+
+    @property
+    def _has_events(self) -> bool:
+        return self._ps_primary._has_events or self.__dict__.get("_has_events", False)
+
+    @_has_events.setter
+    def _has_events(self, value: bool) -> None:
+        self.__dict__["_has_events"] = value
+
+    def _ps_join(self, primary: Engine) -> None:
+        self._ps_primary = primary
+        self.dialect = primary.dialect
+        self._compiled_cache = primary._compiled_cache
+        self.dispatch = self.dispatch._join(primary.dispatch)  # as SQLAlchemy's OptionEngine does it
+        self.pool._dialect = primary.dialect
+        self.pool.__dict__.pop("dispatch", None)  # what its own dialect had registered
+        for name in _POOL_EVENTS:
+            sa.event.listen(self.pool, name, partial(_forward, primary, name))
+
+
+def _forward(primary: Engine, name: str, *args: Any) -> None:
+    for listener in getattr(primary.pool.dispatch, name):
+        listener(*args)
+
+
 class AsyncEngine(SAAsyncEngine):
     """An asyncio engine on the primary endpoint."""
 
     sync_engine: Engine
 
+    @property
+    def topology(self) -> Topology:
+        """The endpoints."""
+        return self.sync_engine.topology
+
     @cached_property
     def replica(self) -> SAAsyncEngine | None:
-        """An engine on the replica endpoint; None where the topology has none."""
+        """An engine on the replica endpoints; None where the topology has none."""
         engine = self.sync_engine.replica
         return None if engine is None else SAAsyncEngine(engine)
 
@@ -67,13 +143,17 @@ class AsyncEngine(SAAsyncEngine):
         """An engine on the direct endpoint."""
         return SAAsyncEngine(self.sync_engine.direct)
 
+    def execution_options(self, **opt: Any) -> AsyncEngine:
+        """Return the same engine under other options."""
+        return AsyncEngine(self.sync_engine.execution_options(**opt))
+
 
 def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> Engine:
     """Return an engine on the primary with `.replica` and `.direct`.
 
     `target` is a role's URL as PlanetScale shows it, or a `Topology`. `options` are the topology's settings (`bouncer`,
     `replica_bouncer`, `statement_timeout`, ...; see `ps_core.topology.TopologySettings`) and all of `sqlalchemy.create_engine`'s,
-    which hold for the pool of each endpoint.
+    which hold for all endpoints; `replica_` or `direct_` before one of them is for that side alone, as in `replica_pool_size=20`.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
@@ -105,22 +185,72 @@ def _create(
     else:
         url = target if isinstance(target, str) else target.render_as_string(hide_password=False)
         topology = Topology.from_url(url, **settings)
+    for name in ("creator", "async_creator", "module", "pool"):
+        if name in options:
+            raise ConfigurationError(
+                f"{name}: the topology says how to connect: write the URL's parameters, connect_args, or poolclass"
+            )
     policy = retry or RetryPolicy()
-    if "poolclass" not in options and "pool" not in options:
-        options = {**_POOL_DEFAULTS, **options}
+    sides = {
+        side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
+    }
+    primary, _, direct = links_of(topology, policy=policy)
+    replicas = replicas_of(topology, policy=policy)
 
-    primary, replicas, direct = links_of(topology, policy=policy)
+    def make(link: Link, side: dict[str, Any], **defaults: Any) -> sa.Engine:
+        given = {**options, **side}
+        if "poolclass" in side:  # sizes that were meant for another class
+            given = {name: value for name, value in given.items() if name in side or not name.startswith(_POOL_OPTIONS)}
+        elif "poolclass" not in given:
+            given = {**_POOL_DEFAULTS, **defaults, **given}
+        return factory(_url(link.endpoint, drivername), ps_link=link, **given)
 
-    def make(link: Link) -> sa.Engine:
-        return factory(_url(link.endpoint, drivername), ps_link=link, **options)
-
-    engine = make(primary)
+    engine = make(primary, {})
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
     assert isinstance(engine, Engine)
     engine.topology = topology
-    engine.replica = make(replicas[0]) if replicas else None
-    engine._ps_make_direct = lambda: make(direct)
+    engine.replica = None
+    if replicas is not None:
+        # Whatever connection was used last: over several endpoints, reads should be spread.
+        replica = make(replicas.links[0], sides["replica_"], pool_use_lifo=len(replicas.links) == 1)
+        connect_args = {**options, **sides["replica_"]}.get("connect_args", {})
+        replica.pool._creator = _creator(engine.dialect, replica.url, connect_args, replicas)
+        replica.__class__ = _Replica
+        assert isinstance(replica, _Replica)
+        replica._ps_join(engine)
+        engine.replica = replica
+        replicas.max_fallback = _max_fallback(topology.replica_fallback, engine)
+    engine._ps_make_direct = lambda: make(direct, sides["direct_"])
+    _engines.add(engine)
     return engine
+
+
+def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: Replicas) -> Callable[..., Any]:
+    """Return what connects to the replicas, as sqlalchemy.create_engine makes it for the primary."""
+    cargs, cparams = dialect.create_connect_args(url)
+    cparams.update(connect_args)
+
+    def connect(record: Any = None) -> Any:
+        args, params = list(cargs), dict(cparams)
+        for listener in dialect.dispatch.do_connect if dialect._has_events else ():
+            connection = listener(dialect, record, args, params)
+            if connection is not None:
+                return connection
+        return dialect.connect(*args, ps_replicas=replicas, **params)
+
+    return connect
+
+
+def _max_fallback(share: float, engine: Engine) -> int | None:
+    """Return how many connections to the primary may serve reads while there is no replica; None: any number."""
+    if share in (0, 1):
+        return None
+    pool = engine.pool
+    if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
+        raise ConfigurationError(
+            f"replica_fallback={share:g} is a share of the primary's pool, which has no size here: write 'primary' or 'none'"
+        )
+    return max(1, int(share * (pool.size() + pool._max_overflow)))
 
 
 def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
@@ -133,3 +263,13 @@ def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
         database=endpoint.dbname,
         query=dict(endpoint.params),
     )
+
+
+def _forget_connections() -> None:
+    # A process that was forked must not use its parent's connections, nor close them.
+    for engine in list(_engines):
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

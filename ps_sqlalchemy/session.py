@@ -6,6 +6,7 @@ everything is on the primary. The decision itself is `ps_core.routing`'s; here i
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ReferenceType, ref
 
@@ -14,63 +15,143 @@ from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
-from ps_core.context import current
-from ps_core.failures import Kind, classify
-from ps_core.routing import Decision, Route, Situation, decide
+from ps_core.context import current, limits
+from ps_core.errors import ConfigurationError
+from ps_core.failures import classify
+from ps_core.replicas import shares
+from ps_core.routing import Route, Situation, decide
 from ps_core.statements import analyse
+from ps_sqlalchemy.dialect import FOR_PRIMARY, falling_back
+from ps_sqlalchemy.stale import check_rows
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
+    TransactionRef = ReferenceType[SessionTransaction]
+
 __all__ = ["AsyncSession", "Session", "async_sessionmaker", "sessionmaker"]
+
+ROUTE: Final = "ps_route"
+LIMITS: Final = "ps_limits"
 
 
 class Session(orm.Session):
-    """SQLAlchemy's `Session`, routed. Its `bind` is an engine made by `ps_sqlalchemy.create_engine`."""
+    """SQLAlchemy's `Session`, routed. Its `bind` is an engine made by `ps_sqlalchemy.create_engine`.
 
-    _ps_wrote: ReferenceType[SessionTransaction] | None = None
+    Execution options, of a statement or of `execute()`:
+
+    - `ps_route`: "primary" or "replica" for this statement, whatever the session did before. On a replica it does not see what
+      the session's own transaction has written.
+    - `ps_limits`: `ps_core.limits`' arguments as a dict, as in `{"statement": "60s"}`, where the statement opens a transaction.
+
+    Args:
+        read_only: Everything goes to the replicas. What would write is refused, a flush before anything is sent.
+        stale_check: Before the first UPDATE or DELETE of a row after reads from a replica, lock the rows on the primary and
+            compare them with what was loaded, in one statement for each mapper; one with `version_id_col` has that instead.
+
+    Raises:
+        ConfigurationError: `twophase=True`, which needs more than a transaction pooler gives, or an unknown `ps_route`.
+        sqlalchemy.orm.exc.StaleDataError: a row was changed on the primary since it was loaded.
+        sqlalchemy.exc.InvalidRequestError: a read-only session was to write.
+    """
+
+    _ps_wrote: TransactionRef | None = None
+    """The transaction that wrote, and stays on the primary."""
+    _ps_drew: TransactionRef | None = None
+    """The transaction for which the operators' share was drawn, and was for replicas."""
+    _ps_saw_replica: TransactionRef | None = None
+    """The transaction that last read from a replica."""
     _ps_asked: Route | None = None
+    """What this statement's options say, or that it falls back."""
     _ps_route: Route | None = None
     """Where the last piece of work went."""
 
+    def __init__(self, bind: Any = None, *, read_only: bool = False, stale_check: bool = True, **kwargs: Any) -> None:
+        if kwargs.get("twophase"):
+            raise ConfigurationError(
+                "twophase=True: a prepared transaction outlives the connection that a transaction pooler lends, and nobody here"
+                " looks up its outcome: write twophase=False, or use SQLAlchemy's own Session with engine.direct"
+            )
+        super().__init__(bind, **kwargs)
+        self._ps_read_only = read_only
+        self._ps_stale_check = stale_check
+        self._ps_checked: tuple[TransactionRef | None, set[Any]] = (None, set())
+
+    # --- routing ---
+
     def _execute_internal(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        given, own = kwargs.get("execution_options") or {}, getattr(statement, "_execution_options", {})
+        if not (given or own) or self._ps_asked is not None:
+            return self._ps_execute(statement, params, **kwargs)
+        bounds, route = given.get(LIMITS, own.get(LIMITS)), given.get(ROUTE, own.get(ROUTE))
+        with ExitStack() as stack:
+            if bounds is not None:
+                stack.enter_context(limits(**bounds))
+            if route is None:
+                return self._ps_execute(statement, params, **kwargs)
+            self._ps_asked = _parse_route(route)
+            stack.callback(setattr, self, "_ps_asked", None)
+            return self._ps_execute(statement, params, **kwargs)
+
+    def _ps_execute(self, statement: Any, params: Any, **kwargs: Any) -> Any:
         """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+        if self._ps_asked is Route.PRIMARY or self._ps_read_only:
+            return super()._execute_internal(statement, params, **kwargs)
         self._ps_route = None
         try:
-            return super()._execute_internal(statement, params, **kwargs)
+            with falling_back():
+                return super()._execute_internal(statement, params, **kwargs)
         except sa.exc.DBAPIError as exc:
-            if self._ps_route is not Route.REPLICA or self._ps_asked is not None or classify(exc).kind not in _FOR_PRIMARY:
+            if self._ps_route is not Route.REPLICA or classify(exc).kind not in FOR_PRIMARY:
                 raise
-        self._ps_asked = Route.PRIMARY
+        outer, self._ps_asked = self._ps_asked, Route.PRIMARY
         try:
             return super()._execute_internal(statement, params, **kwargs)
         finally:
-            self._ps_asked = None
+            self._ps_asked = outer
+            if outer is None and current().sticky and (transaction := self._ps_root_transaction()) is not None:
+                self._ps_wrote = ref(transaction)
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any) -> Any:
-        """Return the engine of the endpoint that serves this piece of work."""
+        """Return the engine of the endpoints that serve this piece of work."""
         engine = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
+        if self._ps_read_only:
+            return self._ps_read_only_bind(engine, clause)
         replica = getattr(engine, "replica", None)
         if replica is None:
             return engine
-        self._ps_route = self._ps_decide(clause).route
+        self._ps_route = self._ps_decide(clause)
         return replica if self._ps_route is Route.REPLICA else engine
 
-    def _ps_decide(self, clause: Any) -> Decision:
-        transaction = self._ps_root_transaction()
-        wrote = transaction is not None and self._ps_wrote is not None and self._ps_wrote() is transaction
-        asked = self._ps_asked or current().route
-        decision = decide(
-            Situation(
-                reads=not self._flushing and _reads(clause),
-                asked=asked,
-                wrote=wrote,
-                declared=transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN,
-            )
-        )
-        if decision.route is Route.PRIMARY and asked is None and transaction is not None and not wrote:
+    def _ps_decide(self, clause: Any) -> Route:
+        transaction, context = self._ps_root_transaction(), current()
+        if self._flushing:
+            route = Route.PRIMARY
+        elif self._ps_asked is not None:
+            route = self._ps_asked
+        elif _is(self._ps_wrote, transaction):
+            return Route.PRIMARY
+        else:
+            declared = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
+            route = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared)).route
+            if route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
+                route = Route.PRIMARY
+        if transaction is None:
+            return route
+        if route is Route.REPLICA:
+            self._ps_saw_replica = ref(transaction)
+        elif self._ps_asked is None and context.sticky and (self._flushing or context.route is None):
             self._ps_wrote = ref(transaction)
-        return decision
+        return route
+
+    def _ps_draw(self, transaction: SessionTransaction | None) -> bool:
+        """Return whether the operators' share lets this transaction read from replicas: one answer for all of it."""
+        if _is(self._ps_drew, transaction):
+            return True
+        if not shares():
+            return False
+        self._ps_drew = None if transaction is None else ref(transaction)
+        return True
 
     def _ps_root_transaction(self) -> SessionTransaction | None:
         transaction = self.get_nested_transaction() or self.get_transaction()
@@ -78,8 +159,48 @@ class Session(orm.Session):
             transaction = transaction.parent
         return transaction
 
+    # --- read-only sessions ---
 
-_FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
+    def _ps_read_only_bind(self, engine: Any, clause: Any) -> Any:
+        if self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None:
+            raise sa.exc.InvalidRequestError(_READ_ONLY)
+        self._ps_route = Route.REPLICA
+        replica = getattr(engine, "replica", None)
+        if replica is not None:
+            return replica
+        return engine.execution_options(postgresql_readonly=True) if isinstance(engine, sa.Engine) else engine
+
+    def flush(self, objects: Any = None) -> None:
+        """Flush; refused in a read-only session."""
+        if self._ps_read_only and (self.new or self.deleted or any(map(self.is_modified, self.dirty))):
+            raise sa.exc.InvalidRequestError(_READ_ONLY)
+        super().flush(objects)
+
+    # --- rows that a replica had ---
+
+    def _ps_check_stale_rows(self) -> None:
+        transaction = self._ps_root_transaction()
+        # After its end, a transaction's rows are read again before they are used, unless the session keeps them.
+        seen = self._ps_saw_replica is not None if not self.expire_on_commit else _is(self._ps_saw_replica, transaction)
+        if not seen or not self._ps_stale_check or transaction is None:
+            return
+        if not _is(self._ps_checked[0], transaction):
+            self._ps_checked = (ref(transaction), set())
+        check_rows(self, self._ps_checked[1])
+
+
+_READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
+
+
+def _is(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:
+    return reference is not None and transaction is not None and reference() is transaction
+
+
+def _parse_route(value: Any) -> Route:
+    try:
+        return Route(value)
+    except ValueError:
+        raise ConfigurationError(f"{ROUTE}: write 'primary' or 'replica', not {value!r}") from None
 
 
 def _reads(clause: Any) -> bool:
@@ -94,8 +215,13 @@ def _reads(clause: Any) -> bool:
     )
 
 
+@sa.event.listens_for(Session, "before_flush")
+def _before_flush(session: Session, *_: Any) -> None:
+    session._ps_check_stale_rows()
+
+
 class AsyncSession(sa_asyncio.AsyncSession):
-    """SQLAlchemy's `AsyncSession`, routed."""
+    """SQLAlchemy's `AsyncSession`, routed; it takes `Session`'s arguments."""
 
     sync_session_class: type[orm.Session] = Session
 

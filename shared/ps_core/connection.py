@@ -74,10 +74,33 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
                         link.role = conn.wait(conn._read_role_gen())
         return conn
 
+    def go_to(self, replicas: Replicas | None) -> None:
+        """Let what follows be served by `replicas`; None: by the endpoint that the connection was opened for.
+
+        The connection to the other side is kept for the way back.
+
+        Raises:
+            psycopg.ProgrammingError: a transaction is open.
+        """
+        if (replicas is not None) is self._away:
+            return
+        self.wait(self._check_intrans_gen("endpoint"))
+        if self._aside is None:
+            assert replicas is not None  # the first way is away
+            self._aside = type(self).open(replicas.first(), replicas=replicas, **self._options)
+        self._exchange(self._aside)
+        self._away = not self._away
+
+    def close(self) -> None:
+        """Close the connection, and the one that is kept for `go_to`."""
+        super().close()
+        if self._aside is not None:
+            self._aside.close()
+
     def revive(self) -> None:
         """Connect anew where the connection was lost and nothing is open on it; else do nothing."""
         self._retire()
-        if self.broken and self._may_revive():
+        if self.broken and self.can_revive():
             self._replay(psycopg.OperationalError("the connection is closed"), _nothing)
 
     def _replay(self, first: BaseException, run: Callable[[], object]) -> None:
@@ -96,7 +119,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
-        return _without_waiting(gen) if self.broken and self._may_revive() else super().wait(gen, *args, **kwargs)
+        return _without_waiting(gen) if self.broken and self.can_revive() else super().wait(gen, *args, **kwargs)
 
     def rollback(self) -> None:
         """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
@@ -175,10 +198,27 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
                             link.role = await conn.wait(conn._read_role_gen())
         return conn
 
+    async def go_to(self, replicas: Replicas | None) -> None:
+        """Like `Connection.go_to`."""
+        if (replicas is not None) is self._away:
+            return
+        await self.wait(self._check_intrans_gen("endpoint"))
+        if self._aside is None:
+            assert replicas is not None
+            self._aside = await type(self).open(replicas.first(), replicas=replicas, **self._options)
+        self._exchange(self._aside)
+        self._away = not self._away
+
+    async def close(self) -> None:
+        """Like `Connection.close`."""
+        await super().close()
+        if self._aside is not None:
+            await self._aside.close()
+
     async def revive(self) -> None:
         """Like `Connection.revive`."""
         self._retire()
-        if self.broken and self._may_revive():
+        if self.broken and self.can_revive():
             await self._replay(psycopg.OperationalError("the connection is closed"), _anothing)
 
     async def _replay(self, first: BaseException, run: Callable[[], Any]) -> None:
@@ -198,7 +238,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like `Connection.wait`."""
-        return _without_waiting(gen) if self.broken and self._may_revive() else await super().wait(gen, *args, **kwargs)
+        return _without_waiting(gen) if self.broken and self.can_revive() else await super().wait(gen, *args, **kwargs)
 
     async def rollback(self) -> None:
         """Like `Connection.rollback`."""

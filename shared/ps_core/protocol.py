@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import ReferenceType, ref
 
 import psycopg
@@ -64,6 +64,9 @@ class Shared(psycopg.BaseConnection[Row]):
     """The endpoints of which `link` is one, any of which would do."""
     _pid: int
     _generation: int
+    _aside: Any = None
+    """A connection to the endpoints that this one is not at; see `go_to`."""
+    _away = False
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
@@ -397,7 +400,7 @@ class Shared(psycopg.BaseConnection[Row]):
     def _may_heal(self) -> bool:
         return not (self._keeps_state or self._closed or os.getpid() != self._pid)
 
-    def _may_revive(self) -> bool:
+    def can_revive(self) -> bool:
         """Return whether a broken connection may be used again without anybody having to know: nothing is open on it."""
         return self.broken and not self._in_block and self._may_heal()
 
@@ -425,7 +428,7 @@ class Shared(psycopg.BaseConnection[Row]):
         return True
 
     def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
-        if not self._may_revive():
+        if not self.can_revive():
             yield from super()._check_intrans_gen(attribute)
 
     def _may_replay(self, exc: BaseException) -> bool:
@@ -442,10 +445,12 @@ class Shared(psycopg.BaseConnection[Row]):
             return False
         if plan.apart:
             return True  # only the opening was under way
+        if not plan.statement.count:
+            return True  # a ping
         return plan.statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO)
 
     def _check_connection_ok(self) -> None:
-        if not self._may_revive():
+        if not self.can_revive():
             super()._check_connection_ok()
 
     def _give_up(self) -> None:
@@ -476,6 +481,15 @@ class Shared(psycopg.BaseConnection[Row]):
         lost = {name: value for name, value in values.items() if value and value != self.pgconn.parameter_status(name)}
         self._parameters = values if lost else None
         return self._restore_gen(lost) if lost else None
+
+    def _exchange(self, other: Self) -> None:
+        """Exchange libpq connections, and where they lead to."""
+        for name in ("pgconn", "link", "_generation", "_replicas", "_parameters"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, mine)
+        self._watch_notices()
+        other._watch_notices()
 
     def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
         for name, value in parameters.items():

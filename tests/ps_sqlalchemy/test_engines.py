@@ -1,0 +1,319 @@
+"""Engines: one for the application, whatever endpoints are behind it."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import ps_sqlalchemy
+from ps_core import ConfigurationError, DeadlineExceeded, deadline
+from ps_core.link import replicas_of
+from ps_lab import Lab
+from ps_sqlalchemy import Engine, Session
+from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
+
+URL = "postgresql://app.branch:secret@host/db"
+
+
+@contextmanager
+def engine_for(lab: Lab, **options: Any) -> Iterator[Engine]:
+    """An engine of one's own."""
+    engine = ps_sqlalchemy.create_engine(lab.url, **{"bouncer": "write-pool", "replica_bouncer": "read-pool", **options})
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def plain_url(lab: Lab) -> str:
+    """The URL for an application that takes nothing else."""
+    return lab.url.replace("postgresql://", "postgresql+ps://") + "&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
+
+
+def test_replica_shares_the_compiled_cache_and_hears_the_engine(ps_lab: Lab) -> None:
+    """A statement is compiled once for both sides, and what listens to the engine hears of both."""
+    with engine_for(ps_lab) as engine:
+        statements, connections = [], []
+        event.listen(engine, "before_cursor_execute", lambda conn, *_: statements.append(conn.engine is engine))
+        event.listen(engine, "connect", lambda dbapi_connection, _: connections.append(dbapi_connection.link.endpoint.role))
+        statement = sa.select(sa.literal(1).label("one"))
+        for side in (engine, engine.replica):
+            assert side is not None
+            with side.connect() as conn:
+                assert conn.scalar(statement) == 1
+        assert engine.replica is not None
+        assert engine.dialect is engine.replica.dialect
+        assert engine._compiled_cache is engine.replica._compiled_cache
+        assert engine._compiled_cache is not None
+        assert len(engine._compiled_cache) == 1
+        assert statements == [True, False]
+        assert connections == ["primary", "replica"]
+
+
+def test_what_listens_to_the_replica_is_for_the_replica(ps_lab: Lab) -> None:
+    """An event of `engine.replica` is not one of the engine."""
+    with engine_for(ps_lab) as engine:
+        assert engine.replica is not None
+        heard = []
+        event.listen(engine.replica, "before_cursor_execute", lambda *_: heard.append("statement"))
+        event.listen(engine.replica, "connect", lambda *_: heard.append("connect"))
+        with engine.connect() as conn:
+            conn.execute(text("SELECT 1"))
+        assert heard == []
+        with engine.replica.connect() as conn:
+            conn.execute(text("SELECT 1"))
+        assert heard == ["connect", "statement"]
+
+
+def test_replica_alone_initializes_the_dialect(ps_lab: Lab) -> None:
+    """An application that only ever reads gets a dialect that knows its server."""
+    with engine_for(ps_lab) as engine:
+        assert engine.replica is not None
+        with engine.replica.connect() as conn:
+            assert conn.dialect.server_version_info is not None
+            assert sa.inspect(conn).get_schema_names()
+
+
+def test_do_connect_reaches_both_sides(ps_lab: Lab) -> None:
+    """A token that is fetched for each connection (`do_connect`) is used on both sides."""
+    with engine_for(ps_lab) as engine:
+        names = iter(("one", "two"))
+
+        @event.listens_for(engine, "do_connect")
+        def name(dialect: Any, record: Any, cargs: list[Any], cparams: dict[str, Any]) -> None:
+            cparams["application_name"] = next(names)
+
+        for side, expected in ((engine, "one"), (engine.replica, "two")):
+            assert side is not None
+            with side.connect() as conn:
+                driver: Any = conn.connection.driver_connection
+                assert driver.info.get_parameters()["application_name"] == expected
+
+
+def test_options_by_side(ps_lab: Lab) -> None:
+    """SQLAlchemy's options hold for all sides; with a prefix, for one."""
+    with engine_for(ps_lab, pool_size=3, replica_pool_size=7, direct_poolclass=sa.NullPool) as engine:
+        assert isinstance(engine.pool, sa.QueuePool)
+        assert engine.replica is not None
+        assert isinstance(engine.replica.pool, sa.QueuePool)
+        assert (engine.pool.size(), engine.replica.pool.size()) == (3, 7)
+        assert isinstance(engine.direct.pool, sa.NullPool)
+    with engine_for(ps_lab, poolclass=sa.NullPool) as engine, engine.connect() as conn:
+        assert conn.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("option", ["creator", "async_creator", "pool", "module"])
+@pytest.mark.fast
+def test_creator_is_refused(option: str) -> None:
+    """What would connect past the topology is refused."""
+    with pytest.raises(ConfigurationError, match=option):
+        ps_sqlalchemy.create_engine(URL, **{option: None})
+
+
+@pytest.mark.fast
+def test_fallback_share_needs_a_pool() -> None:
+    """A share of a pool without a size is refused; with one, it is a number of connections."""
+    with pytest.raises(ConfigurationError, match="replica_fallback"):
+        ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, poolclass=sa.NullPool)
+    engine = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, pool_size=8, max_overflow=4)
+    replicas = replicas_of(engine.topology)
+    assert replicas is not None
+    assert replicas.max_fallback == 3
+
+
+@pytest.mark.fast
+def test_no_password_is_rendered() -> None:
+    """Neither the engine nor its URL shows the password."""
+    engine = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool")
+    for text_ in (
+        repr(engine),
+        str(engine.url),
+        repr(engine.url),
+        repr(engine.replica),
+        repr(engine.direct),
+        repr(engine.topology),
+    ):
+        assert "secret" not in text_
+
+
+def test_execution_options_keep_the_sides(ps_lab: Lab) -> None:
+    """`engine.execution_options()` keeps `.replica` and `.direct`, and sessions on it are routed, under its options."""
+    with engine_for(ps_lab) as engine:
+        strict: Any = engine.execution_options(isolation_level="REPEATABLE READ")
+        assert strict.topology is engine.topology
+        assert strict.replica is strict.replica
+        with Session(strict) as session:
+            assert session.scalar(SERVED_BY_REPLICA) is True
+            assert session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        with strict.direct.connect() as conn:
+            assert conn.get_isolation_level() == "REPEATABLE READ"
+        with engine.connect() as conn:
+            assert conn.get_isolation_level() == "READ COMMITTED"
+
+
+def test_checkout_is_bounded_by_the_deadline(ps_lab: Lab) -> None:
+    """Waiting for a connection ends with the deadline, and says so; without one, with SQLAlchemy's own error."""
+    with engine_for(ps_lab, pool_size=1, max_overflow=0, pool_timeout=0.1) as engine, engine.connect():
+        with deadline(0.05), pytest.raises(DeadlineExceeded):
+            engine.connect()
+        with deadline(5), pytest.raises(sa.exc.TimeoutError, match="QueuePool limit"):
+            engine.connect()
+        assert engine.pool.timeout() == 0.1  # type: ignore[attr-defined]
+
+
+def test_checkout_is_bounded_by_the_deadline_in_asyncio(ps_lab: Lab) -> None:
+    """The same for asyncio."""
+
+    async def main() -> None:
+        engine = ps_sqlalchemy.create_async_engine(ps_lab.url, bouncer="write-pool", pool_size=1, max_overflow=0)
+        try:
+            async with engine.connect():
+                with deadline(0.05), pytest.raises(DeadlineExceeded):
+                    async with engine.connect():
+                        pass
+        finally:
+            await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_one_lost_connection_leaves_the_pool_alone(ps_lab: Lab) -> None:
+    """A transaction that is lost is raised as a disconnect; the other connections of the pool stay."""
+    with engine_for(ps_lab, pool_size=2) as engine, engine.connect() as first:
+        pids = []
+        for conn in (first, engine.connect()):
+            pids.append(conn.scalar(text("SELECT pg_backend_pid()")))
+            if conn is not first:
+                other = conn.connection.driver_connection
+                conn.close()
+        ps_lab.sql("SELECT pg_terminate_backend(%s)", pids[0])
+        with pytest.raises(sa.exc.OperationalError) as failure:
+            first.execute(text("SELECT 1"))
+        assert failure.value.connection_invalidated
+        first.rollback()
+        with engine.connect() as one, engine.connect() as two:
+            assert other in (one.connection.driver_connection, two.connection.driver_connection)
+            assert one.scalar(text("SELECT 1")) == two.scalar(text("SELECT 1"))
+
+
+def test_forked_process_makes_its_own_connections(ps_lab: Lab) -> None:
+    """A child does not touch its parent's connections, although nobody told its engine."""
+    with engine_for(ps_lab) as engine:
+        who = text("SELECT pg_backend_pid(), pg_is_in_recovery()")
+        for side in (engine, engine.replica):
+            assert side is not None
+            with side.connect() as conn:
+                conn.execute(who)
+        read, write = os.pipe()
+        parents = {id(side): side.pool for side in (engine, engine.replica) if side is not None}
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - another process
+            try:
+                with engine.connect() as conn:
+                    fine = conn.scalar(text("SELECT 1")) == 1 and engine.pool is not parents[id(engine)]
+                os.write(write, b"fine" if fine else b"shared")
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            assert pipe.read() == b"fine"
+        os.waitpid(pid, 0)
+        for side in (engine, engine.replica):
+            assert side is not None
+            with side.connect() as conn:
+                assert conn.execute(who).one()
+
+
+def test_url_alone_reads_from_the_replicas(ps_lab: Lab) -> None:
+    """On an engine made from nothing but a URL, `postgresql_readonly=True` means the replicas, everything else the primary."""
+    engine = sa.create_engine(plain_url(ps_lab))
+    try:
+        for _ in range(2):
+            with engine.connect() as conn:
+                assert conn.scalar(SERVED_BY_REPLICA) is False
+            with engine.connect().execution_options(postgresql_readonly=True) as conn:
+                assert conn.scalar(SERVED_BY_REPLICA) is True
+                with pytest.raises(sa.exc.InternalError) as failure:
+                    conn.execute(text("CREATE TABLE never (id int)"))
+                assert isinstance(failure.value.orig, psycopg.errors.ReadOnlySqlTransaction)
+        reader = engine.execution_options(postgresql_readonly=True)
+        with reader.connect() as conn:
+            assert conn.scalar(SERVED_BY_REPLICA) is True
+        with engine.connect() as conn:
+            conn.execute(text("SELECT 1"))
+            with pytest.raises(sa.exc.InvalidRequestError):
+                conn.execution_options(postgresql_readonly=True)
+        assert engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+    finally:
+        engine.dispose()
+
+
+def test_url_alone_in_asyncio(ps_lab: Lab) -> None:
+    """The same for asyncio."""
+
+    async def main() -> None:
+        engine = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:"))
+        try:
+            for readonly in (False, True, False):
+                async with engine.connect() as conn:
+                    await conn.execution_options(postgresql_readonly=readonly)
+                    assert await conn.scalar(SERVED_BY_REPLICA) is readonly
+        finally:
+            await engine.dispose()
+
+    asyncio.run(main())
+
+
+def test_pre_ping_works(ps_lab: Lab) -> None:
+    """`pool_pre_ping=True` is not needed, and does no harm."""
+    with engine_for(ps_lab, pool_pre_ping=True) as engine:
+        for _ in range(2):
+            with engine.connect() as conn:
+                assert conn.scalar(text("SELECT 1")) == 1
+        ps_lab.edge.cut()
+        with engine.connect() as conn:
+            assert conn.scalar(text("SELECT 1")) == 1
+
+
+def test_several_replica_endpoints(ps_lab: Lab) -> None:
+    """One engine serves all replica endpoints; when one is gone, the reads of both sides go on with the other."""
+    with engine_for(ps_lab, direct_replica=True, replica_pool_size=2) as engine, Session(engine) as session:
+        assert engine.replica is not None
+        with engine.replica.connect() as one:
+            one.execute(text("SELECT 1"))
+            with engine.replica.connect() as two:
+                two.execute(text("SELECT 1"))
+        ps_lab.bouncers["read-pool"].stop()
+        try:
+            with engine.replica.connect() as one, engine.replica.connect() as two:
+                for conn in (one, two):
+                    assert conn.scalar(SERVED_BY_REPLICA) is True
+                    driver: Any = conn.connection.driver_connection
+                    assert driver.link.endpoint.name == "replica-2"
+            assert session.scalar(SERVED_BY_REPLICA) is True
+        finally:
+            ps_lab.restart_bouncer("read-pool")
+
+
+def test_handle_error_is_for_failures_that_users_see(ps_lab: Lab) -> None:
+    """A write that a replica refused and the primary did is no failure; a real one is one, once, on either side."""
+    ps_lab.sql("CREATE SEQUENCE IF NOT EXISTS sa_numbers; GRANT ALL ON SEQUENCE sa_numbers TO PUBLIC")
+    ps_lab.sql("CREATE OR REPLACE FUNCTION sa_writes() RETURNS bigint LANGUAGE sql AS 'SELECT nextval(''sa_numbers'')'")
+    ps_lab.wait_replicas_caught_up()
+    with engine_for(ps_lab) as engine:
+        heard: list[str] = []
+        event.listen(engine, "handle_error", lambda context: heard.append(type(context.original_exception).__name__))
+        with Session(engine) as session:
+            assert session.scalar(sa.select(sa.func.sa_writes(), sa.literal("handle_error"))) > 0
+        assert heard == []
+        with Session(engine) as session, pytest.raises(sa.exc.ProgrammingError):
+            session.execute(text("SELECT nothing"))
+        assert heard == ["UndefinedColumn"]
+    ps_lab.sql("DROP FUNCTION sa_writes; DROP SEQUENCE sa_numbers")
