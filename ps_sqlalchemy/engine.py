@@ -203,7 +203,10 @@ def _create(
             given = {name: value for name, value in given.items() if name in side or not name.startswith(_POOL_OPTIONS)}
         elif "poolclass" not in given:
             given = {**_POOL_DEFAULTS, **defaults, **given}
-        return factory(_url(link.endpoint, drivername), ps_link=link, **given)
+        # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
+        name = f"{given['logging_name']}.{link.endpoint.role}" if given.get("logging_name") else link.endpoint.role
+        names = {"logging_name": name, "pool_logging_name": name}
+        return factory(_url(link.endpoint, drivername), ps_link=link, **{**names, **given, "logging_name": name})
 
     engine = make(primary, {})
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class

@@ -95,6 +95,7 @@ class Session(orm.Session):
 
     def _ps_execute(self, statement: Any, params: Any, **kwargs: Any) -> Any:
         """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+        self._ps_begin()
         if self._ps_asked is Route.PRIMARY or self._ps_read_only:
             return super()._execute_internal(statement, params, **kwargs)
         self._ps_route = None
@@ -111,6 +112,16 @@ class Session(orm.Session):
             self._ps_asked = outer
             if outer is None and current().sticky and (transaction := self._ps_root_transaction()) is not None:
                 self._ps_wrote = ref(transaction)
+
+    def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
+        """Return the connection of the primary; of a replica in a read-only session."""
+        self._ps_begin()
+        return super().connection(*args, **kwargs)
+
+    def _ps_begin(self) -> None:
+        # SQLAlchemy begins later, when the engine is chosen; what is chosen has to be remembered for the transaction.
+        if self._transaction is None:
+            self._autobegin_t()
 
     def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any) -> Any:
         """Return the engine of the endpoints that serve this piece of work."""

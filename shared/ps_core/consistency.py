@@ -101,10 +101,11 @@ def merge(first: Token | None, second: Token | None) -> Token | None:
         return second if first is None else first
     if first.identity != second.identity:
         return max(first, second, key=lambda token: token.at)
-    at = max(first.at, second.at)
     if first.position is None or second.position is None:
+        # A pin lasts from when the position was not to be had; what is seen later does not prolong it.
+        at = max(token.at for token in (first, second) if token.position is None)
         return Token(identity=first.identity, position=None, at=at)
-    return Token(identity=first.identity, position=max(first.position, second.position), at=at)
+    return Token(identity=first.identity, position=max(first.position, second.position), at=max(first.at, second.at))
 
 
 def guard_sql(position: int) -> bytes:

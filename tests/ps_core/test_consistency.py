@@ -1,0 +1,56 @@
+"""Tokens: what they hold, what does not count, and how two become one."""
+
+import pytest
+
+from ps_core.consistency import CLOCK_SKEW, MAX_AGE, InvalidToken, Token, format_lsn, merge, parse_lsn
+
+pytestmark = pytest.mark.fast
+
+
+def token(position: int | None, at: float, identity: str = "br1") -> Token:
+    """Return a token."""
+    return Token(identity=identity, position=position, at=at)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        (None, None, None),
+        (token(5, 0), None, token(5, 0)),
+        (token(5, 10), token(7, 0), token(7, 10)),
+        (token(None, 0), token(5, 200), token(None, 0)),
+        (token(None, 0), token(None, 100), token(None, 100)),
+        (token(9, 0, "old"), token(1, 5), token(1, 5)),
+    ],
+)
+def test_merge(first: Token | None, second: Token | None, merged: Token | None) -> None:
+    """The merged token demands as much as both; a pin is not prolonged by what is seen later; of two branches the later counts."""
+    assert merge(first, second) == merge(second, first) == merged
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "malformed"),
+        ("1.br1.0-5", "malformed"),
+        ("2.br1.0-5.1000", "malformed"),
+        ("1.br1.0-G.1000", "malformed"),
+        ("1.br1.0-5.1000; DROP", "malformed"),
+        ("1.br2.0-5.1000", "another branch"),
+        (f"1.br1.0-5.{1000 - int(MAX_AGE) - 1}", "expired"),
+        (f"1.br1.0-5.{1000 + int(CLOCK_SKEW) + 1}", "future"),
+    ],
+)
+def test_does_not_count(text: str, why: str) -> None:
+    """A token that is malformed, of another branch, expired or of the future is refused with the reason."""
+    with pytest.raises(InvalidToken, match=why):
+        Token.parse(text, identity="br1", now=1000)
+
+
+@pytest.mark.parametrize("position", [None, 1, 0x16B374D848, 2**64 - 1])
+def test_round_trip(position: int | None) -> None:
+    """A token survives its string."""
+    there = token(position, 1000)
+    assert Token.parse(str(there), identity="br1", now=1000) == there
+    if position:
+        assert parse_lsn(format_lsn(position)) == position

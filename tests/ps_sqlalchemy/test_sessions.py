@@ -1,0 +1,324 @@
+"""What a session may be told, and what it refuses."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import orm, select, text
+from sqlalchemy.orm.exc import StaleDataError
+
+import ps_sqlalchemy
+from ps_core import ConfigurationError, limits, local_settings, set_replica_share, use_token
+from ps_lab import Lab
+from ps_sqlalchemy import AsyncSession, Engine, Session, sessionmaker, using_primary, using_replica, without_sticky_writes
+from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Base, Item
+
+
+class Versioned(Base):
+    """A row with a version of its own."""
+
+    __tablename__ = "sa_versioned"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    note: orm.Mapped[str]
+    version: orm.Mapped[int] = orm.mapped_column()
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's name and form
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> Iterator[None]:
+    """Begin each test without a token."""
+    with use_token(None):
+        yield
+
+
+def on_replica(session: Session) -> bool:
+    """Return whether a read of this session is served by a replica."""
+    return bool(session.scalar(SERVED_BY_REPLICA))
+
+
+# --- options and blocks ---
+
+
+def test_route_of_one_statement(engine: Engine, items: type[Item]) -> None:
+    """`ps_route` decides for one statement, before and after a write, and leaves the session as it was."""
+    with Session(engine) as session:
+        assert session.scalar(SERVED_BY_REPLICA.execution_options(ps_route="primary")) is False
+        assert on_replica(session)
+        assert session.scalar(SERVED_BY_REPLICA, execution_options={"ps_route": "primary"}) is False
+        assert on_replica(session)
+        session.add(items(id=1, note="a"))
+        session.flush()
+        assert not on_replica(session)
+        assert session.scalar(SERVED_BY_REPLICA, execution_options={"ps_route": "replica"}) is True
+        assert not on_replica(session)
+    with Session(engine) as session, session.begin():
+        assert session.scalar(SERVED_BY_REPLICA, execution_options={"ps_route": "replica"}) is True
+    with Session(engine) as session, pytest.raises(ConfigurationError, match="ps_route"):
+        session.execute(SERVED_BY_REPLICA, execution_options={"ps_route": "secondary"})
+
+
+def test_limits_of_one_statement(engine: Engine) -> None:
+    """`ps_limits` bounds the transaction that the statement opens; `limits` does so for a block, on either side."""
+    shown = text("SELECT current_setting('statement_timeout')")
+    with Session(engine) as session:
+        assert session.scalar(shown) == "2s"
+        assert session.scalar(shown, execution_options={"ps_limits": {"statement": "9s"}}) == "9s"
+        assert session.scalar(shown) == "2s"
+    for route in (using_primary, using_replica):
+        with route(), limits(statement="7s"), local_settings({"app.tenant": "42"}), Session(engine) as session:
+            assert session.scalar(shown) == "7s"
+            assert session.scalar(text("SELECT current_setting('app.tenant')")) == "42"
+
+
+def test_blocks_nest_and_restore(engine: Engine) -> None:
+    """Blocks nest, and what was before comes back, also after an exception."""
+    with Session(engine) as session:
+        with using_primary():
+            assert not on_replica(session)
+            with using_replica():
+                assert on_replica(session)
+            assert not on_replica(session)
+        with pytest.raises(ZeroDivisionError), using_primary():
+            raise ZeroDivisionError
+        assert on_replica(session)
+
+
+def test_reading_context_of_a_declared_transaction(engine: Engine, items: type[Item]) -> None:
+    """In a reading context, a declared transaction starts on a replica, and goes to the primary with its first write."""
+    with using_replica(), Session(engine) as session, session.begin():
+        assert on_replica(session)
+        session.add(items(id=1, note="a"))
+        session.flush()
+        assert not on_replica(session)
+
+
+def test_without_sticky_writes(engine: Engine, items: type[Item]) -> None:
+    """A write in the block does not send the rest to the primary; one after it does."""
+    with Session(engine) as session:
+        with without_sticky_writes():
+            session.add(items(id=1, note="audit"))
+            session.flush()
+        assert on_replica(session)
+        session.execute(sa.update(items).values(note="b"))
+        assert not on_replica(session)
+        session.commit()
+        assert session.get_one(items, 1).note == "b"
+
+
+def test_sessions_do_not_influence_each_other(engine: Engine, items: type[Item]) -> None:
+    """What one session wrote, or rolled back, says nothing about another one of the same task."""
+    with Session(engine) as one, Session(engine) as two:
+        one.add(items(id=1, note="a"))
+        one.flush()
+        assert (on_replica(one), on_replica(two)) == (False, True)
+        one.rollback()
+        assert (on_replica(one), on_replica(two)) == (True, True)
+
+
+def test_replica_share(engine: Engine) -> None:
+    """The operators' switch turns replicas off and on; what asks for a replica gets one all the same."""
+    try:
+        set_replica_share(0)
+        with Session(engine) as session:
+            assert not on_replica(session)
+            with using_replica():
+                assert not on_replica(session)  # this transaction has been on the primary
+        with using_replica(), Session(engine) as session:
+            assert on_replica(session)
+        set_replica_share(0.5)
+        first = []
+        for _ in range(60):
+            with Session(engine) as session:
+                sides = {on_replica(session) for _ in range(3)}
+                assert len(sides) == 1  # one answer for the whole transaction
+                first += sides
+        assert 5 < sum(first) < 55
+    finally:
+        set_replica_share(None)
+
+
+def test_two_phase_is_refused(engine: Engine) -> None:
+    """Two-phase commit is refused when the session is made, with what to write instead."""
+    with pytest.raises(ConfigurationError, match="twophase=False"):
+        Session(engine, twophase=True)
+    with pytest.raises(ConfigurationError, match=r"engine\.direct"):
+        sessionmaker(engine, twophase=True)()
+
+
+def test_echo_shows_the_statement_and_the_route(ps_lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    """The loggers tell which side a statement went to; the opening is not in it."""
+    engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    try:
+        with caplog.at_level(logging.INFO, "sqlalchemy.engine"), Session(engine) as session:
+            session.execute(text("SELECT 'here'"))
+            session.execute(text("SELECT 'there'"), execution_options={"ps_route": "primary"})
+        told = [(record.name.rpartition(".")[2], record.getMessage()) for record in caplog.records]
+        assert [name for name, message in told if message.endswith("SELECT 'here'")] == ["replica"]
+        assert [name for name, message in told if message.endswith("SELECT 'there'")] == ["primary"]
+        assert "SET LOCAL" not in caplog.text
+    finally:
+        engine.dispose()
+
+
+# --- read-only sessions ---
+
+
+def test_read_only_session(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
+    """A read-only session reads from replicas alone, declared or not, and sends nothing that would write."""
+    with Session(engine, read_only=True) as session, session.begin():
+        assert on_replica(session)
+        assert session.connection().scalar(SERVED_BY_REPLICA) is True
+    with ps_lab.round_trips() as trips, Session(engine, read_only=True) as session:
+        session.add(items(id=1, note="a"))
+        with pytest.raises(sa.exc.InvalidRequestError, match="read_only"):
+            session.flush()
+        with pytest.raises(sa.exc.InvalidRequestError, match="read_only"):
+            session.commit()
+        session.expunge_all()
+        for statement in (sa.insert(items).values(id=2, note="b"), select(items).with_for_update(), sa.delete(items)):
+            with pytest.raises(sa.exc.InvalidRequestError, match="read_only"):
+                session.execute(statement)
+        with pytest.raises(sa.exc.InvalidRequestError, match="read_only"):
+            session.bulk_insert_mappings(sa.inspect(items), [{"id": 3, "note": "c"}])
+    assert trips.count == 0
+    with Session(engine, read_only=True) as session, pytest.raises(sa.exc.InternalError):
+        session.execute(text("INSERT INTO sa_item VALUES (4, 'd')"))
+    assert ps_lab.sql("SELECT count(*) FROM sa_item") == [(0,)]
+
+
+def test_read_only_session_without_replicas(ps_lab: Lab, items: type[Item]) -> None:
+    """Where there are no replicas, a read-only session reads from the primary, READ ONLY."""
+    engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool")
+    try:
+        with Session(engine, read_only=True) as session:
+            assert not on_replica(session)
+            with pytest.raises(sa.exc.InternalError):
+                session.execute(text("INSERT INTO sa_item VALUES (4, 'd')"))
+    finally:
+        engine.dispose()
+
+
+# --- stale rows ---
+
+
+@pytest.fixture
+def lagging(ps_lab: Lab, engine: Engine, items: type[Item]) -> Iterator[type[Item]]:
+    """Three items that replicas have, and a change of the first one that they do not have yet."""
+    with Session(engine) as session:
+        session.add_all([*(items(id=number, note="old") for number in (1, 2, 3)), Versioned(id=1, note="old", version=1)])
+        session.commit()
+    ps_lab.wait_replicas_caught_up()
+    ps_lab.set_replay_delay(60)
+    ps_lab.sql("UPDATE sa_item SET note = 'newer' WHERE id = 1; UPDATE sa_versioned SET note = 'newer', version = 2")
+    try:
+        yield items
+    finally:
+        ps_lab.set_replay_delay(0)
+        ps_lab.wait_replicas_caught_up()
+
+
+def test_no_lost_update(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """A row that is newer on the primary than what the replica gave is not overwritten."""
+    with use_token(None), Session(engine) as session:
+        item = session.get_one(lagging, 1)
+        assert item.note == "old"
+        item.note = "mine"
+        with pytest.raises(StaleDataError, match="'note' was changed on the primary"):
+            session.commit()
+    assert ps_lab.sql("SELECT note FROM sa_item WHERE id = 1") == [("newer",)]
+
+
+def test_no_lost_delete(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """Nor is it deleted."""
+    with use_token(None), Session(engine) as session:
+        session.delete(session.get_one(lagging, 1))
+        with pytest.raises(StaleDataError, match="changed on the primary"):
+            session.flush()
+    assert ps_lab.sql("SELECT count(*) FROM sa_item") == [(3,)]
+
+
+def test_rows_that_did_not_change_cost_one_statement(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """All dirty rows of a mapper are compared in one statement, in the first flush; a second flush of theirs costs nothing."""
+    with use_token(None), Session(engine) as session:
+        rows = session.scalars(select(lagging).where(lagging.id > 1).order_by(lagging.id)).all()
+        for row in rows:
+            row.note = "mine"
+        with ps_lab.round_trips() as trips:
+            session.flush()
+        assert trips.by_path == {"primary": 2}
+        rows[0].note = "again"
+        with ps_lab.round_trips() as trips:
+            session.flush()
+        assert trips.by_path == {"primary": 1}
+        session.commit()
+    assert ps_lab.sql("SELECT note FROM sa_item ORDER BY id") == [("newer",), ("again",), ("mine",)]
+
+
+def test_stale_check_off(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """`stale_check=False` leaves it as SQLAlchemy does it."""
+    with use_token(None), Session(engine, stale_check=False) as session:
+        session.get_one(lagging, 1).note = "mine"
+        session.commit()
+    assert ps_lab.sql("SELECT note FROM sa_item WHERE id = 1") == [("mine",)]
+
+
+def test_own_version_is_used_instead(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """A mapper with a version column has no extra statement, and the same error."""
+    with use_token(None), Session(engine) as session:
+        row = session.get_one(Versioned, 1)
+        row.note = "mine"
+        with ps_lab.round_trips() as trips, pytest.raises(StaleDataError, match="expected to update 1 row"):
+            session.flush()
+        assert trips.by_path == {"primary": 2}  # the UPDATE, and the rollback
+
+
+def test_locked_rows_are_read_again(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """What the error recommends works: with_for_update() reads the row on the primary, and the write goes through."""
+    with use_token(None), Session(engine) as session:
+        session.get_one(lagging, 1)
+        item = session.get_one(lagging, 1, with_for_update=True, populate_existing=True)
+        assert item.note == "newer"
+        item.note = "mine"
+        session.commit()
+    assert ps_lab.sql("SELECT note FROM sa_item WHERE id = 1") == [("mine",)]
+
+
+def test_kept_rows_are_compared_in_the_next_transaction(ps_lab: Lab, engine: Engine, lagging: type[Item]) -> None:
+    """With expire_on_commit=False a row outlives the transaction that read it from a replica, and is compared all the same."""
+    with use_token(None), Session(engine, expire_on_commit=False) as session:
+        item = session.get_one(lagging, 1)
+        session.commit()
+        item.note = "mine"
+        with pytest.raises(StaleDataError, match="changed on the primary"):
+            session.commit()
+
+
+def test_async_session(ps_lab: Lab, items: type[Item]) -> None:
+    """AsyncSession takes the same options, and refuses and compares the same way."""
+
+    async def main() -> None:
+        engine = ps_sqlalchemy.create_async_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+        try:
+            async with AsyncSession(engine, read_only=True) as session:
+                assert await session.scalar(SERVED_BY_REPLICA) is True
+                session.add(items(id=1, note="a"))
+                with pytest.raises(sa.exc.InvalidRequestError, match="read_only"):
+                    await session.commit()
+            async with AsyncSession(engine) as session:
+                assert await session.scalar(SERVED_BY_REPLICA, execution_options={"ps_route": "primary"}) is False
+                assert await session.scalar(SERVED_BY_REPLICA) is True
+            ps_lab.sql("INSERT INTO sa_item VALUES (7, 'old')")
+            ps_lab.wait_replicas_caught_up()
+            async with AsyncSession(engine) as session:
+                item: Any = await session.get(items, 7)
+                ps_lab.sql("UPDATE sa_item SET note = 'newer'")
+                item.note = "mine"
+                with pytest.raises(StaleDataError, match="changed on the primary"):
+                    await session.commit()
+        finally:
+            await engine.dispose()
+
+    asyncio.run(main())
