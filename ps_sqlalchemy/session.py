@@ -63,6 +63,8 @@ class Session(orm.Session):
     """The transaction that last read from a replica."""
     _ps_asked: Route | None = None
     """What this statement's options say, or that it falls back."""
+    _ps_statement: Any = None
+    """What is being executed."""
     _ps_route: Route | None = None
     """Where the last piece of work went."""
 
@@ -96,6 +98,7 @@ class Session(orm.Session):
     def _ps_execute(self, statement: Any, params: Any, **kwargs: Any) -> Any:
         """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
         self._ps_begin()
+        self._ps_statement = statement
         if self._ps_asked is Route.PRIMARY or self._ps_read_only:
             return super()._execute_internal(statement, params, **kwargs)
         self._ps_route = None
@@ -116,6 +119,7 @@ class Session(orm.Session):
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the primary; of a replica in a read-only session."""
         self._ps_begin()
+        self._ps_statement = None
         return super().connection(*args, **kwargs)
 
     def _ps_begin(self) -> None:
@@ -131,6 +135,8 @@ class Session(orm.Session):
         replica = getattr(engine, "replica", None)
         if replica is None:
             return engine
+        if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
+            clause, self._ps_statement = self._ps_statement, None
         self._ps_route = self._ps_decide(clause)
         return replica if self._ps_route is Route.REPLICA else engine
 

@@ -192,6 +192,8 @@ class _Composing(ClientCursorMixin[Any, Row]):
         if conn.pgconn.status != pq.ConnStatus.OK or not plan.first:
             return None
         state = results[-1].error_field(pq.DiagnosticField.SQLSTATE)
+        if state == b"25006" and conn.link.endpoint.read_only:
+            conn.link.hidden_writes.add(text)
         demoted = state == b"25006" and not (plan.read_only or conn._read_only or conn.link.endpoint.read_only)
         failed = conn.pgconn.transaction_status == pq.TransactionStatus.INERROR
         if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
@@ -205,9 +207,9 @@ class _Composing(ClientCursorMixin[Any, Row]):
             # transaction, and gets one.
             return replace(plan, apart=True)
         if state == b"25006" and plan.read_only:
-            conn.link.hidden_writes.add(text)
             if conn.link.endpoint.read_only:
                 return None
+            conn.link.hidden_writes.add(text)
         elif state in (b"25001", b"2D000") and plan.before.parts:
             # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
             conn.link.loners.add(text)

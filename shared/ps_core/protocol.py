@@ -159,7 +159,7 @@ class Shared(psycopg.BaseConnection[Row]):
         """Decide how a statement travels that arrives while the connection is idle."""
         link, statement = self.link, analyse(text)
         reads = statement.reads and text not in link.hidden_writes
-        if statement.reads and not reads and link.endpoint.read_only:
+        if link.endpoint.read_only and (statement.primary_only or text in link.hidden_writes):
             raise _known_to_write_error()
         if bound_by_server:
             return self._make_plan_apart(statement, reads=reads, alone=text in link.loners)

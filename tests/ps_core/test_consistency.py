@@ -24,7 +24,7 @@ def token(position: int | None, at: float, identity: str = "br1") -> Token:
     ],
 )
 def test_merge(first: Token | None, second: Token | None, merged: Token | None) -> None:
-    """The merged token demands as much as both; a pin is not prolonged by what is seen later; of two branches the later counts."""
+    """The merged token demands as much as both; reads do not prolong a pin; of two branches the later counts."""
     assert merge(first, second) == merge(second, first) == merged
 
 

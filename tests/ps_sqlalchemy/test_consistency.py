@@ -1,7 +1,9 @@
 """Sessions see what they have seen before, writes that look like reads run once, and whole transactions run again."""
 
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -33,6 +35,41 @@ def test_own_writes_are_seen(ps_lab: Lab, engine: Engine, items: type[Item]) -> 
     finally:
         ps_lab.set_replay_delay(0)
     with use_token(token, identity=ps_lab.branch), Session(engine) as session:
+        assert session.scalar(SERVED_BY_REPLICA) is True
+
+
+PAIRS = int(os.environ.get("PS_PAIRS", "200"))
+"""Write-then-read pairs of `test_pairs`; 10,000 is what the documentation tells of."""
+
+
+def test_pairs(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
+    """Writes and reads in fresh sessions, with a replay delay: none is stale, and what saw no write is read on replicas."""
+    for number in range(8):
+        ps_lab.sql("INSERT INTO sa_item VALUES (%s, '0')", number)
+    ps_lab.wait_replicas_caught_up()
+    ps_lab.set_replay_delay(0.5)
+
+    def client(number: int) -> tuple[int, int]:
+        stale = replica = 0
+        with use_token(None):
+            for turn in range(PAIRS // 8):
+                with Session(engine) as session, session.begin():
+                    session.execute(sa.update(items).where(items.id == number).values(note=str(turn)))
+                with Session(engine) as session:
+                    stale += session.scalar(select(items.note).where(items.id == number)) != str(turn)
+                with use_token(None), Session(engine) as session:
+                    replica += bool(session.scalar(SERVED_BY_REPLICA))
+        return stale, replica
+
+    try:
+        with ThreadPoolExecutor(8) as clients:
+            results = list(clients.map(client, range(8)))
+    finally:
+        ps_lab.set_replay_delay(0)
+    assert sum(stale for stale, _ in results) == 0
+    assert sum(replica for _, replica in results) == PAIRS // 8 * 8
+    token = current_token()
+    with use_token(token), Session(engine) as session:
         assert session.scalar(SERVED_BY_REPLICA) is True
 
 
