@@ -13,7 +13,9 @@ import time
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ps_core.consistency import InvalidToken, Token, merge
 from ps_core.errors import ConfigurationError, DeadlineExceeded
@@ -21,7 +23,8 @@ from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextvars import Token as ContextToken
 
 __all__ = [
     "Context",
@@ -40,6 +43,8 @@ __all__ = [
     "using_replica",
     "without_sticky_writes",
 ]
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 _log = logging.getLogger("ps_core")
 
@@ -142,27 +147,55 @@ def current() -> Context:
     return _current.get()
 
 
-@contextmanager
-def block(**changes: Any) -> Iterator[None]:
-    """Change fields of the context within the block."""
-    token = _current.set(replace(_current.get(), **changes))
-    try:
-        yield
-    finally:
-        _current.reset(token)
+class Block(AbstractContextManager[None]):
+    """A `with` block that changes fields of the context, and a decorator of functions, async ones too."""
+
+    def __init__(self, changes: Callable[[Context], dict[str, Any]]) -> None:
+        self._changes = changes
+        self._resets: list[ContextToken[Context]] = []
+
+    def __enter__(self) -> None:
+        outer = _current.get()
+        self._resets.append(_current.set(replace(outer, **self._changes(outer))))
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._resets.pop())
+
+    def __call__(self, func: F) -> F:
+        # A call may be under way in several threads and tasks at once: each has a block of its own.
+        if iscoroutinefunction(func):
+
+            @wraps(func)
+            async def within(*args: Any, **kwargs: Any) -> Any:
+                with Block(self._changes):
+                    return await func(*args, **kwargs)
+
+        else:
+
+            @wraps(func)
+            def within(*args: Any, **kwargs: Any) -> Any:
+                with Block(self._changes):
+                    return func(*args, **kwargs)
+
+        return cast("F", within)
 
 
-def using_primary() -> AbstractContextManager[None]:
+def block(**changes: Any) -> Block:
+    """Return a block that changes fields of the context."""
+    return Block(lambda _: changes)
+
+
+def using_primary() -> Block:
     """Return a block in which everything goes to the primary."""
     return block(route=Route.PRIMARY)
 
 
-def using_replica() -> AbstractContextManager[None]:
+def using_replica() -> Block:
     """Return a block whose reads may go to a replica, also where they would not otherwise (a declared transaction)."""
     return block(route=Route.REPLICA)
 
 
-def without_sticky_writes() -> AbstractContextManager[None]:
+def without_sticky_writes() -> Block:
     """Return a block whose writes do not send the reads that follow to the primary, as for the row of an audit log.
 
     What is open on the primary stays there: a transaction has one endpoint. The token is not touched either: reads still see what
@@ -171,8 +204,7 @@ def without_sticky_writes() -> AbstractContextManager[None]:
     return block(sticky=False)
 
 
-@contextmanager
-def deadline(seconds: Duration) -> Iterator[None]:
+def deadline(seconds: Duration) -> Block:
     """Bound everything in the block: connecting, waiting, trying again, and each statement.
 
     Work that begins after the time is over raises `DeadlineExceeded` before anything is sent; a statement that is under way is
@@ -185,10 +217,12 @@ def deadline(seconds: Duration) -> Iterator[None]:
     duration = parse_duration(seconds, name="deadline")
     if duration is None:
         raise ConfigurationError('deadline: write a duration, as in "1.5s"; where there is none, leave the block out')
-    until = time.monotonic() + duration
-    outer = _current.get().deadline
-    with block(deadline=until if outer is None else min(until, outer)):
-        yield
+
+    def changes(outer: Context) -> dict[str, Any]:
+        until = time.monotonic() + duration
+        return {"deadline": until if outer.deadline is None else min(until, outer.deadline)}
+
+    return Block(changes)
 
 
 def remaining() -> float | None:
@@ -206,14 +240,13 @@ def remaining() -> float | None:
     return left
 
 
-@contextmanager
 def limits(
     *,
     statement: Duration | None = 0,
     transaction: Duration | None = 0,
     idle_in_transaction: Duration | None = 0,
     lock: Duration | None = 0,
-) -> Iterator[None]:
+) -> Block:
     """Replace timeouts of the endpoint in the block, as for reports, jobs and commands.
 
     `with limits(statement="60s"): ...`
@@ -233,12 +266,14 @@ def limits(
             f"limits: statement ({bound:g}s) must be below transaction ({whole:g}s), or PostgreSQL disables it: "
             "write a longer transaction limit or a shorter statement limit"
         )
-    outer = _current.get().limits
-    with block(limits=Limits(tuple({**dict(outer.values if outer else ()), **values}.items()))):
-        yield
+
+    def changes(outer: Context) -> dict[str, Any]:
+        return {"limits": Limits(tuple({**dict(outer.limits.values if outer.limits else ()), **values}.items()))}
+
+    return Block(changes)
 
 
-def commit_check(*, verify: str | None = None, marker: bool = False) -> AbstractContextManager[None]:
+def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     """Return a block in which the outcome of a COMMIT whose answer is lost can always be told, also across a promotion.
 
     `marker` writes a row into the table `ps_commit_marker` (`ps_core.commit.MARKER_TABLE_SQL`) with each COMMIT, in the same
@@ -248,8 +283,7 @@ def commit_check(*, verify: str | None = None, marker: bool = False) -> Abstract
     return block(verify=verify, marker=marker)
 
 
-@contextmanager
-def local_settings(settings: Mapping[str, str]) -> Iterator[None]:
+def local_settings(settings: Mapping[str, str]) -> Block:
     """Set the application's own settings in every transaction of the block.
 
     `with local_settings({"app.tenant": "42"}): ...`
@@ -265,5 +299,4 @@ def local_settings(settings: Mapping[str, str]) -> Iterator[None]:
             raise ConfigurationError(f"local_settings: {name!r} is not a name of the application's own: write it as 'app.{name}'")
         if "\x00" in value:
             raise ConfigurationError(f"local_settings: {name}: write a string without NUL")
-    with block(local_settings=tuple({**dict(_current.get().local_settings), **settings}.items())):
-        yield
+    return Block(lambda outer: {"local_settings": tuple({**dict(outer.local_settings), **settings}.items())})

@@ -1,0 +1,121 @@
+"""Blocks: what holds in one, and for whom."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
+from ps_core.context import Context, current, remaining
+from ps_core.routing import Route
+
+pytestmark = pytest.mark.fast
+
+
+def test_nest_and_restore() -> None:
+    """Blocks nest, and restore what was before, also on exceptions."""
+    with using_primary(), local_settings({"app.a": "1"}):
+        with pytest.raises(ZeroDivisionError), using_replica(), local_settings({"app.b": "2"}), without_sticky_writes():
+            assert current().route is Route.REPLICA
+            assert dict(current().local_settings) == {"app.a": "1", "app.b": "2"}
+            assert not current().sticky
+            raise ZeroDivisionError
+        assert current().route is Route.PRIMARY
+        assert dict(current().local_settings) == {"app.a": "1"}
+    assert current() == Context()
+
+
+def test_deadlines_only_shrink() -> None:
+    """An inner deadline can only be earlier, and a block's time begins when it is entered."""
+    later = deadline(1)
+    with deadline(0.5), later:
+        assert (remaining() or 9) <= 0.5
+    begin = time.monotonic()
+    with later:
+        assert 1 - (time.monotonic() - begin) - 0.1 < (remaining() or 0) <= 1
+
+
+def test_decorates_functions() -> None:
+    """As a decorator a block holds for each call, in several threads at once."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    @using_replica()
+    def work() -> Route | None:
+        barrier.wait()
+        return current().route
+
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(work())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == [Route.REPLICA] * 2
+    assert work.__name__ == "work"
+
+
+def test_decorates_coroutine_functions() -> None:
+    """The same for async functions: until they are done, and not for the tasks beside them."""
+
+    @using_primary()
+    async def work(event: asyncio.Event) -> Route | None:
+        await event.wait()
+        return current().route
+
+    async def main() -> None:
+        event = asyncio.Event()
+        tasks = [asyncio.create_task(work(event)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert current().route is None
+        event.set()
+        assert await asyncio.gather(*tasks) == [Route.PRIMARY] * 2
+
+    asyncio.run(main())
+
+
+def test_threads_have_their_own() -> None:
+    """Two threads that interleave blocks do not see each other's; one with a copied context inherits."""
+    barrier = threading.Barrier(2, timeout=10)
+    found = {}
+
+    def work(name: str, block: Any) -> None:
+        barrier.wait()
+        with block:
+            barrier.wait()
+            found[name] = current().route
+            barrier.wait()
+        barrier.wait()
+        found[name + " after"] = current().route
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("one", using_primary()), ("two", using_replica()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == {"one": Route.PRIMARY, "two": Route.REPLICA, "one after": None, "two after": None}
+
+    async def inherit() -> Route | None:
+        with using_primary():
+            return await asyncio.to_thread(lambda: current().route)
+
+    assert asyncio.run(inherit()) is Route.PRIMARY
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "soon", None, "off", "10", float("nan")])
+def test_deadlines_refused(seconds: Any) -> None:
+    """What is no duration is refused when the block is made."""
+    with pytest.raises(ConfigurationError, match="deadline"):
+        deadline(seconds)
+
+
+def test_refused_when_made() -> None:
+    """Limits that cannot hold, and names that are not the application's, are refused when the block is made."""
+    with pytest.raises(ConfigurationError, match="below transaction"):
+        limits(statement="3s", transaction="2s")
+    for name in ("statement_timeout", "app", "app.x; DROP", "1a.b"):
+        with pytest.raises(ConfigurationError, match="name of the application's own"):
+            local_settings({name: "1"})
+    with pytest.raises(ConfigurationError, match="NUL"):
+        local_settings({"app.a": "\x00"})
