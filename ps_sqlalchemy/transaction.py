@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 import tenacity
+from sqlalchemy import orm
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
@@ -26,6 +28,10 @@ _POLICY: Final = RetryPolicy()
 _AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
 
 
+_ITSELF: Final = (orm.Session, sa.Connection, AsyncSession, AsyncConnection)
+"""What is given to the function itself: what its `begin()` returns is the transaction."""
+
+
 def run_transaction(
     begin: Any,
     fn: Callable[[Any], T],
@@ -37,7 +43,8 @@ def run_transaction(
     """Run `fn` in a transaction of its own and commit; run all of it again after a lost connection, 40001 or 40P01.
 
     `begin` is a `sessionmaker` (or anything that has its `begin()`), or an `Engine`; `fn` gets a fresh Session, or a Connection,
-    each time, and must do nothing that cannot be done twice. A COMMIT whose outcome nobody can tell is never run again:
+    each time, and must do nothing that cannot be done twice. A Session or Connection that is in no transaction will do, too; `fn`
+    then gets that one. A COMMIT whose outcome nobody can tell is never run again:
     `verify` and `marker` are `ps_core.context.commit_check`'s.
 
     Raises:
@@ -47,7 +54,7 @@ def run_transaction(
     with _alone(begin):
         for attempt in tenacity.Retrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work:
-                result = fn(work)
+                result = fn(begin if isinstance(begin, _ITSELF) else work)
     return result
 
 
@@ -64,7 +71,7 @@ async def arun_transaction(
         async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker):
                 async with begin.begin() as work:
-                    result = await fn(work)
+                    result = await fn(begin if isinstance(begin, _ITSELF) else work)
     return result
 
 

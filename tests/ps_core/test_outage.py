@@ -1,6 +1,7 @@
 """An endpoint that is down sees one caller of the process at a time; interleaved clients never see each other's settings."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -90,6 +91,10 @@ def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
     print(f"\noutage: {len(during)} attempts in {OUTAGE:g} s, all {CALLERS} done {max(done) - back:.2f} s after its end")
 
 
+STATEMENTS = int(os.environ.get("PS_STATEMENTS", "3000"))
+"""Of `test_tenants_never_see_each_other`."""
+
+
 def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
     """Row-level security under interleaved tenants, with foreign clients on the same pools: nobody sees another's rows."""
     for statement in (
@@ -128,7 +133,7 @@ def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
     jobs += [threading.Thread(target=stranger) for _ in range(2)]
     for job in jobs:
         job.start()
-    wait_until(lambda: wrong or next(turns) > 3000, "3,000 statements", timeout=60)
+    wait_until(lambda: wrong or next(turns) > STATEMENTS, f"{STATEMENTS} statements", timeout=60 + STATEMENTS / 100)
     stop.set()
     for job in jobs:
         job.join(30)

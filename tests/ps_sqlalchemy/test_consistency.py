@@ -88,7 +88,7 @@ def test_hidden_write_runs_once_on_the_primary(ps_lab: Lab, engine: Engine, item
     assert ps_lab.sql("SELECT count(*) FROM sa_item") == [(2,)]
 
 
-@pytest.mark.parametrize("factory", [sessionmaker, lambda engine: engine], ids=["sessionmaker", "engine"])
+@pytest.mark.parametrize("factory", [sessionmaker, lambda engine: engine, Session], ids=["sessionmaker", "engine", "session"])
 def test_run_transaction(ps_lab: Lab, engine: Engine, items: type[Item], factory: Callable[[Engine], Any]) -> None:
     """A connection that is lost in the middle, and a conflict, run the whole function again; the result comes back once."""
     calls = []
