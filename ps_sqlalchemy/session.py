@@ -149,7 +149,7 @@ class Session(orm.Session):
         elif _is(self._ps_wrote, transaction):
             return Route.PRIMARY
         else:
-            declared = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
+            declared = not context.reading and transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
             route = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared)).route
             if route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
                 route = Route.PRIMARY

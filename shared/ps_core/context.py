@@ -36,6 +36,7 @@ __all__ = [
     "deadline",
     "limits",
     "local_settings",
+    "reading",
     "remaining",
     "see",
     "use_token",
@@ -64,6 +65,8 @@ class Context:
     """The settings of the innermost blocks."""
 
     route: Route | None = None
+    reading: bool = False
+    """Reads may go to a replica also where they would not by themselves: a request that only reads."""
     sticky: bool = True
     """Whether a write sends what follows it to the primary."""
     deadline: float | None = None
@@ -82,21 +85,35 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_lock", "_token")
+    __slots__ = ("_first", "_lock", "_token", "_wrote")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
-        self._token = token
+        self._token = self._first = token
+        self._wrote = False
 
     @property
     def token(self) -> Token | None:
         """What was seen so far."""
         return self._token
 
-    def see(self, token: Token) -> None:
-        """Merge what was seen."""
+    @property
+    def has_news(self) -> bool:
+        """Whether the next request has to know: this one wrote, or its user, who has a token, saw more than that tells.
+
+        A user who never wrote anything needs no token, and their answers stay cacheable.
+        """
+        if self._token is None or self._first is None:
+            return self._wrote
+        return (self._token.identity, self._token.position) != (self._first.identity, self._first.position) or (
+            self._wrote and self._token.position is None
+        )
+
+    def see(self, token: Token, *, wrote: bool = False) -> None:
+        """Merge what was seen, and whether it was seen by writing."""
         with self._lock:
             self._token = merge(self._token, token)
+            self._wrote = self._wrote or wrote
 
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
@@ -109,13 +126,13 @@ def current_token() -> Token | None:
     return None if token is None or token.expired(time.time()) else token
 
 
-def see(token: Token) -> None:
-    """Merge a position that was seen into this context's token."""
+def see(token: Token, *, wrote: bool = False) -> None:
+    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote."""
     tracker = _tracker.get()
     if tracker is None:
         tracker = Tracker()
         _tracker.set(tracker)
-    tracker.see(token)
+    tracker.see(token, wrote=wrote)
 
 
 @contextmanager
@@ -191,8 +208,16 @@ def using_primary() -> Block:
 
 
 def using_replica() -> Block:
-    """Return a block whose reads may go to a replica, also where they would not otherwise (a declared transaction)."""
+    """Return a block whose reads go to a replica, also where they would not otherwise (a declared transaction)."""
     return block(route=Route.REPLICA)
+
+
+def reading() -> Block:
+    """Return a block whose reads may go to a replica, like those of a request that only reads.
+
+    Unlike `using_replica()` it leaves the last word to the operators' share (`ps_core.replicas.set_replica_share`).
+    """
+    return block(reading=True)
 
 
 def without_sticky_writes() -> Block:

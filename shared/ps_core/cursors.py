@@ -112,7 +112,7 @@ class _Composing(ClientCursorMixin[Any, Row]):
         self._check_results(results[: done + 1])
         asked = results.pop() if plan.asks is not Asks.NOTHING and len(results) == done + 1 + len(plan.after.parts) else None
         if plan.asks in (Asks.POSITION, Asks.COMMITTED_POSITION):
-            conn._see(asked)
+            conn._see(asked, wrote=plan.asks is Asks.COMMITTED_POSITION)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         end = len(results) if not plan.after.parts else done + 1

@@ -230,11 +230,11 @@ class Shared(psycopg.BaseConnection[Row]):
             raise _behind_error()
         return (guard_sql(token.position),)
 
-    def _see(self, result: PGresult | None) -> None:
+    def _see(self, result: PGresult | None, *, wrote: bool) -> None:
         """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
         value = None if result is None or result.status == FATAL else result.get_value(0, 0)
         position = None if value is None else parse_lsn(bytes(value).decode())
-        see(Token(identity=self.link.identity, position=position, at=time.time()))
+        see(Token(identity=self.link.identity, position=position, at=time.time()), wrote=wrote)
 
     def _may_read_without_transaction(self) -> bool:
         """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
@@ -286,7 +286,7 @@ class Shared(psycopg.BaseConnection[Row]):
             raise lost
         self._in_block = False
         if self.link.tracks:
-            self._see(results[-1] if len(results) == len(parts) else None)
+            self._see(results[-1] if len(results) == len(parts) else None, wrote=commits and transaction is not None)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
 
     @staticmethod
@@ -311,7 +311,7 @@ class Shared(psycopg.BaseConnection[Row]):
         if verdict is Outcome.COMMITTED:
             self._in_block = False
             if self.link.tracks:
-                self._see(None)
+                self._see(None, wrote=True)
         elif verdict is Outcome.ROLLED_BACK:
             error = psycopg.OperationalError(LOST_AT_COMMIT)
             raise error from unknown.__cause__
