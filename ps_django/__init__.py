@@ -4,10 +4,54 @@ Three settings: `DATABASES = ps_django.databases(url, ...)`, `DATABASE_ROUTERS =
 middleware. Nothing here imports Django's ORM, so that a settings module can import it.
 """
 
-from ps_core.context import using_primary, using_replica
+from typing import TYPE_CHECKING, Any
+
+from ps_core.context import (
+    deadline,
+    limits,
+    local_settings,
+    reading,
+    use_token,
+    using_primary,
+    using_replica,
+    without_sticky_writes,
+)
+from ps_core.context import using_primary as writing
 from ps_core.errors import ConfigurationError
+from ps_core.replicas import set_replica_share
 from ps_django.config import databases
 
-__all__ = ["ConfigurationError", "databases", "reading", "using_primary", "using_replica"]
+if TYPE_CHECKING:
+    from ps_django.middleware import exempt
+    from ps_django.stale import StaleWriteError, fresh
 
-reading = using_replica
+__all__ = [
+    "ConfigurationError",
+    "StaleWriteError",
+    "databases",
+    "deadline",
+    "exempt",
+    "fresh",
+    "limits",
+    "local_settings",
+    "reading",
+    "set_replica_share",
+    "use_token",
+    "using_primary",
+    "using_replica",
+    "without_sticky_writes",
+    "writing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # These need Django's settings, which may be about to import this package.
+    if name in ("fresh", "StaleWriteError"):
+        from ps_django import stale
+
+        return getattr(stale, name)
+    if name == "exempt":
+        from ps_django import middleware
+
+        return middleware.exempt
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ps_core.consistency import identity_of
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link, link_to
+from ps_core.link import Link, link_to, replicas_at
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import Endpoint, Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["databases", "link_of"]
+    from ps_core.replicas import Replicas
+
+__all__ = ["databases", "families", "link_of", "replicas_of"]
 
 ENGINE: Final = "ps_django.backend"
 # Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
@@ -35,6 +38,7 @@ _OWN: Final = frozenset(
         "ps_primary",
         "ps_direct",
         "ps_weight",
+        "ps_replica_fallback",
         "ps_application_name",
         "ps_identity",
         "ps_tracks",
@@ -58,7 +62,11 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
     else:
         topology = Topology.from_env(os.environ if url is None else url, **settings)
     common = {"ps_identity": identity_of(topology.identity), "ps_tracks": bool(topology.replicas)}
-    entries = {"default": _entry(topology.primary, ps_direct="direct", **common)}
+    fallback = {0.0: "none", 1.0: "primary"}.get(topology.replica_fallback)
+    if fallback is None:
+        raise ConfigurationError("replica_fallback: there is no pool of which this could be a share: write 'primary' or 'none'")
+    of_primary = {"ps_replica_fallback": fallback} if topology.replicas else {}
+    entries = {"default": _entry(topology.primary, ps_direct="direct", **of_primary, **common)}
     for endpoint in (*topology.replicas, topology.direct):
         entries[endpoint.name] = _entry(endpoint, ps_primary="default", **common) | {"TEST": {"MIRROR": "default"}}
     return entries
@@ -66,6 +74,8 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
 
 def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
     timeouts = {key: value for key, name in _TIMEOUTS.items() if (value := getattr(endpoint.timeouts, name)) is not None}
+    if endpoint.weight != 1:
+        own["ps_weight"] = endpoint.weight
     if endpoint.application_name:
         own["ps_application_name"] = endpoint.application_name
     return {
@@ -114,6 +124,7 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
         weight=float(options.get("ps_weight", 1.0)),
         timeouts=Timeouts(**timeouts),
         application_name=options.get("ps_application_name"),
+        assumed_role=options.get("assume_role") if pooled else None,
     )
 
 
@@ -123,3 +134,35 @@ def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
     return link_to(
         endpoint_of(alias, entry), identity=options.get("ps_identity", ""), tracks=bool(options.get("ps_tracks", False))
     )
+
+
+def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the primary's alias for the alias of each replica and direct path.
+
+    Raises:
+        ConfigurationError: an entry names a primary that there is not.
+    """
+    found = {}
+    for alias, entry in entries.items():
+        primary = (entry.get("OPTIONS") or {}).get("ps_primary")
+        if primary is not None:
+            if primary not in entries:
+                raise ConfigurationError(f"DATABASES[{alias!r}]: ps_primary={primary!r}: write one of {', '.join(entries)}")
+            found[alias] = primary
+    return found
+
+
+def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Replicas | None:
+    """Return the replicas of a primary's alias, each endpoint named as its alias; None where it has none."""
+    endpoints = [
+        endpoint_of(alias, entry)
+        for alias, entry in entries.items()
+        if (options := entry.get("OPTIONS") or {}).get("ps_primary") == primary and options.get("ps_role") == "replica"
+    ]
+    if not endpoints:
+        return None
+    options = entries[primary].get("OPTIONS") or {}
+    fallback = None
+    if options.get("ps_replica_fallback", "primary") == "primary":
+        fallback = replace(endpoint_of(primary, entries[primary]), name="fallback", role="replica")
+    return replicas_at(tuple(endpoints), fallback, identity=options.get("ps_identity", ""))

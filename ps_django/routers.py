@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from ps_core.context import current
+from ps_core.replicas import shares
 from ps_core.routing import Route, Situation, decide
+from ps_django import stale
+from ps_django.config import families, replicas_of
+from ps_django.settings import current_settings
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -18,53 +21,72 @@ __all__ = ["ReplicaRouter"]
 
 
 class ReplicaRouter:
-    """Put it first in `DATABASE_ROUTERS`.
+    """Put it first in `DATABASE_ROUTERS`. Routers behind it choose among databases, this one among a database's endpoints.
 
-    Reads go to a replica inside `with ps_django.reading():`, or everywhere with `PS_DJANGO = {"READS": "replica"}`; never inside
-    `atomic` on the primary.
+    Reads go to a replica in a request that only reads (`ConsistencyMiddleware`), inside `with ps_django.reading():`, or
+    everywhere with `PS_DJANGO = {"READS": "replica"}`; never inside `atomic` on the primary, but for the block of ATOMIC_REQUESTS
+    as long as nothing was asked of the primary in it.
     """
 
     def __init__(self) -> None:
-        self._replicas: dict[str, list[str]] = {}
-        self._weights: dict[str, list[float]] = {}
-        self._family: dict[str, str] = {}
-        for alias, entry in settings.DATABASES.items():
-            options = entry.get("OPTIONS") or {}
-            primary = options.get("ps_primary")
-            if primary is None:
-                continue
-            self._family[alias] = primary
-            if options.get("ps_role") == "replica":
-                self._replicas.setdefault(primary, []).append(alias)
-                self._weights.setdefault(primary, []).append(float(options.get("ps_weight", 1.0)))
+        self._family = families(settings.DATABASES)
+        self._replicas = {primary: replicas_of(primary, settings.DATABASES) for primary in set(self._family.values())}
+        stale.watch(self._family)
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
-        """Return a replica's alias where a read may go there; None leaves it to the next router, and in the end to `default`."""
-        replicas = self._replicas.get("default")
-        if not replicas:
-            return None
-        asked = current().route
+        """Return a replica's alias where a read may go there; else None, or what the routers behind this one said."""
+        chosen = self._of_others("db_for_read", model, hints)
+        primary = self._primary(chosen, hints)
+        replicas = self._replicas.get(primary)
+        if replicas is None:
+            return chosen
+        context = current()
         decision = decide(
             Situation(
                 reads=True,
-                asked=asked,
-                declared=connections["default"].in_atomic_block,
-                reading=getattr(settings, "PS_DJANGO", {}).get("READS") == "replica",
+                asked=context.route,
+                declared=_in_transaction(primary),
+                reading=context.reading or current_settings().reads == "replica",
             )
         )
-        if decision.route is Route.PRIMARY or connections["default"].in_atomic_block:
-            return None
-        return random.choices(replicas, self._weights["default"])[0]  # noqa: S311 - spreads load, guards nothing
+        if decision.route is Route.PRIMARY or _in_transaction(primary):
+            return primary
+        if context.route is None and not shares():
+            return primary
+        return replicas.preferred().endpoint.name
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
-        """Return None: writes go where they went without this router, to the primary."""
-        return None
+        """Return the primary of the database that the other routers or the instance name."""
+        return self._primary(self._of_others("db_for_write", model, hints), hints)
 
     def allow_relation(self, obj1: Model, obj2: Model, **hints: Any) -> bool | None:
         """Allow relations between instances of the same database, whichever of its endpoints they came from."""
-        first, second = (self._family.get(obj._state.db or "default", obj._state.db) for obj in (obj1, obj2))
+        first, second = (self._family.get(obj._state.db or DEFAULT_DB_ALIAS, obj._state.db) for obj in (obj1, obj2))
         return True if first == second else None
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
         """Refuse migrations on replicas and on the direct alias: `migrate` of the primary takes the direct path by itself."""
         return False if db in self._family else None
+
+    def _primary(self, alias: str | None, hints: dict[str, Any]) -> str:
+        if alias is None:
+            instance = hints.get("instance")
+            alias = (instance is not None and instance._state.db) or DEFAULT_DB_ALIAS
+        return self._family.get(alias, alias)
+
+    def _of_others(self, method: str, model: type[Model], hints: dict[str, Any]) -> str | None:
+        for other in router.routers:
+            if other is not self and (ask := getattr(other, method, None)) is not None:
+                chosen: str | None = ask(model, **hints)
+                if chosen:
+                    return chosen
+        return None
+
+
+def _in_transaction(alias: str) -> bool:
+    """Return whether reads belong to a transaction of the application's on the primary."""
+    connection = connections[alias]
+    if not connection.in_atomic_block:
+        return False
+    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(connection.atomic_blocks) == 1 and current().reading
+    return not (of_request and connection.is_idle())  # type: ignore[attr-defined]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from django.db import DatabaseError, connections
-from django.db.backends.postgresql import base, schema
+from django.db.backends.postgresql import base, client, schema
 from django.db.backends.utils import CursorWrapper
+from psycopg import pq
 
 from ps_core.connection import Connection
-from ps_core.connection import Cursor as PSCursor
+from ps_core.cursors import Cursor as PSCursor
+from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core.failures import Kind, classify
-from ps_django.config import link_of
+from ps_django.config import link_of, replicas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,11 +27,21 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseWrapper"]
 
-_STOCK_CURSOR = base.Cursor
+_log = logging.getLogger("ps_django")
+
+_COMMANDS_ON_DIRECT_PATH: Final = frozenset(
+    {"createcachetable", "dbshell", "dumpdata", "flush", "inspectdb", "loaddata", "migrate", "optimizemigration", "sqlflush"}
+    | {"remove_stale_contenttypes", "sqlmigrate", "sqlsequencereset", "test", "testserver"}
+)
+"""Management commands whose work a transaction pooler's limits are not made for: whole processes, which go to the direct path."""
 
 
 class Cursor(base.CursorMixin, PSCursor[Any]):
     """Django's cursor (with `callproc`), over ours."""
+
+
+class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
+    """The same for `OPTIONS["server_side_binding"]`."""
 
 
 class _Driver:
@@ -47,14 +61,17 @@ class _FallingBack(CursorWrapper):
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
-            primary = self.db.settings_dict["OPTIONS"].get("ps_primary")
+            options = self.db.settings_dict["OPTIONS"]
+            primary = options.get("ps_primary")
+            failure = classify(exc)
             if (
-                self.db.ps_link.endpoint.role != "replica"
+                options.get("ps_role") != "replica"
                 or primary is None
                 or self.db.in_atomic_block
-                or classify(exc).kind not in (Kind.BEHIND, Kind.NOT_PRIMARY)
+                or failure.kind not in (Kind.BEHIND, Kind.NOT_PRIMARY)
             ):
                 raise
+            _log.debug("%s: %s, so the primary is asked", self.db.alias, failure.rule, extra={"ps_event": "fallback"})
         self.cursor.close()
         other = connections[primary]
         other.ensure_connection()
@@ -63,7 +80,30 @@ class _FallingBack(CursorWrapper):
 
 
 class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
-    pass
+    """The same; `connection.queries` tells which endpoint answered."""
+
+    @contextmanager
+    def debug_sql(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with super().debug_sql(*args, **kwargs):
+            yield
+        conn = getattr(self.cursor, "connection", None)
+        if self.db.queries_log and conn is not None:
+            self.db.queries_log[-1]["endpoint"] = conn.link.endpoint.name
+
+
+class DatabaseClient(client.DatabaseClient):
+    """`dbshell` takes the direct path by itself."""
+
+    @classmethod
+    def settings_to_cmd_args_env(cls, settings_dict: dict[str, Any], parameters: Any) -> Any:
+        options = {name: value for name, value in settings_dict["OPTIONS"].items() if not name.startswith("ps_")}
+        return super().settings_to_cmd_args_env({**settings_dict, "OPTIONS": options}, parameters)
+
+    def runshell(self, parameters: Any) -> None:
+        direct = cast("DatabaseWrapper", self.connection).direct_settings()
+        if direct is not None:
+            self.connection.settings_dict = {**direct, "NAME": self.connection.settings_dict["NAME"]}
+        super().runshell(parameters)
 
 
 class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
@@ -90,6 +130,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """Django's wrapper; the connection inside opens, bounds and heals its transactions."""
 
     SchemaEditorClass = DatabaseSchemaEditor
+    client_class = DatabaseClient
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
@@ -100,11 +141,53 @@ class DatabaseWrapper(base.DatabaseWrapper):
     @property
     def ps_link(self) -> Link:
         """The endpoint and what its connections share. Not kept: the test runner changes NAME."""
+        if _runs_on_direct_path() and (direct := self.direct_settings()) is not None:
+            return link_of(self.settings_dict["OPTIONS"]["ps_direct"], {**direct, "NAME": self.settings_dict["NAME"]})
         return link_of(self.alias, self.settings_dict)
+
+    def direct_settings(self) -> dict[str, Any] | None:
+        """Return the settings of the direct path; None where there is none."""
+        alias = self.settings_dict["OPTIONS"].get("ps_direct")
+        return connections[alias].settings_dict if alias is not None and alias in connections else None
+
+    def is_idle(self) -> bool:
+        """Return whether nothing has been asked of the server in this transaction."""
+        return self.connection is None or self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+
+    def _ps_connect(self, **params: Any) -> Any:
+        link, primary = self.ps_link, self.settings_dict["OPTIONS"].get("ps_primary")
+        if link.endpoint.role != "replica" or primary not in connections.settings:
+            return Connection.open(link, **params)
+        replicas = replicas_of(primary, connections.settings)
+        if replicas is None or link not in replicas.links:
+            return Connection.open(link, **params)
+        return Connection.open(link, replicas=replicas, **params)
 
     @property
     def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
-        return _Driver(partial(Connection.open, self.ps_link))
+        return _Driver(self._ps_connect)
+
+    @property
+    def pool(self) -> Any:
+        """Django's pool (`OPTIONS["pool"]`), of our connections."""
+        options = self.settings_dict["OPTIONS"]
+        wanted = options.get("pool")
+        if wanted and self.alias not in self._connection_pools:  # type: ignore[attr-defined]
+            connect = self._ps_connect
+
+            class Pooled(psycopg.Connection[Any]):
+                """What the pool calls to connect."""
+
+                @classmethod
+                def connect(cls, conninfo: str = "", **params: Any) -> Any:
+                    return connect(**params)
+
+            options["pool"] = {**(wanted if isinstance(wanted, dict) else {}), "connection_class": Pooled}
+            try:
+                return super().pool
+            finally:
+                options["pool"] = wanted
+        return super().pool
 
     def make_cursor(self, cursor: Any) -> Any:
         """Return the wrapper that may go on with another cursor, on the primary."""
@@ -119,19 +202,34 @@ class DatabaseWrapper(base.DatabaseWrapper):
         params = super().get_connection_params()
         keep = ("context", "cursor_factory", "prepare_threshold", "client_encoding", "service")
         params = {name: params[name] for name in keep if name in params}
-        if params.get("cursor_factory") is _STOCK_CURSOR:
-            params["cursor_factory"] = Cursor
+        ours: dict[Any, Any] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
+        if "cursor_factory" in params:
+            params["cursor_factory"] = ours.get(params["cursor_factory"], params["cursor_factory"])
         return params
+
+    @contextmanager
+    def _nodb_cursor(self) -> Iterator[Any]:
+        # Databases are created and dropped on the direct path: a pooler's idle connections would be in the way.
+        settings = self.direct_settings()
+        alias = self.settings_dict["OPTIONS"].get("ps_direct")
+        wrapper = self if settings is None else DatabaseWrapper(settings, alias)
+        with super(DatabaseWrapper, wrapper)._nodb_cursor() as cursor:
+            yield cursor
+
+    def _configure_role(self, connection: Any) -> bool:
+        # Behind a pooler, SET ROLE would stay on the server's connection: there it travels with each transaction.
+        return False if self.ps_link.endpoint.pooled else bool(super()._configure_role(connection))  # type: ignore[misc]
 
     @contextmanager
     def on_direct_path(self) -> Iterator[None]:
         """Run the block on the direct endpoint, if there is one and no transaction is open."""
-        alias = self.settings_dict["OPTIONS"].get("ps_direct")
-        if alias is None or alias not in connections or self.in_atomic_block:
+        settings = self.direct_settings()
+        if settings is None or self.in_atomic_block or _runs_on_direct_path():
             yield
             return
         pooled, self.connection = self.connection, None
-        direct = DatabaseWrapper({**connections[alias].settings_dict, "NAME": self.settings_dict["NAME"]}, alias)
+        alias = self.settings_dict["OPTIONS"]["ps_direct"]
+        direct = DatabaseWrapper({**settings, "NAME": self.settings_dict["NAME"]}, alias)
         try:
             direct.connect()
             self.connection, direct.connection = direct.connection, None
@@ -140,3 +238,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
             if self.connection is not None:
                 self.connection.close()
             self.connection = pooled
+
+
+def _runs_on_direct_path() -> bool:
+    return len(sys.argv) > 1 and Path(sys.argv[0]).name in _MANAGERS and sys.argv[1] in _COMMANDS_ON_DIRECT_PATH
+
+
+_MANAGERS: Final = ("manage.py", "django-admin", "django-admin.py", "__main__.py")

@@ -64,12 +64,12 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq parameters,
         which override the endpoint's. Raises `psycopg.OperationalError`.
         """
-        attempts = Attempts(link, replicas=replicas)
+        home, attempts = link, Attempts(link, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()):
                     conn = cls.connect(**_connect_options(link, options, Cursor))
-                    conn._bind(link, options, replicas)
+                    conn._bind(link, options, replicas, home)
                     if link.role is None:
                         link.role = conn.wait(conn._read_role_gen())
         return conn
@@ -187,13 +187,13 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
     @classmethod
     async def open(cls, link: Link, *, replicas: Replicas | None = None, **options: Any) -> Self:
         """Like `Connection.open`."""
-        attempts = Attempts(link, replicas=replicas)
+        home, attempts = link, Attempts(link, replicas=replicas)
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with (link := attempts.next_link()).gate.aturn(attempts.remaining()):
                         conn = await cls.connect(**_connect_options(link, options, AsyncCursor))
-                        conn._bind(link, options, replicas)
+                        conn._bind(link, options, replicas, home)
                         if link.role is None:
                             link.role = await conn.wait(conn._read_role_gen())
         return conn

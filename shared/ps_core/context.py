@@ -34,6 +34,7 @@ __all__ = [
     "current",
     "current_token",
     "deadline",
+    "forget_token",
     "limits",
     "local_settings",
     "reading",
@@ -133,6 +134,11 @@ def see(token: Token, *, wrote: bool = False) -> None:
         tracker = Tracker()
         _tracker.set(tracker)
     tracker.see(token, wrote=wrote)
+
+
+def forget_token() -> None:
+    """Go on as if nothing had been seen, until the end of the innermost `use_token`."""
+    _tracker.set(Tracker())
 
 
 @contextmanager

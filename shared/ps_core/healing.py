@@ -48,8 +48,8 @@ class Attempts:
         connection: Shared[Any] | None = None,
         first: BaseException | None = None,
     ) -> None:
-        if replicas is not None and link is replicas.fallback:
-            link = replicas.first()  # a replica may be back
+        if replicas is not None and connection is not None:
+            link = replicas.start(link, connection._home)
         self.link = link
         """The endpoint of the current try."""
         self._replicas = replicas

@@ -94,15 +94,21 @@ class Link:
             names = {name: None for name in names if name == "transaction_timeout" or wanted.get(name) != own_settings.get(name)}
         role = self.role or {}
         settings = {}
+        if self.endpoint.assumed_role is not None:
+            settings[b"role"] = b"'%s'" % self.endpoint.assumed_role.replace("'", "''").encode()
         for name in names:
             ours, theirs = wanted.get(name, 0), role.get(name, 0)
             settings[name.encode()] = b"'%d'" % (min(ours, theirs) if ours and theirs else ours or theirs)
         return settings
 
 
-@lru_cache(maxsize=256)
 def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, policy: RetryPolicy = _POLICY) -> Link:
     """Return the link of this process to `endpoint`: the same one for everybody, so that all wait at the same gate."""
+    return _link_to(endpoint, identity, tracks, policy)
+
+
+@lru_cache(maxsize=256)
+def _link_to(endpoint: Endpoint, identity: str, tracks: bool, policy: RetryPolicy) -> Link:
     return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
 
 
@@ -124,10 +130,14 @@ def replicas_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> Replica
     return replicas_at(topology.replicas, fallback, identity=identity_of(topology.identity), policy=policy)
 
 
-@lru_cache(maxsize=256)
 def replicas_at(
     endpoints: tuple[Endpoint, ...], fallback: Endpoint | None, *, identity: str, policy: RetryPolicy = _POLICY
 ) -> Replicas:
-    """Return the set of these endpoints. `fallback` is the primary's, with the role of a replica."""
+    """Return the set of these endpoints, the same for everybody. `fallback` is the primary's, with the role of a replica."""
+    return _replicas_at(endpoints, fallback, identity, policy)
+
+
+@lru_cache(maxsize=256)
+def _replicas_at(endpoints: tuple[Endpoint, ...], fallback: Endpoint | None, identity: str, policy: RetryPolicy) -> Replicas:
     links = [link_to(endpoint, identity=identity, tracks=True, policy=policy) for endpoint in (*endpoints, fallback) if endpoint]
     return Replicas(links[: len(endpoints)], fallback=links[-1] if fallback else None)

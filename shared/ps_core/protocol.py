@@ -58,6 +58,8 @@ class Shared(psycopg.BaseConnection[Row]):
     """What the sync and the async connection have in common: everything but the waiting."""
 
     link: Link
+    _home: Link
+    """The endpoint that it was opened for; `link` is where it is now."""
     _options: dict[str, Any]
     """What the caller gave beside the endpoint."""
     _replicas: Replicas | None = None
@@ -80,8 +82,8 @@ class Shared(psycopg.BaseConnection[Row]):
     _unsettled: tuple[Lookup, ...] = ()
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
-    def _bind(self, link: Link, options: dict[str, Any], replicas: Replicas | None) -> None:
-        self.link = link
+    def _bind(self, link: Link, options: dict[str, Any], replicas: Replicas | None, home: Link) -> None:
+        self.link, self._home = link, home
         self._options = options
         self._replicas = replicas
         if replicas is not None:
@@ -408,8 +410,10 @@ class Shared(psycopg.BaseConnection[Row]):
         return self.pgconn.status != pq.ConnStatus.OK or self._is_out_of_place()
 
     def _is_out_of_place(self) -> bool:
-        """Return whether its server was found demoted, or it serves reads on the primary while a replica may be back."""
-        return self._generation != self.link.generation or (self._replicas is not None and self._replicas.wants_back(self.link))
+        """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
+        return self._generation != self.link.generation or (
+            self._replicas is not None and self._replicas.wants_back(self.link, self._home)
+        )
 
     def _retire(self) -> None:
         """Give up an idle connection that is out of place."""
@@ -484,7 +488,7 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _exchange(self, other: Self) -> None:
         """Exchange libpq connections, and where they lead to."""
-        for name in ("pgconn", "link", "_generation", "_replicas", "_parameters"):
+        for name in ("pgconn", "link", "_home", "_generation", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)

@@ -96,19 +96,33 @@ class Replicas:
 
     def first(self) -> Link:
         """Return the endpoint for a new connection."""
-        link = self.choose(asked=True)
+        link = self.choose()
         if link is None and self._may_fall_back():
             link = self.fallback
         return link or self.links[0]
 
-    def choose(self, besides: Collection[Link] = (), *, asked: bool = False) -> Link | None:
-        """Return the endpoint for the next read; None: the primary's turn, or no endpoint is left.
+    def preferred(self) -> Link:
+        """Return the endpoint for a read that is then sent through a connection of its own to it (Django's aliases).
 
-        `besides` are endpoints that this read has tried already. What was `asked` for replicas is not held back by
-        `replica_share()`.
+        That connection goes elsewhere where the endpoint is out, and probes it when that is due.
         """
-        if not asked and not shares():
-            return None
+        links = [link for link in self.links if link.endpoint.weight] or list(self.links)
+        if self._out:
+            now = self._clock()
+            links = [link for link in links if now >= self._out.get(link, (0.0, 0.0))[0]] or links
+        return links[0] if len(links) == 1 else random.choices(links, [link.endpoint.weight or 1 for link in links])[0]  # noqa: S311
+
+    def start(self, link: Link, home: Link) -> Link:
+        """Return where a connection that is at `link`, and was opened for `home`, should connect anew."""
+        if link is self.fallback:
+            return self.first()
+        if link is home:
+            return link
+        with self._lock:
+            return home if home not in self._out or self._is_due(home) else link
+
+    def choose(self, besides: Collection[Link] = ()) -> Link | None:
+        """Return the endpoint for the next read; None: no endpoint is left. `besides` are those that it has tried already."""
         links = [link for link in self.links if link.endpoint.weight and link not in besides]
         if self._out:
             with self._lock:
@@ -134,8 +148,8 @@ class Replicas:
         While the caller is `patient`, that is another replica; then also the primary.
         """
         if link is self.fallback:
-            return self.choose(asked=True)
-        other = self.choose([*tried, link], asked=True)
+            return self.choose()
+        other = self.choose([*tried, link])
         if other is None and patient:
             return None
         self.report_failure(link)
@@ -165,12 +179,12 @@ class Replicas:
                 if self.fallback is not None:
                     self.fallback.generation += 1  # its connections return to the replicas before their next use
 
-    def wants_back(self, link: Link) -> bool:
-        """Return whether a connection to `link`, the fallback, should see whether a replica is there again."""
-        if link is not self.fallback:
-            return False
-        now = self._clock()
-        return any(now >= due for due, _ in tuple(self._out.values()))
+    def wants_back(self, link: Link, home: Link) -> bool:
+        """Return whether a connection at `link`, which was opened for `home`, should see whether its endpoint is there again."""
+        if link is self.fallback:
+            now = self._clock()
+            return any(now >= due for due, _ in tuple(self._out.values()))
+        return link is not home and self._clock() >= self._out.get(home, (0.0, 0.0))[0]
 
     @property
     def out(self) -> tuple[Link, ...]:

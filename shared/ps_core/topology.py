@@ -99,6 +99,8 @@ class Endpoint:
     """Share of the reads relative to the other replicas; 0 takes no new ones."""
     timeouts: Timeouts
     application_name: str | None = None
+    assumed_role: str | None = None
+    """The role that each transaction takes on (SET LOCAL role)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))

@@ -9,7 +9,7 @@ import pytest
 
 from ps_core import ConfigurationError, Topology, set_replica_share
 from ps_core.link import Link, links_of
-from ps_core.replicas import ENVIRONMENT, Replicas, _of_environment, replica_share
+from ps_core.replicas import ENVIRONMENT, Replicas, _of_environment, replica_share, shares
 
 pytestmark = pytest.mark.fast
 
@@ -82,18 +82,34 @@ def test_none_left(links: tuple[Link, ...]) -> None:
     assert Replicas([]).choose() is None
 
 
-def test_share(links: tuple[Link, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators' switch holds back the given share of the reads, but not what was asked for."""
-    replicas = Replicas(links)
+def test_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators' switch holds back the given share of the reads; the environment says what holds without it."""
     set_replica_share(0)
-    assert {replicas.choose() for _ in range(50)} == {None}
-    assert replicas.choose(asked=True) in links
+    assert not any(shares() for _ in range(50))
     set_replica_share(0.5)
-    assert 300 < sum(replicas.choose() is None for _ in range(1000)) < 700
+    assert 300 < sum(shares() for _ in range(1000)) < 700
     monkeypatch.setenv(ENVIRONMENT, "0.25")
     assert replica_share() == 0.5
     set_replica_share(None)
     assert replica_share() == 0.25
+
+
+def test_home(links: tuple[Link, ...]) -> None:
+    """A connection that went elsewhere returns to the endpoint that it was opened for, as soon as that is due or back."""
+    clock = Clock()
+    home, other, fallback = links
+    replicas = Replicas([home, other], fallback=fallback, clock=clock)
+    replicas.report_failure(home)
+    assert not replicas.wants_back(other, home)
+    assert replicas.start(other, home) is other
+    assert replicas.preferred() is other
+    clock.now += 1
+    assert replicas.wants_back(other, home)
+    assert replicas.start(other, home) is home
+    assert not replicas.wants_back(other, home)
+    replicas.report_connected(SimpleNamespace(link=home))
+    assert replicas.wants_back(other, home)
+    assert fallback.generation == 1
 
 
 @pytest.mark.parametrize("value", ["2", "-0.1", "half", "nan"])

@@ -1,0 +1,77 @@
+"""The setting `PS_DJANGO`, validated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any, Literal
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from ps_core.errors import ConfigurationError
+from ps_core.timeouts import Duration, parse_duration
+
+__all__ = ["Settings", "current_settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`PS_DJANGO = {"READS": "replica", ...}`: the fields in upper case.
+
+    Raises:
+        ConfigurationError: a value that cannot work, or a key that there is not.
+    """
+
+    reads: Literal["primary", "replica"] = "primary"
+    """Where reads go that nothing says more about: commands, tasks, the shell, requests without the middleware."""
+    deadline: Duration | None = None
+    """Of each request, for `DeadlineMiddleware`."""
+    stale_writes: Literal["warn", "refuse", "allow"] = "warn"
+    """What to do where all fields of an instance are saved that was loaded from a replica: it may overwrite what is newer."""
+    cookie: str | None = "ps_token"
+    """The cookie in which `ConsistencyMiddleware` keeps the token; None: none."""
+    header: str | None = None
+    """A header of requests and responses that carries it as well, for clients without cookies. It wins over the cookie."""
+    local_settings: str | None = None
+    """For `LocalSettingsMiddleware`: the dotted path of a function that returns a request's settings ({"app.tenant": "42"})."""
+
+    def __post_init__(self) -> None:
+        for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
+            if getattr(self, name) not in words:
+                raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")
+        if self.deadline is not None:
+            object.__setattr__(self, "deadline", parse_duration(self.deadline, name="PS_DJANGO['DEADLINE']"))
+        if self.local_settings is not None:
+            try:
+                import_string(self.local_settings)
+            except ImportError as exc:
+                raise ConfigurationError(
+                    f"PS_DJANGO['LOCAL_SETTINGS']: write a function's dotted path, not {self.local_settings!r}: {exc}"
+                ) from exc
+
+    @classmethod
+    def parse(cls, given: dict[str, Any]) -> Settings:
+        """Return what a `PS_DJANGO` says."""
+        known = [field.name.upper() for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+                raise ConfigurationError(f"PS_DJANGO: there is no {name!r}: did you mean {near!r}?")
+        return cls(**{name.lower(): value for name, value in given.items()})
+
+
+@lru_cache(maxsize=1)
+def current_settings() -> Settings:
+    """Return the project's."""
+    return Settings.parse(getattr(settings, "PS_DJANGO", {}))
+
+
+def _forget(*, setting: str, **_: Any) -> None:
+    if setting == "PS_DJANGO":
+        current_settings.cache_clear()
+
+
+setting_changed.connect(_forget)

@@ -1,0 +1,227 @@
+"""The middleware, as browsers and other clients see it."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.http import HttpRequest, JsonResponse
+from django.test import AsyncClient, Client, RequestFactory, override_settings
+from django.urls import path
+from django.views import View
+
+import ps_django
+from ps_core import current_token, use_token
+from ps_core.context import current
+from ps_django.middleware import ConsistencyMiddleware
+from ps_lab import Lab
+from tests.ps_django.urls import urlpatterns as shop
+
+MIDDLEWARE = [
+    "ps_django.middleware.ConsistencyMiddleware",
+    "ps_django.middleware.DeadlineMiddleware",
+    "ps_django.middleware.LocalSettingsMiddleware",
+]
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    with override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=MIDDLEWARE), use_token(None):
+        yield
+
+
+def _who(request: HttpRequest) -> JsonResponse:
+    from ps_cli.shop.customers import InRecovery
+    from ps_cli.shop.models import Product
+
+    if request.method == "POST":
+        Product.objects.create(name="web", price=1, stock=1)
+    return JsonResponse({"by_replica": Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).first()})
+
+
+@ps_django.exempt
+def exempt(request: HttpRequest) -> JsonResponse:
+    """A view that the middleware leaves alone."""
+    return _who(request)
+
+
+class Exempt(View):
+    """The same as a class."""
+
+    ps_exempt = True
+
+    def get(self, request: HttpRequest) -> JsonResponse:
+        """Tell who answered."""
+        return _who(request)
+
+    post = get
+
+
+def fails(request: HttpRequest) -> JsonResponse:
+    """Write, and fail."""
+    _who(request)
+    raise ZeroDivisionError
+
+
+def tenant(request: HttpRequest) -> JsonResponse:
+    """Tell the settings of this request's transactions."""
+    from django.db import connections
+
+    found = []
+    for alias in ("default", "replica"):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT current_setting('app.tenant', true)")
+            found += cursor.fetchall()
+    return JsonResponse({"tenant": [value for (value,) in found]})
+
+
+def tenant_of(request: HttpRequest) -> dict[str, str]:
+    """What `LOCAL_SETTINGS` names."""
+    return {"app.tenant": request.headers.get("X-Tenant", "")}
+
+
+async def awho(request: HttpRequest) -> JsonResponse:
+    """Tell who answered, from async code."""
+    from ps_cli.shop.customers import InRecovery
+    from ps_cli.shop.models import Product
+
+    return JsonResponse({"by_replica": await Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).afirst()})
+
+
+urlpatterns = [
+    *shop,
+    path("who", _who),
+    path("primary", ps_django.using_primary()(_who)),
+    path("replica", ps_django.using_replica()(_who)),
+    path("exempt", exempt),
+    path("class-exempt", Exempt.as_view()),
+    path("fails", fails),
+    path("tenant", tenant),
+    path("awho", awho),
+    path("aprimary", ps_django.using_primary()(awho)),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def product(ps_lab: Lab, site: None) -> None:
+    """There is a product, on the replicas too."""
+    from ps_cli.shop.models import Product
+
+    Product.objects.create(name="web", price=1, stock=1)
+    ps_lab.wait_replicas_caught_up()
+
+
+def by_replica(answer: Any) -> bool:
+    """Return who answered."""
+    return bool(answer.json()["by_replica"])
+
+
+@pytest.mark.parametrize("method", ["get", "options", "post", "put", "patch", "delete"])
+def test_methods(method: str) -> None:
+    """GET, HEAD, OPTIONS and QUERY read from replicas, every other method from the primary (Rails' DatabaseSelector)."""
+    assert by_replica(getattr(Client(), method)("/who")) is (method in ("get", "options"))
+
+
+def test_views_may_say_otherwise() -> None:
+    """A decorator forces either side, for sync and async views, whatever the method."""
+    assert by_replica(Client().get("/primary")) is False
+    assert by_replica(Client().delete("/replica")) is True
+
+    async def main() -> tuple[bool, bool]:
+        return by_replica(await AsyncClient().get("/awho")), by_replica(await AsyncClient().get("/aprimary"))
+
+    assert asyncio.run(main()) == (True, False)
+
+
+def test_no_cookie_for_those_who_only_read() -> None:
+    """A safe method that wrote nothing sets no cookie, so that its answer stays cacheable (behaviour of multidb-router)."""
+    client = Client()
+    client.get("/who")
+    assert client.cookies == {}
+
+
+def test_cookie_only_where_there_is_news(ps_lab: Lab) -> None:
+    """A user with a token gets a new one where they saw more, and none where they did not."""
+    client = Client()
+    client.post("/who")
+    first = client.cookies["ps_token"].value
+    ps_lab.wait_replicas_caught_up()
+    client.get("/who")
+    second = client.cookies["ps_token"].value
+    position = lambda signed: signed.split(".")[2]  # noqa: E731
+    assert position(second) >= position(first)
+    answer = client.get("/who")
+    assert "ps_token" not in answer.cookies or position(answer.cookies["ps_token"].value) > position(second)
+
+
+def test_cookie_goes_out_with_an_error() -> None:
+    """A view that wrote and failed leaves its user with a token all the same (behaviour of Rails)."""
+    client = Client(raise_request_exception=False)
+    assert client.post("/fails").status_code == 500
+    assert "ps_token" in client.cookies
+
+
+@pytest.mark.parametrize("url", ["/exempt", "/class-exempt"])
+def test_exempt_views(url: str) -> None:
+    """An exempt view has no token in or out, and reads from the primary."""
+    client = Client()
+    client.post("/who")
+    before = client.cookies["ps_token"].value
+    assert by_replica(client.get(url)) is False
+    client.post(url)
+    assert client.cookies["ps_token"].value == before
+    assert current_token() is None
+
+
+def test_header(ps_lab: Lab) -> None:
+    """With HEADER, clients without cookies carry the token themselves; COOKIE=None leaves only that."""
+    with override_settings(PS_DJANGO={"HEADER": "X-PS-Token", "COOKIE": None}):
+        answer = Client().post("/who")
+        token = answer.headers["X-PS-Token"]
+        assert answer.cookies == {}
+        ps_lab.set_replay_delay(5)
+        try:
+            later = Client().post("/who").headers["X-PS-Token"]
+            assert by_replica(Client().get("/who")) is True
+            assert by_replica(Client().get("/who", headers={"X-PS-Token": later})) is False
+            assert by_replica(Client().get("/who", headers={"X-PS-Token": token + "x"})) is True
+        finally:
+            ps_lab.set_replay_delay(0)
+            ps_lab.wait_replicas_caught_up()
+
+
+def test_requests_begin_clean() -> None:
+    """Nothing of one request is left for the next in the same thread: no token, no route, no deadline, no settings."""
+    with override_settings(PS_DJANGO={"DEADLINE": "9s"}):
+        Client().post("/who")
+        assert current_token() is None
+        before = current()
+        Client().get("/exempt")
+        assert current() == before
+        assert current().deadline is None
+
+
+def test_local_settings_of_a_request() -> None:
+    """LOCAL_SETTINGS sets the application's own settings in the request's transactions, on primary and replica alike."""
+    with override_settings(PS_DJANGO={"LOCAL_SETTINGS": f"{__name__}.tenant_of"}):
+        assert Client().get("/tenant", headers={"X-Tenant": "42"}).json() == {"tenant": ["42", "42"]}
+        assert Client().get("/tenant").json() == {"tenant": ["", ""]}
+
+
+def test_cookie_attributes() -> None:
+    """The cookie is HttpOnly and SameSite=Lax, and follows the session cookie's settings for the rest."""
+    with override_settings(SESSION_COOKIE_SECURE=True, SESSION_COOKIE_DOMAIN="example.org", SESSION_COOKIE_PATH="/shop"):
+        cookie = Client().post("/who").cookies["ps_token"]
+    assert (cookie["httponly"], cookie["samesite"], cookie["secure"], cookie["domain"], cookie["path"]) == (
+        True,
+        "Lax",
+        True,
+        "example.org",
+        "/shop",
+    )
+
+
+def test_works_without_urls() -> None:
+    """The middleware is a plain callable around any other."""
+    answer = ConsistencyMiddleware(lambda request: JsonResponse({"reading": current().reading}))(RequestFactory().get("/"))
+    assert answer.content == b'{"reading": true}'

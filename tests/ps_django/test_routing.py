@@ -1,0 +1,412 @@
+"""Where Django's work goes: by context, model, instance and transaction."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import connections, router, transaction
+from django.db.utils import ConnectionHandler, ConnectionRouter
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+import ps_django
+from ps_core import ConfigurationError, use_token
+from ps_core.replicas import set_replica_share
+from ps_django.config import families, replicas_of
+from ps_django.routers import ReplicaRouter
+from ps_django.settings import Settings
+from ps_django.stale import StaleWriteError
+from ps_lab import Lab
+
+DEFAULT, REPLICA = "default", "replica"
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> Iterator[None]:
+    """Begin each test without a token."""
+    with use_token(None):
+        yield
+
+
+@pytest.fixture
+def shop(ps_lab: Lab) -> Iterator[Any]:
+    """A product with two orders, on the replicas too."""
+    from django.contrib.auth.models import Group, User
+
+    from ps_cli.shop.models import Order, Product
+
+    product = Product.objects.create(name="cup", price=1, stock=1)
+    for number in (1, 2):
+        Order.objects.create(reference=number, product=product, quantity=1)
+    user = User.objects.create(username="ann")
+    user.groups.add(Group.objects.create(name="staff"))
+    ps_lab.wait_replicas_caught_up()
+    with use_token(None):
+        yield product
+    Order.objects.all().delete()
+    Product.objects.all().delete()
+    User.objects.all().delete()
+    Group.objects.all().delete()
+
+
+def aliases(work: Callable[[], Any]) -> list[str]:
+    """Return the endpoints that answered, in order."""
+    with CaptureQueriesContext(connections[DEFAULT]) as one, CaptureQueriesContext(connections[REPLICA]) as two:
+        work()
+        return [query["endpoint"] for query in (*one.captured_queries, *two.captured_queries) if "endpoint" in query]
+
+
+def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
+    """What is read in a reading context, and who answers."""
+    from django.contrib.admin.models import LogEntry
+    from django.contrib.auth.models import Permission, User
+    from django.contrib.contenttypes.models import ContentType
+
+    from ps_cli.shop.models import Order, Product
+
+    return {
+        "all": (REPLICA, lambda _: list(Product.objects.all())),
+        "get": (REPLICA, lambda p: Product.objects.get(pk=p.pk)),
+        "count": (REPLICA, lambda _: Order.objects.count()),
+        "aggregate, values, exists": (REPLICA, lambda _: Order.objects.filter(quantity=1).exists()),
+        "iterator": (REPLICA, lambda _: list(Order.objects.iterator(chunk_size=1))),
+        "raw": (REPLICA, lambda _: list(Product.objects.raw("SELECT * FROM shop_product"))),
+        "related manager of an instance from the primary": (REPLICA, lambda p: list(p.orders.all())),
+        "foreign key": (REPLICA, lambda _: Order.objects.all()[0].product),
+        "select_related": (REPLICA, lambda _: list(Order.objects.select_related("product"))),
+        "prefetch_related": (REPLICA, lambda _: list(Product.objects.prefetch_related("orders"))),
+        "many to many": (REPLICA, lambda _: list(User.objects.all()[0].groups.all())),
+        "deferred field": (REPLICA, lambda p: Product.objects.defer("price").get(pk=p.pk).price),
+        "refresh_from_db of an instance from a replica": (REPLICA, lambda p: Product.objects.get(pk=p.pk).refresh_from_db()),
+        "permissions": (REPLICA, lambda _: User.objects.all()[0].has_perm("shop.add_order")),
+        "generic foreign key's type": (
+            REPLICA,
+            lambda _: (ContentType.objects.clear_cache(), ContentType.objects.get_for_model(LogEntry)),
+        ),
+        "permission's content type": (REPLICA, lambda _: Permission.objects.select_related("content_type").first()),
+        "refresh_from_db of an instance from the primary": (REPLICA, lambda p: p.refresh_from_db()),
+        "using()": (DEFAULT, lambda _: list(Product.objects.using(DEFAULT))),
+        "create": (DEFAULT, lambda p: Order.objects.create(reference=9, product=p, quantity=1)),
+        "update": (DEFAULT, lambda _: Order.objects.update(quantity=1)),
+        "delete": (DEFAULT, lambda _: Order.objects.filter(reference=77).delete()),
+        "bulk_create": (DEFAULT, lambda p: Order.objects.bulk_create([Order(reference=5, product=p, quantity=1)])),
+        "get_or_create": (DEFAULT, lambda p: Product.objects.get_or_create(name="cup", defaults={"price": 1, "stock": 1})),
+        "update_or_create": (DEFAULT, lambda p: Product.objects.update_or_create(name="cup", defaults={"price": 1, "stock": 1})),
+        "select_for_update": (DEFAULT, _locked),
+        "a read in atomic": (DEFAULT, _atomic),
+    }
+
+
+def _locked(product: Any) -> Any:
+    with transaction.atomic():
+        return type(product).objects.select_for_update().get(pk=product.pk)
+
+
+def _atomic(product: Any) -> Any:
+    with transaction.atomic():
+        return list(type(product).objects.all())
+
+
+WAYS = (
+    """
+all|get|count|aggregate, values, exists|iterator|raw|related manager of an instance from the primary|foreign key|select_related
+prefetch_related|many to many|deferred field|refresh_from_db of an instance from a replica|permissions
+generic foreign key's type|permission's content type|refresh_from_db of an instance from the primary|using()|create|update
+delete|bulk_create|get_or_create|update_or_create|select_for_update|a read in atomic
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_in_a_reading_context(shop: Any, way: str) -> None:
+    """In a reading context reads are answered by replicas, everything else by the primary."""
+    assert list(ways()) == WAYS
+    expected, work = ways()[way]
+    with ps_django.reading():
+        assert set(aliases(lambda: work(shop))) == {expected}
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (nullcontext, DEFAULT),
+        (ps_django.reading, REPLICA),
+        (ps_django.using_replica, REPLICA),
+        (ps_django.writing, DEFAULT),
+        (ps_django.using_primary, DEFAULT),
+    ],
+)
+def test_blocks(shop: Any, block: Callable[[], AbstractContextManager[Any]], expected: str) -> None:
+    """Blocks and decorators say where reads go; by default that is the primary."""
+    with block():
+        assert set(aliases(lambda: list(type(shop).objects.all()))) == {expected}
+
+
+def test_blocks_nest(shop: Any) -> None:
+    """Blocks nest and restore, as decorators and as context managers, also on exceptions (behaviour of multidb-router's pins)."""
+    read = lambda: list(type(shop).objects.all())  # noqa: E731
+    pinned = ps_django.using_primary()(read)
+    with ps_django.reading():
+        assert aliases(read) == [REPLICA]
+        assert aliases(pinned) == [DEFAULT]
+        with pytest.raises(ZeroDivisionError), ps_django.writing():
+            assert aliases(read) == [DEFAULT]
+            raise ZeroDivisionError
+        assert aliases(read) == [REPLICA]
+
+
+def test_everywhere(shop: Any) -> None:
+    """`READS = "replica"` sends reads to replicas wherever nothing else is said."""
+    read = lambda: list(type(shop).objects.all())  # noqa: E731
+    with override_settings(PS_DJANGO={"READS": "replica"}):
+        assert aliases(read) == [REPLICA]
+        with ps_django.writing():
+            assert aliases(read) == [DEFAULT]
+    assert aliases(read) == [DEFAULT]
+
+
+def test_share(shop: Any) -> None:
+    """The operators' switch turns replicas off for what only may read from them."""
+    read = lambda: list(type(shop).objects.all())  # noqa: E731
+    set_replica_share(0)
+    try:
+        with ps_django.reading():
+            assert aliases(read) == [DEFAULT]
+        with ps_django.using_replica():
+            assert aliases(read) == [REPLICA]
+    finally:
+        set_replica_share(None)
+
+
+def test_threads(shop: Any) -> None:
+    """What one thread's block says is not said to another (behaviour of multidb-router)."""
+    barrier, found = threading.Barrier(2, timeout=20), {}
+
+    def work(name: str, block: Any) -> None:
+        with block:
+            for _ in range(3):
+                barrier.wait()
+                found.setdefault(name, set()).add(router.db_for_read(type(shop)))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("a", ps_django.reading()), ("b", ps_django.writing()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {"a": {REPLICA}, "b": {DEFAULT}}
+
+
+def test_instance_of_a_replica_is_written_to_the_primary(shop: Any) -> None:
+    """What was loaded from a replica is saved and deleted on the primary, without a detour."""
+    with ps_django.reading():
+        product = type(shop).objects.get(pk=shop.pk)
+        order = product.orders.first()
+    assert product._state.db == REPLICA
+    product.stock = 2
+    assert set(aliases(lambda: product.save(update_fields=["stock"]))) == {DEFAULT}
+    assert set(aliases(order.delete)) == {DEFAULT}
+    assert product._state.db == DEFAULT
+
+
+def test_relations_across_the_endpoints(shop: Any) -> None:
+    """Instances from the primary and from a replica are of one database."""
+    with ps_django.reading():
+        product = type(shop).objects.get(pk=shop.pk)
+    order = shop.orders.model(reference=3, quantity=1)
+    order.product = product
+    assert router.allow_relation(order, product)
+    assert set(aliases(order.save)) == {DEFAULT}
+    assert order.product == shop
+
+
+def test_migrations_are_for_the_primary() -> None:
+    """Replicas and the direct path are not migrated (behaviour of both routers)."""
+    assert [router.allow_migrate(alias, "shop") for alias in (DEFAULT, REPLICA, "direct")] == [True, False, False]
+
+
+def test_atomic_requests(shop: Any) -> None:
+    """The block that ATOMIC_REQUESTS opens around a GET reads from replicas until something is asked of the primary in it."""
+    read = lambda: list(type(shop).objects.all())  # noqa: E731
+    connection = connections[DEFAULT]
+    connection.settings_dict["ATOMIC_REQUESTS"] = True
+    try:
+        with ps_django.reading(), transaction.atomic():
+            assert aliases(read) == [REPLICA]
+            with transaction.atomic():
+                assert aliases(read) == [DEFAULT]
+            assert aliases(read) == [DEFAULT]
+        with transaction.atomic():
+            assert aliases(read) == [DEFAULT]
+    finally:
+        connection.settings_dict["ATOMIC_REQUESTS"] = False
+
+
+class Second:
+    """A router of the project's own: orders live in another database."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        """Send orders to `other`."""
+        return "other" if model.__name__ == "Order" else None
+
+    db_for_write = db_for_read
+
+
+def test_several_databases(ps_lab: Lab) -> None:
+    """Routers behind ours choose the database, ours its endpoint."""
+    from ps_cli.shop.models import Order, Product
+
+    entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    other = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    for alias, entry in other.items():
+        name = {"default": "other"}.get(alias, f"other_{alias}")
+        options = entry["OPTIONS"]
+        options |= {key: "other" for key in ("ps_primary",) if key in options}
+        options |= {key: "other_direct" for key in ("ps_direct",) if key in options}
+        entries[name] = entry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "DATABASES", entries)
+        routers = ConnectionRouter([ReplicaRouter(), Second()])
+        patch.setattr("ps_django.routers.router", routers)
+        patch.setattr("ps_django.routers.connections", ConnectionHandler(entries))
+        assert (routers.db_for_read(Order), routers.db_for_write(Order)) == ("other", "other")
+        with ps_django.reading():
+            assert (routers.db_for_read(Order), routers.db_for_read(Product)) == ("other_replica", "replica")
+            assert (routers.db_for_write(Order), routers.db_for_write(Product)) == ("other", "default")
+
+
+def test_lost_replicas_are_replaced_by_the_primary(ps_lab: Lab, shop: Any) -> None:
+    """While the replica bouncer is away, reads are answered by the primary without an error; then by replicas again."""
+    read = lambda: list(type(shop).objects.all())  # noqa: E731
+    with ps_django.reading():
+        assert aliases(read) == [REPLICA]
+        ps_lab.bouncers["read-pool"].stop()
+        try:
+            assert aliases(read) == ["fallback"]
+            assert aliases(read) in (["fallback"], [DEFAULT])
+        finally:
+            ps_lab.restart_bouncer("read-pool")
+        for _ in range(200):
+            if aliases(read) == [REPLICA]:
+                break
+            threading.Event().wait(0.05)
+        else:
+            pytest.fail("the reads did not return")
+
+
+def test_no_fallback(ps_lab: Lab) -> None:
+    """`replica_fallback="none"` leaves the primary out of it; a share is refused, since there is no pool."""
+    entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", replica_fallback="none")
+    replicas = replicas_of(DEFAULT, entries)
+    assert replicas is not None
+    assert replicas.fallback is None
+    with pytest.raises(ConfigurationError, match="replica_fallback"):
+        ps_django.databases(ps_lab.url, replica_bouncer="read-pool", replica_fallback=0.5)
+
+
+def test_weights(ps_lab: Lab) -> None:
+    """Weights come from the URL's settings to the entries, and from there to the routes."""
+    entries = ps_django.databases(
+        ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", direct_replica=True, replica_weights="0,1"
+    )
+    from ps_cli.shop.models import Product
+
+    with pytest.MonkeyPatch.context() as patch, ps_django.reading():
+        patch.setattr(settings, "DATABASES", entries)
+        assert {ReplicaRouter().db_for_read(Product) for _ in range(30)} == {"replica-2"}
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"READ": "replica"}, "did you mean 'READS'"),
+        ({"READS": "replicas"}, "write one of"),
+        ({"STALE_WRITES": "no"}, "write one of"),
+        ({"DEADLINE": "soon"}, "DEADLINE"),
+        ({"LOCAL_SETTINGS": "nowhere.function"}, "dotted path"),
+    ],
+)
+def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
+    """A setting that there is not, or a value that cannot work, is refused with what to write."""
+    with pytest.raises(ConfigurationError, match=word):
+        Settings.parse(given)
+
+
+def test_unknown_primary_is_refused() -> None:
+    """An entry that names a primary which is not there is refused."""
+    with pytest.raises(ConfigurationError, match="ps_primary"):
+        families({"replica": {"OPTIONS": {"ps_primary": "main"}}})
+
+
+# --- stale writes ---
+
+
+def test_stale_write_warns_with_the_place(shop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Saving all fields of an instance from a replica logs a warning that names the line; update_fields and new ones do not."""
+    with ps_django.reading():
+        products = [type(shop).objects.get(pk=shop.pk) for _ in range(2)]
+    with caplog.at_level(logging.WARNING, "ps_django"):
+        products[0].save(update_fields=["stock"])
+        type(shop).objects.create(name="new", price=1, stock=1)
+        ps_django.fresh(products[1]).save()
+        assert caplog.records == []
+        products[1].save()
+    (record,) = caplog.records
+    assert "was loaded from 'replica'" in record.getMessage()
+    assert f"{__file__}:" in record.getMessage()
+
+
+def test_stale_write_refused(shop: Any) -> None:
+    """`STALE_WRITES = "refuse"` raises before anything is sent."""
+    with ps_django.reading():
+        product = type(shop).objects.get(pk=shop.pk)
+    with override_settings(PS_DJANGO={"STALE_WRITES": "refuse"}), pytest.raises(StaleWriteError, match="update_fields"):
+        aliases(product.save)
+    with override_settings(PS_DJANGO={"STALE_WRITES": "allow"}):
+        product.save()
+
+
+def test_fresh(ps_lab: Lab, shop: Any) -> None:
+    """`fresh` reads the primary's row, locked if asked."""
+    with ps_django.reading():
+        product = type(shop).objects.get(pk=shop.pk)
+        ps_lab.sql("UPDATE shop_product SET stock = 99")
+        assert ps_django.fresh(product).stock == 99
+        with transaction.atomic():
+            assert ps_django.fresh(product, lock=True).stock == 99
+            assert ps_lab.sql(
+                "SELECT count(*) FROM pg_locks WHERE mode = 'RowShareLock' AND relation = 'shop_product'::regclass"
+            )[0][0]
+
+
+# --- commands ---
+
+
+@pytest.mark.parametrize("command", ["loaddata", "inspectdb", "flush"])
+def test_commands_take_the_direct_path(ps_lab: Lab, command: str, tmp_path: Any) -> None:
+    """Commands that may take long go to the direct port by themselves."""
+    (tmp_path / "manage.py").write_text(
+        "import sys, ps_django\nfrom django.conf import settings\nfrom django.core.management import execute_from_command_line\n"
+        f"settings.configure(DATABASES=ps_django.databases({ps_lab.url!r}, bouncer='write-pool', replica_bouncer='read-pool'),\n"
+        "    INSTALLED_APPS=[], DATABASE_ROUTERS=['ps_django.routers.ReplicaRouter'])\nexecute_from_command_line(sys.argv)\n"
+    )
+    (tmp_path / "empty.json").write_text("[]")
+    arguments = {"loaddata": [str(tmp_path / "empty.json")], "inspectdb": ["shop_product"], "flush": ["--no-input"]}[command]
+    with ps_lab.round_trips() as trips:
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "manage.py"), command, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+    assert done.returncode == 0, done.stderr
+    assert set(trips.by_path) == {"direct"}
