@@ -74,7 +74,7 @@ class Session(orm.Session):
                 "twophase=True: a prepared transaction outlives the connection that a transaction pooler lends, and nobody here"
                 " looks up its outcome: write twophase=False, or use SQLAlchemy's own Session with engine.direct"
             )
-        super().__init__(bind, **kwargs)
+        super().__init__(bind=bind, **kwargs)
         self._ps_read_only = read_only
         self._ps_stale_check = stale_check
         self._ps_checked: tuple[TransactionRef | None, set[Any]] = (None, set())
@@ -132,7 +132,7 @@ class Session(orm.Session):
         engine = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
         if self._ps_read_only:
             return self._ps_read_only_bind(engine, clause)
-        replica = getattr(engine, "replica", None)
+        replica = _replica_of(engine)
         if replica is None:
             return engine
         if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
@@ -182,10 +182,10 @@ class Session(orm.Session):
         if self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None:
             raise sa.exc.InvalidRequestError(_READ_ONLY)
         self._ps_route = Route.REPLICA
-        replica = getattr(engine, "replica", None)
+        replica = _replica_of(engine)
         if replica is not None:
             return replica
-        return engine.execution_options(postgresql_readonly=True) if isinstance(engine, sa.Engine) else engine
+        return _reader(engine) if isinstance(engine, sa.Engine) else engine
 
     def flush(self, objects: Any = None) -> None:
         """Flush; refused in a read-only session."""
@@ -207,6 +207,22 @@ class Session(orm.Session):
 
 
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
+
+
+def _reader(engine: sa.Engine) -> sa.Engine:
+    """Return the engine whose connections are read-only, the same one each time."""
+    reader: sa.Engine | None = engine.__dict__.get("_ps_reader")
+    if reader is None:
+        reader = engine.__dict__["_ps_reader"] = engine.execution_options(postgresql_readonly=True)
+    return reader
+
+
+def _replica_of(engine: Any) -> sa.Engine | None:
+    """Return the engine for reads; of an engine made from a URL alone, its read-only connections."""
+    replica: sa.Engine | None = getattr(engine, "replica", None)
+    if replica is None and isinstance(engine, sa.Engine) and getattr(engine.dialect, "ps_replicas", None) is not None:
+        return _reader(engine)
+    return replica
 
 
 def _is(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:

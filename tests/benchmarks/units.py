@@ -29,7 +29,7 @@ import ps_core
 import ps_django
 import ps_sqlalchemy
 from ps_core.consistency import parse_lsn
-from ps_core.link import links_of
+from ps_core.link import links_of, replicas_of
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
@@ -271,17 +271,16 @@ def _fetch(cursor: psycopg.Cursor[Any]) -> None:
 @cache
 def _engine(endpoint: str, way: Way) -> sa.Engine:
     if way in (Way.OURS, Way.TOKENS):
-        whole = ps_sqlalchemy.create_engine(_topology)
-        primary, replicas, direct = links_of(_topology)
-        of_endpoint: Any = {
-            "primary": (whole, primary),
-            "replica": (whole.replica, replicas[0]),
-            "direct": (whole.direct, direct),
-        }
-        for engine, link in of_endpoint.values():
-            engine.dialect.ps_link = replace_link(link, tracks=way is Way.TOKENS)
+        # A policy of its own makes links of its own, which this way may change.
+        policy = ps_core.RetryPolicy(max_elapsed=29 if way is Way.TOKENS else 28)
+        whole = ps_sqlalchemy.create_engine(_topology, retry=policy)
+        replicas = replicas_of(_topology, policy=policy)
+        assert replicas is not None
+        primary, _, direct = links_of(_topology, policy=policy)
+        for link in (primary, direct, *replicas.links):
+            link.tracks = way is Way.TOKENS
         # A read that nobody routes goes to a replica by itself: the whole engine is what an application has.
-        return of_endpoint[endpoint][0] if endpoint == "direct" else whole
+        return whole.direct if endpoint == "direct" else whole
     options = _stock_options(endpoint)
     engine = sa.create_engine("postgresql+psycopg://", connect_args=options, pool_pre_ping=way is Way.TESTED)
     if way is Way.SEPARATE:
@@ -292,11 +291,6 @@ def _engine(endpoint: str, way: Way) -> sa.Engine:
                 conn.exec_driver_sql(setting)
 
     return engine
-
-
-def replace_link(link: Any, *, tracks: bool) -> Any:
-    """Return a link of one's own to the same endpoint."""
-    return type(link)(endpoint=link.endpoint, policy=link.policy, identity=link.identity, tracks=tracks)
 
 
 def _session(endpoint: str, way: Way) -> Callable[[], orm.Session]:
@@ -379,7 +373,8 @@ def _databases(url: str) -> dict[str, dict[str, Any]]:
         }
         options = ours[alias]["OPTIONS"] | {"ps_statement_timeout": 2, "ps_transaction_timeout": 3}
         for way in Way:
-            entry = ours[alias] | {"OPTIONS": options} if way in (Way.OURS, Way.TOKENS) else stock
+            of_way = {key: _alias(key[3:], way) for key in ("ps_primary", "ps_direct") if key in options}
+            entry = ours[alias] | {"OPTIONS": options | of_way} if way in (Way.OURS, Way.TOKENS) else stock
             entries[_alias(name, way)] = {**entry, "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": way is Way.TESTED}
     return entries
 
