@@ -6,6 +6,8 @@ middleware. Nothing here imports Django's ORM, so that a settings module can imp
 
 from typing import TYPE_CHECKING, Any
 
+from django.core.checks import Tags, register
+
 from ps_core.context import (
     deadline,
     limits,
@@ -42,6 +44,20 @@ __all__ = [
     "without_sticky_writes",
     "writing",
 ]
+
+
+@register("ps_django")
+def _check_settings(**kwargs: Any) -> Any:
+    from ps_django import checks
+
+    return checks.check_settings(**kwargs)
+
+
+@register(Tags.database)
+def _check_databases(**kwargs: Any) -> Any:
+    from ps_django import checks
+
+    return checks.check_databases(**kwargs)
 
 
 def __getattr__(name: str) -> Any:

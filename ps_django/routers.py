@@ -85,8 +85,10 @@ class ReplicaRouter:
 
 def _in_transaction(alias: str) -> bool:
     """Return whether reads belong to a transaction of the application's on the primary."""
-    connection = connections[alias]
-    if not connection.in_atomic_block:
+    connection: Any = connections[alias]
+    # What TestCase wraps around each test is not the application's.
+    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]
+    if not blocks:
         return False
-    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(connection.atomic_blocks) == 1 and current().reading
-    return not (of_request and connection.is_idle())  # type: ignore[attr-defined]
+    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(blocks) == 1 and current().reading
+    return not (of_request and (connection.is_idle() or len(connection.atomic_blocks) > 1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from django.db import DatabaseError, connections
-from django.db.backends.postgresql import base, client, schema
+from django.db.backends.postgresql import base, client, creation, schema
 from django.db.backends.utils import CursorWrapper
 from psycopg import pq
 
@@ -126,11 +126,28 @@ class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
             self._ps_direct.__exit__(*with_error)
 
 
+class DatabaseCreation(creation.DatabaseCreation):
+    """Test databases: a mirror answers from the connection of what it mirrors, whose transaction it sees."""
+
+    def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
+        super().set_as_test_mirror(primary_settings_dict)
+        cast("DatabaseWrapper", self.connection).ps_mirrors = self.connection.settings_dict["TEST"]["MIRROR"]
+
+    def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
+        # A pooler keeps connections to it for a while.
+        name = self.connection.ops.quote_name(test_database_name)
+        with self.connection._nodb_cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 class DatabaseWrapper(base.DatabaseWrapper):
     """Django's wrapper; the connection inside opens, bounds and heals its transactions."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     client_class = DatabaseClient
+    creation_class = DatabaseCreation
+    ps_mirrors: str | None = None
+    """The alias whose connection answers, in tests."""
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
@@ -188,6 +205,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
             finally:
                 options["pool"] = wanted
         return super().pool
+
+    def _cursor(self, name: str | None = None) -> Any:
+        if self.ps_mirrors is None:
+            return super()._cursor(name)  # type: ignore[misc] # not in the stubs
+        mirrored = connections[self.ps_mirrors]
+        mirrored.ensure_connection()
+        return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
     def make_cursor(self, cursor: Any) -> Any:
         """Return the wrapper that may go on with another cursor, on the primary."""

@@ -1,0 +1,242 @@
+"""System checks: what works in development and fails on PlanetScale, said before it does. Each id has an entry in the docs.
+
+Those that ask a server run only where Django is told which databases to check (`manage.py check --database default`).
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name
+from django.db import Error as DjangoDatabaseError
+from django.db import connections
+
+from ps_core.connection import Connection
+from ps_core.errors import ConfigurationError
+from ps_django.config import ENGINE, endpoint_of
+from ps_django.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ps_core.topology import Endpoint
+
+__all__ = ["check_databases", "check_settings"]
+
+ROUTER: Final = "ps_django.routers.ReplicaRouter"
+MIDDLEWARE: Final = "ps_django.middleware.ConsistencyMiddleware"
+_BEFORE: Final = "django.contrib.sessions.middleware.SessionMiddleware"
+# What needs a session of its own, in the sources of the project's applications.
+_SESSION: Final = re.compile(r"""\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|["']\s*LISTEN\s""")
+
+
+def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
+    """Check what the settings say, without asking a server."""
+    ours = {alias: entry for alias, entry in settings.DATABASES.items() if entry.get("ENGINE") == ENGINE}
+    if not ours:
+        return []
+    found: list[CheckMessage] = [*_of_project(ours)]
+    for alias, entry in ours.items():
+        try:
+            endpoint = endpoint_of(alias, entry)
+        except ConfigurationError as exc:
+            found.append(Error(str(exc), hint="The message says what to write.", obj=alias, id="ps_django.E001"))
+        else:
+            found += _of_entry(alias, entry, endpoint)
+            if endpoint.role == "primary" and endpoint.pooled:
+                found += _of_applications(alias)
+    return found
+
+
+def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
+    replicas = [alias for alias, entry in ours.items() if (entry.get("OPTIONS") or {}).get("ps_role") == "replica"]
+    routers, middleware = list(settings.DATABASE_ROUTERS), list(settings.MIDDLEWARE)
+    try:
+        Settings.parse(getattr(settings, "PS_DJANGO", {}))
+    except ConfigurationError as exc:
+        yield Error(str(exc), hint="The message says what to write.", obj="PS_DJANGO", id="ps_django.E002")
+    if not replicas:
+        return
+    if ROUTER not in routers:
+        yield Warning(
+            "There are replicas, and no router that sends reads to them.",
+            hint=f"Put {ROUTER!r} first in DATABASE_ROUTERS.",
+            obj="DATABASE_ROUTERS",
+            id="ps_django.W003",
+        )
+    elif routers.index(ROUTER) != 0:
+        yield Error(
+            "ReplicaRouter is not the first of the routers: one before it has the last word on reads.",
+            hint=f"Put {ROUTER!r} first in DATABASE_ROUTERS; the others choose the database, it chooses the endpoint.",
+            obj="DATABASE_ROUTERS",
+            id="ps_django.E003",
+        )
+    if MIDDLEWARE not in middleware:
+        yield Warning(
+            "There are replicas, and no middleware that lets requests see what their user wrote.",
+            hint=f"Put {MIDDLEWARE!r} first in MIDDLEWARE.",
+            obj="MIDDLEWARE",
+            id="ps_django.W004",
+        )
+    elif _BEFORE in middleware and middleware.index(_BEFORE) < middleware.index(MIDDLEWARE):
+        yield Error(
+            "ConsistencyMiddleware is behind SessionMiddleware, which writes after the response: the token is without that.",
+            hint=f"Put {MIDDLEWARE!r} before {_BEFORE!r}.",
+            obj="MIDDLEWARE",
+            id="ps_django.E004",
+        )
+
+
+def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator[CheckMessage]:
+    age, timeouts, params = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts, dict(endpoint.params)
+    if endpoint.role == "replica" and "|" not in endpoint.user and endpoint.host.endswith(".psdb.cloud"):
+        yield Error(
+            f"{alias!r} is a replica's alias, but its user names no replica bouncer and no |replica: it leads to the primary.",
+            hint='Write ps_django.databases(url, replica_bouncer="NAME"), or USER|NAME by hand.',
+            obj=alias,
+            id="ps_django.E005",
+        )
+    if timeouts.statement is None and endpoint.role != "direct":
+        yield Warning(
+            f"{alias!r} has no statement timeout: a statement may hold a pooler's connection for ever.",
+            hint='Write statement_timeout="2s"; ps_django.limits(statement="60s") is for what takes longer.',
+            obj=alias,
+            id="ps_django.W006",
+        )
+    if endpoint.pooled and (age is None or age > 86_400):
+        yield Warning(
+            f"CONN_MAX_AGE={age!r} of {alias!r}: bouncers drain within 24 hours, and close what is left then.",
+            hint="Write CONN_MAX_AGE=3600.",
+            obj=alias,
+            id="ps_django.W007",
+        )
+    mode = params.get("sslmode", "prefer")
+    if mode != "verify-full" and not (endpoint.host in ("", "localhost", "127.0.0.1", "::1") or endpoint.host.startswith("/")):
+        yield Warning(
+            f"sslmode={mode} of {alias!r}: whoever is in between can be the server.",
+            hint="Write sslmode=verify-full and sslrootcert=system (the defaults on PlanetScale) in the URL or in OPTIONS.",
+            obj=alias,
+            id="ps_django.W008",
+        )
+
+
+def _of_applications(alias: str) -> Iterator[CheckMessage]:
+    for config in apps.get_app_configs():
+        folder = Path(config.path)
+        if "site-packages" in folder.parts or config.name.startswith("django."):
+            continue
+        for file in sorted(folder.rglob("*.py")):
+            match = _SESSION.search(text := file.read_text(encoding="utf-8", errors="replace"))
+            if match is not None:
+                yield Warning(
+                    f"{file}:{text.count(chr(10), 0, match.start()) + 1} uses what needs a session, and {alias!r} is pooled by"
+                    " transaction: a lock is held by nobody, a notification reaches nobody.",
+                    hint="Use connections['direct'] there, or pg_advisory_xact_lock() in atomic().",
+                    obj=alias,
+                    id="ps_django.W014",
+                )
+
+
+def check_databases(app_configs: Any = None, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Ask the servers of `databases`."""
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        connection: Any = connections[alias]
+        if connection.settings_dict["ENGINE"] != ENGINE:
+            continue
+        for check in (_version, _pooling, _rights, _session_state):
+            try:
+                found += check(alias, connection)
+            except (DjangoDatabaseError, psycopg.Error) as exc:
+                found.append(
+                    Error(
+                        f"{alias!r} cannot be asked: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+                        hint="Look at the alias's host, port, user and password, and whether the branch is awake.",
+                        obj=alias,
+                        id="ps_django.E009",
+                    )
+                )
+                break
+    return found
+
+
+def _one(connection: Any, query: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()
+
+
+def _version(alias: str, connection: Any) -> Iterator[CheckMessage]:
+    (version,) = _one(connection, "SELECT current_setting('server_version_num')::int")
+    if version < 170_000:
+        yield Warning(
+            f"The server of {alias!r} is older than 17: it has no transaction_timeout.",
+            hint="The statement timeout and the idle timeout hold. Nothing else has to be done.",
+            obj=alias,
+            id="ps_django.W010",
+        )
+
+
+def _pooling(alias: str, connection: Any) -> Iterator[CheckMessage]:
+    endpoint = connection.ps_link.endpoint
+    if not endpoint.pooled:
+        return
+    # A session's setting: PgBouncer in transaction mode may answer from another server connection.
+    connection.ensure_connection()
+    pids = {connection.connection.info.backend_pid, _one(connection, "SELECT pg_backend_pid()")[0]}
+    if len(pids) == 1:
+        yield Warning(
+            f"{alias!r} is said to be behind a transaction pooler, and the server itself answers.",
+            hint="Write ps_pooled=False in its OPTIONS (pooled=False for databases()), or the pooler's port.",
+            obj=alias,
+            id="ps_django.W011",
+        )
+    elif not endpoint.read_only and not any(_is_shared(connection) for _ in range(5)):  # a replica bouncer has several servers
+        yield Warning(
+            f"The pooler of {alias!r} gives each client a server connection of its own: it does not pool by transaction.",
+            hint="Set pool_mode=transaction there (PlanetScale's bouncers have it), or say pooled=False.",
+            obj=alias,
+            id="ps_django.W015",
+        )
+
+
+def _is_shared(connection: Any) -> bool:
+    """Return whether two clients were seen on one server connection, one after the other."""
+    pids = []
+    with ExitStack() as stack:
+        for _ in range(2):
+            client: Connection[Any] = stack.enter_context(Connection.open(connection.ps_link, autocommit=True))
+            pids += client.execute("SELECT pg_backend_pid()").fetchall()
+    return len(set(pids)) == 1
+
+
+def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
+    direct = connection.settings_dict["OPTIONS"].get("ps_direct")
+    if direct is None or direct not in connections:
+        return
+    role, may = _one(connections[direct], "SELECT current_user, has_schema_privilege(current_schema(), 'CREATE')")
+    connections[direct].close()
+    if not may:
+        yield Error(
+            f"Migrations of {alias!r} run as {role!r}, which may not create tables.",
+            hint="GRANT CREATE ON SCHEMA public, or name another role with direct_url=.",
+            obj=direct,
+            id="ps_django.E012",
+        )
+
+
+def _session_state(alias: str, connection: Any) -> Iterator[CheckMessage]:
+    endpoint = connection.ps_link.endpoint
+    if endpoint.read_only and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
+        yield Warning(
+            f"{alias!r} is a replica's alias, and a primary answers.",
+            hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
+            obj=alias,
+            id="ps_django.W013",
+        )

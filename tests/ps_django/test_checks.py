@@ -1,0 +1,168 @@
+"""The system checks: each is found where it should be, with its id, and not where all is well."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.core.checks import run_checks
+from django.db import connections
+
+import ps_django
+from ps_django.checks import check_databases, check_settings
+from ps_lab import Lab
+
+URL = "postgresql://app.branch:pw@x.horizon.psdb.cloud/db"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "django-checks.md"
+
+
+@pytest.fixture
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    """A way to change settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings, "MIDDLEWARE", ["ps_django.middleware.ConsistencyMiddleware"])
+        patch.setattr(settings, "DATABASES", ps_django.databases(URL, bouncer="write-pool", replica_bouncer="read-pool"))
+        yield patch
+
+
+def ids(found: list[Any]) -> set[str]:
+    """Return the ids; each finding has a hint."""
+    assert all(message.hint for message in found)
+    return {str(message.id).removeprefix("ps_django.") for message in found}
+
+
+def change(patch: pytest.MonkeyPatch, alias: str, **changes: Any) -> None:
+    """Change an entry of DATABASES; `OPTIONS` are added to."""
+    entries = {name: {**entry, "OPTIONS": dict(entry["OPTIONS"])} for name, entry in settings.DATABASES.items()}
+    entries[alias]["OPTIONS"] |= changes.pop("OPTIONS", {})
+    entries[alias] |= changes
+    patch.setattr(settings, "DATABASES", entries)
+
+
+def test_all_is_well(patch: pytest.MonkeyPatch) -> None:
+    """What `databases()` makes has no findings."""
+    assert check_settings() == []
+
+
+def test_nothing_to_check(patch: pytest.MonkeyPatch) -> None:
+    """Databases of other backends are none of ours."""
+    patch.setattr(settings, "DATABASES", {"default": {"ENGINE": "django.db.backends.sqlite3"}})
+    assert check_settings() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("PS_DJANGO", {"READ": 1}, "E002"),
+        ("DATABASE_ROUTERS", [], "W003"),
+        ("DATABASE_ROUTERS", ["shop.Router", "ps_django.routers.ReplicaRouter"], "E003"),
+        ("MIDDLEWARE", [], "W004"),
+        (
+            "MIDDLEWARE",
+            ["django.contrib.sessions.middleware.SessionMiddleware", "ps_django.middleware.ConsistencyMiddleware"],
+            "E004",
+        ),
+    ],
+)
+def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -> None:
+    """Settings of the project."""
+    patch.setattr(settings, name, value, raising=False)
+    assert ids(check_settings()) == {found}
+
+
+@pytest.mark.parametrize(
+    ("alias", "changes", "found"),
+    [
+        ("default", {"OPTIONS": {"ps_statement_timeout": "5s"}}, "E001"),
+        ("default", {"OPTIONS": {"ps_statement_timeouts": "5s"}}, "E001"),
+        ("replica", {"USER": "app.branch"}, "E005"),
+        ("default", {"OPTIONS": {"ps_statement_timeout": None}}, "W006"),
+        ("default", {"CONN_MAX_AGE": None}, "W007"),
+        ("replica", {"CONN_MAX_AGE": 100_000}, "W007"),
+        ("default", {"OPTIONS": {"sslmode": "require", "sslrootcert": ""}}, "W008"),
+    ],
+)
+def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any], found: str) -> None:
+    """Entries of DATABASES."""
+    change(patch, alias, **changes)
+    assert ids(check_settings()) == {found}
+
+
+def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What needs a session, in the sources of the project's applications, is found with its line."""
+    from django.apps import AppConfig, apps
+
+    source = tmp_path / "tasks.py"
+    source.write_text("import x\n\n\ndef lock(cursor):\n    cursor.execute('SELECT pg_advisory_lock(1)')\n")
+
+    class Config(AppConfig):
+        """An application."""
+
+        name = "application"
+        path = str(tmp_path)
+
+    patch.setattr(apps, "get_app_configs", lambda: [Config("application", pytest)])
+    (message,) = check_settings()
+    assert (message.id, f"{source}:5" in message.msg) == ("ps_django.W014", True)
+    source.write_text("cursor.execute('SELECT pg_advisory_xact_lock(1)')")
+    assert check_settings() == []
+
+
+def test_servers(ps_lab: Lab) -> None:
+    """The lab has nothing to complain of, asked as `check --database` asks."""
+    assert [m for m in run_checks(databases=["default", "replica", "direct"]) if str(m.id).startswith("ps_django")] == [
+        m for m in check_settings() if str(m.id).startswith("ps_django")
+    ]
+
+
+def test_not_pooled(ps_lab: Lab) -> None:
+    """A server that answers where a pooler is meant to be is found."""
+    connection: Any = connections["default"].copy("default")
+    connection.settings_dict = connection.settings_dict | {
+        "PORT": connections["direct"].settings_dict["PORT"],
+        "USER": connections["direct"].settings_dict["USER"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ps_django.checks.connections", {"default": connection})
+        found = ids(check_databases(databases=["default"]))
+        connection.close()
+    assert found == {"W011"}
+
+
+def test_no_rights_and_no_answer(ps_lab: Lab) -> None:
+    """A migration role that may not create tables, and a server that does not answer, are errors."""
+    ps_lab.sql("REVOKE CREATE ON SCHEMA public FROM app")
+    try:
+        assert ids(check_databases(databases=["default"])) == {"E012"}
+    finally:
+        ps_lab.sql("GRANT CREATE ON SCHEMA public TO app")
+    connection: Any = connections["default"].copy("default")
+    connection.settings_dict = connection.settings_dict | {"PASSWORD": "wrong"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ps_django.checks.connections", {"default": connection})
+        (message,) = check_databases(databases=["default"])
+    assert message.id == "ps_django.E009"
+    assert "wrong" not in message.msg
+
+
+def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
+    """A replica's alias that leads to the primary is found."""
+    connection: Any = connections["replica"].copy("replica")
+    connection.settings_dict = connection.settings_dict | {"USER": connections["default"].settings_dict["USER"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ps_django.checks.connections", {"replica": connection})
+        found = ids(check_databases(databases=["replica"]))
+        connection.close()
+    assert found == {"W013"}
+
+
+def test_document() -> None:
+    """Each id has an entry in the documentation, and the other way round."""
+    import re
+
+    from ps_django import checks
+
+    source = Path(checks.__file__).read_text()
+    wanted = set(re.findall(r'id="ps_django\.([EW]\d{3})"', source))
+    assert set(re.findall(r"^## ps_django\.([EW]\d{3})", DOCUMENT.read_text(), re.MULTILINE)) == wanted

@@ -1,0 +1,109 @@
+"""A project's own tests: under Django's runner, and what they can assert."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ps_lab import Lab
+
+MANAGE = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "project"
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+SETTINGS = """
+import ps_django
+DATABASES = ps_django.databases({url!r}, bouncer="write-pool", replica_bouncer="read-pool")
+DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
+MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "ps_cli.shop"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+SECRET_KEY = "tests"
+USE_TZ = True
+"""
+TESTS = """
+import pytest
+from django.db import transaction
+from django.test import TestCase
+import ps_django
+from ps_cli.shop.models import Product
+from ps_django.test import assert_routes
+
+class Shop(TestCase):
+    databases = {"default", "replica"}
+
+    def setUp(self):
+        Product.objects.create(name="cup", price=1, stock=1)
+
+    def test_own_writes_through_the_replica(self):
+        with ps_django.reading(), assert_routes("replica", 2):
+            assert Product.objects.get().name == "cup"
+            assert Product.objects.using("replica").count() == 1
+
+    def test_routes(self):
+        with assert_routes("default", 2, "replica", 1):
+            Product.objects.create(name="pot", price=1, stock=1)
+            Product.objects.count()
+            with ps_django.reading():
+                Product.objects.count()
+
+    def test_atomic_is_still_the_applications(self):
+        with ps_django.reading(), transaction.atomic(), assert_routes("default", 1):
+            Product.objects.count()
+
+    def test_other_routes_are_an_error(self):
+        with self.assertRaisesRegex(AssertionError, "(?s)expected .*replica.*default: SELECT"):
+            with assert_routes("replica", 1):
+                Product.objects.count()
+
+    def test_requests(self):
+        Product.objects.all().delete()
+        assert Product.objects.count() == 0
+"""
+
+
+@pytest.fixture
+def project(ps_lab: Lab, tmp_path: Path) -> Path:
+    """A project with tests."""
+    (tmp_path / "manage.py").write_text(MANAGE)
+    (tmp_path / "project.py").write_text(SETTINGS.format(url=ps_lab.url))
+    (tmp_path / "test_shop.py").write_text(TESTS)
+    return tmp_path
+
+
+def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command there."""
+    paths = os.pathsep.join([str(project), *(path for path in sys.path if path)])
+    environment = {**os.environ, "PYTHONPATH": paths, "DJANGO_SETTINGS_MODULE": "project"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def test_djangos_runner(ps_lab: Lab, project: Path) -> None:
+    """`manage.py test`: the test database is made and dropped, and all tests pass."""
+    ps_lab.sql("ALTER ROLE app CREATEDB")
+    try:
+        done = run(project, "manage.py", "test", "--noinput")
+    finally:
+        ps_lab.sql("ALTER ROLE app NOCREATEDB")
+    assert done.returncode == 0, done.stderr
+    assert "Ran 5 tests" in done.stderr
+    assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
+
+
+def test_pytest_django(ps_lab: Lab, project: Path) -> None:
+    """The same under pytest-django."""
+    ps_lab.sql("ALTER ROLE app CREATEDB")
+    try:
+        done = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=project", "test_shop.py")
+    finally:
+        ps_lab.sql("ALTER ROLE app NOCREATEDB")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
+    assert "warning" not in done.stdout
+    assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
