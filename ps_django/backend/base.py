@@ -206,6 +206,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 options["pool"] = wanted
         return super().pool
 
+    def chunked_cursor(self) -> Any:
+        """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
+        if self.ps_link.endpoint.pooled and not self.in_atomic_block:
+            return self.cursor()
+        return super().chunked_cursor()
+
     def _cursor(self, name: str | None = None) -> Any:
         if self.ps_mirrors is None:
             return super()._cursor(name)  # type: ignore[misc] # not in the stubs

@@ -1,0 +1,251 @@
+"""What Django has settings for, on our backend: pools, persistent connections, binding, roles, isolation, time zones, cursors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import DatabaseError, InternalError, OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+import ps_django
+from ps_core import use_token
+from ps_core.connection import Connection
+from ps_django.transaction import run_transaction
+from ps_lab import Lab
+
+
+@contextmanager
+def another(alias: str, **changes: Any) -> Iterator[Any]:
+    """A connection like the alias's, with other settings."""
+    connection: Any = connections[alias].copy(alias)
+    options = {**connection.settings_dict["OPTIONS"], **changes.pop("OPTIONS", {})}
+    connection.settings_dict = {**connection.settings_dict, **changes, "OPTIONS": options}
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def ask(connection: Any, query: str, params: Any = None) -> Any:
+    """Return the first row."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, params)
+        return cursor.fetchone()
+
+
+@pytest.mark.parametrize("alias", ["default", "replica"])
+def test_pool(ps_lab: Lab, alias: str) -> None:
+    """`OPTIONS["pool"]` is Django's pool (psycopg_pool) of our connections: timeouts hold, losses are healed, it is closed."""
+    pytest.importorskip("psycopg_pool")
+    with another(alias, CONN_MAX_AGE=0, OPTIONS={"pool": {"min_size": 1, "max_size": 2}}) as connection:
+        pools: dict[str, Any] = {}
+        connection._connection_pools = pools
+        try:
+            assert ask(connection, "SELECT current_setting('statement_timeout'), pg_is_in_recovery()") == (
+                "2s",
+                alias == "replica",
+            )
+            assert isinstance(connection.connection, Connection)
+            first = connection.connection
+            connection.close()
+            assert connection.connection is None
+            ps_lab.edge.cut()
+            assert ask(connection, "SELECT current_setting('statement_timeout')") == ("2s",)
+            assert connection.connection is first  # it healed in the pool
+        finally:
+            connection.close()
+            for pool in pools.values():
+                pool.close()
+
+
+@pytest.mark.parametrize("age", [0, 60, None])
+def test_persistent_connections(ps_lab: Lab, age: int | None) -> None:
+    """CONN_MAX_AGE and CONN_HEALTH_CHECKS do what they do; a healthy connection is not dropped after an aborted transaction."""
+    with another("default", CONN_MAX_AGE=age, CONN_HEALTH_CHECKS=True) as connection:
+        ask(connection, "SELECT 1")
+        first = connection.connection
+        with pytest.raises(DatabaseError):
+            ask(connection, "SELECT nothing")
+        connection.close_if_unusable_or_obsolete()
+        assert (connection.connection is None) is (age == 0)
+        if age != 0:
+            with ps_lab.round_trips() as trips:
+                assert ask(connection, "SELECT 1") == (1,)
+            assert connection.connection is first
+            assert trips.count <= 2  # the health check is a query of Django's own
+            ps_lab.edge.cut("primary")
+            assert ask(connection, "SELECT 2") == (2,)
+
+
+def test_server_side_binding(ps_lab: Lab) -> None:
+    """With server_side_binding the server binds the parameters, and the timeouts hold all the same."""
+    with another("default", OPTIONS={"server_side_binding": True}) as connection:
+        assert ask(connection, "SELECT current_setting('statement_timeout'), %s::int", [7]) == ("2s", 7)
+        with transaction_on(connection):
+            assert ask(connection, "SELECT current_setting('transaction_timeout'), %s::int", [8]) == ("3s", 8)
+        with connection.cursor() as cursor:
+            assert isinstance(cursor.cursor, psycopg.Cursor)
+            assert not isinstance(cursor.cursor, psycopg.ClientCursor)
+
+
+@contextmanager
+def transaction_on(connection: Any) -> Iterator[None]:
+    """An explicit transaction on a connection that has no alias of its own."""
+    connection.ensure_connection()
+    connection.set_autocommit(False)
+    try:
+        yield
+        connection.commit()
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)
+
+
+def test_isolation_level() -> None:
+    """OPTIONS["isolation_level"] holds in transactions, through the pooler."""
+    with another("default", OPTIONS={"isolation_level": psycopg.IsolationLevel.SERIALIZABLE}) as connection:
+        with transaction_on(connection):
+            assert ask(connection, "SHOW transaction_isolation") == ("serializable",)
+
+
+def test_assume_role(ps_lab: Lab) -> None:
+    """OPTIONS["assume_role"] holds in each transaction, on both endpoints, and stays on no connection of the pooler's."""
+    ps_lab.sql("CREATE ROLE assumed; GRANT assumed TO app")
+    ps_lab.wait_replicas_caught_up()
+    try:
+        for alias in ("default", "replica", "direct"):
+            with another(alias, OPTIONS={"assume_role": "assumed"}) as connection, another(alias) as stranger:
+                for _ in range(3):
+                    assert ask(connection, "SELECT current_user") == ("assumed",)
+                    assert ask(stranger, "SELECT current_user") == ("app",)
+    finally:
+        ps_lab.sql("DROP ROLE assumed")
+
+
+def test_time_zone(ps_lab: Lab) -> None:
+    """TIME_ZONE holds on a connection, and on the one that replaces it."""
+    with another("default", TIME_ZONE="Asia/Tokyo") as connection:
+        for _ in range(2):
+            assert ask(connection, "SHOW TimeZone") == ("Asia/Tokyo",)
+            ps_lab.edge.cut("primary")
+
+
+@pytest.mark.parametrize(("alias", "named"), [("default", False), ("replica", False), ("direct", True)])
+def test_iterator(ps_lab: Lab, alias: str, named: bool) -> None:
+    """QuerySet.iterator() works on pooled endpoints, where it has no server-side cursor, and on the direct one, where it has."""
+    from ps_cli.shop.models import Product
+
+    Product.objects.bulk_create([Product(name=f"n{n}", price=1, stock=1) for n in range(30)])
+    ps_lab.wait_replicas_caught_up()
+    with use_token(None), CaptureQueriesContext(connections[alias]):
+        assert sum(1 for _ in Product.objects.using(alias).filter(name__startswith="n").iterator(chunk_size=7)) == 30
+        with connections[alias].chunked_cursor() as cursor:
+            assert bool(getattr(cursor.cursor, "name", None)) is named
+    Product.objects.all().delete()
+
+
+def test_callproc(ps_lab: Lab) -> None:
+    """`callproc` calls a function."""
+    with connections["default"].cursor() as cursor:
+        cursor.callproc("upper", ["a"])
+        assert cursor.fetchone() == ("A",)
+
+
+def test_only_the_users_statements_are_counted(ps_lab: Lab) -> None:
+    """CaptureQueriesContext counts what the application asked, not what travels with it; wrappers see a fallback once."""
+    from ps_cli.shop.models import Product
+
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION counted() RETURNS int LANGUAGE sql AS 'DELETE FROM shop_product WHERE id < 0; SELECT 1'"
+    )
+    ps_lab.wait_replicas_caught_up()
+    seen = []
+
+    def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    with CaptureQueriesContext(connections["default"]) as queries:
+        Product.objects.create(name="a", price=1, stock=1)
+        Product.objects.count()
+    assert len(queries) == 2
+    with CaptureQueriesContext(connections["replica"]) as queries, connections["replica"].execute_wrapper(wrapper):
+        assert ask(connections["replica"], "SELECT counted()") == (1,)
+    assert (len(queries), seen) == (1, ["SELECT counted()"])
+    assert queries.captured_queries[0]["endpoint"] == "default"
+    Product.objects.all().delete()
+    ps_lab.sql("DROP FUNCTION counted()")
+
+
+def test_transactions_behave(ps_lab: Lab) -> None:
+    """Savepoints, durable blocks, on_commit and set_autocommit do what Django's documentation says."""
+    from ps_cli.shop.models import Product
+
+    done = []
+    with transaction.atomic():
+        Product.objects.create(name="kept", price=1, stock=1)
+        transaction.on_commit(lambda: done.append("commit"))
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            Product.objects.create(name="lost", price=1, stock=1)
+            raise ZeroDivisionError
+        with pytest.raises(RuntimeError, match="durable"), transaction.atomic(durable=True):
+            pass
+        assert done == []
+    assert done == ["commit"]
+    transaction.set_autocommit(False)
+    try:
+        Product.objects.create(name="lost", price=1, stock=1)
+        transaction.rollback()
+    finally:
+        transaction.set_autocommit(True)
+    assert [product.name for product in Product.objects.all()] == ["kept"]
+    Product.objects.all().delete()
+
+
+def test_lost_inside_atomic(ps_lab: Lab) -> None:
+    """A connection that is lost inside atomic() is an error there, and nothing goes on silently; after the block all is well."""
+    from ps_cli.shop.models import Product
+
+    with pytest.raises((OperationalError, InternalError)), transaction.atomic():
+        Product.objects.create(name="one", price=1, stock=1)
+        ps_lab.edge.cut("primary")
+        Product.objects.create(name="two", price=1, stock=1)
+    assert Product.objects.count() == 0
+    with transaction.atomic():
+        Product.objects.create(name="three", price=1, stock=1)
+    assert Product.objects.count() == 1
+    Product.objects.all().delete()
+
+
+def test_run_transaction_as_a_decorator(ps_lab: Lab) -> None:
+    """The decorator runs the whole function again, and its on_commit hooks once; inside atomic it refuses."""
+    from ps_cli.shop.models import Product
+
+    calls, hooks = [], []
+
+    @run_transaction(using="default")
+    def work(name: str) -> int:
+        calls.append(1)
+        product = Product.objects.create(name=name, price=1, stock=1)
+        transaction.on_commit(lambda: hooks.append(1))
+        if len(calls) == 1:
+            ps_lab.edge.cut("primary")
+        Product.objects.count()
+        return int(product.pk)
+
+    assert Product.objects.get(pk=work("cup")).name == "cup"
+    assert (len(calls), len(hooks), Product.objects.count()) == (2, 1, 1)
+    with transaction.atomic(), pytest.raises(RuntimeError, match="inside atomic"):
+        work("pot")
+    Product.objects.all().delete()
+
+
+def test_limits_and_local_settings() -> None:
+    """`limits()` for commands and tasks, `local_settings()` for tenants."""
+    query = "SELECT current_setting('statement_timeout'), current_setting('app.tenant', true)"
+    for alias in ("default", "replica"):
+        with ps_django.limits(statement="60s"), ps_django.local_settings({"app.tenant": "7"}):
+            assert ask(connections[alias], query) == ("1min", "7")
+        assert ask(connections[alias], query) in (("2s", ""), ("2s", None))
