@@ -357,6 +357,22 @@ class _ServerBound(BaseCursor[Any, Row]):
         if plan.before.parts and not plan.begin:
             yield from conn._exec_command(b"COMMIT")
 
+    def _stream_send_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._check_can_open("stream()")
+        yield from super()._stream_send_gen(*args, **kwargs)
+
+    def _start_copy_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._check_can_open("COPY")
+        yield from super()._start_copy_gen(*args, **kwargs)
+
+    def _check_can_open(self, what: str) -> None:
+        """Refuse what delivers as it goes in autocommit: nobody could end the transaction that holds its settings."""
+        conn: Shared[Any] = self._conn
+        if conn._autocommit and conn.pgconn.transaction_status == IDLE and conn._opening_alone().parts:
+            raise psycopg.NotSupportedError(
+                f'binding="server": {what} in autocommit would have no timeouts: write it in `with conn.transaction():`'
+            )
+
 
 class Cursor(_Calls[Row], _Composing[Row], ClientCursor[Row]):
     """A cursor of `Connection`. Parameters are bound by the client, so that statement and opening share a message."""

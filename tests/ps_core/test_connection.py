@@ -458,3 +458,12 @@ def test_deadline(ps_lab: Lab, primary: Link, connect: Connect) -> None:
             conn.execute("SELECT 1")
         assert counter.count == 0
     assert shown(conn, "statement_timeout") == "2s"
+
+
+def test_notices_are_delivered(primary: Link, connect: Connect) -> None:
+    """Notices of a statement that travels with its opening reach the handlers."""
+    conn, heard = connect(primary), []
+    conn.add_notice_handler(lambda diag: heard.append(diag.message_primary))
+    conn.execute("DO $$ BEGIN RAISE NOTICE 'told'; END $$")
+    conn.commit()
+    assert heard == ["told"]

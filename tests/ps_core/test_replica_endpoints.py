@@ -172,3 +172,57 @@ def test_settings_refused(settings: Any) -> None:
     """What is no share, or no weight for each endpoint, is refused with the name of the setting."""
     with pytest.raises(ps_core.ConfigurationError, match=next(iter(settings))):
         Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer="one", **settings)
+
+
+@pytest.mark.parametrize("binding", ["client", "server"])
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_nothing_writes_on_the_fallback(ps_lab: Lab, table: str, autocommit: bool, binding: Any) -> None:
+    """On the primary as it stands in for replicas, and so on a standby that was promoted, no way to execute writes."""
+    insert = f"INSERT INTO {table} VALUES (1, NULL)"
+
+    def copy(conn: Any) -> None:
+        with conn.cursor().copy(f"COPY {table} FROM STDIN") as copy:
+            copy.write_row((1, "a"))
+
+    def pipeline(conn: Any) -> None:
+        with conn.pipeline():
+            conn.execute(insert)
+
+    def cursor(conn: Any) -> None:
+        with conn.cursor("named") as named:
+            named.execute("SELECT write_one()")
+            named.fetchall()
+
+    ways = {
+        "execute": lambda conn: conn.execute(insert),
+        "executemany": lambda conn: conn.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", [(1, "a"), (2, "b")]),
+        "stream": lambda conn: list(conn.cursor().stream(f"{insert} RETURNING id")),
+        "copy": copy,
+        "pipeline": pipeline,
+        "a function, named cursor": cursor,
+        "a function": lambda conn: conn.execute("SELECT write_one()"),
+        "DDL": lambda conn: conn.execute("CREATE TABLE never (id int)"),
+        "VACUUM": lambda conn: conn.execute(f"VACUUM {table}"),
+        "CONCURRENTLY": lambda conn: conn.execute(f"CREATE INDEX CONCURRENTLY ON {table} (id)"),
+        "several": lambda conn: conn.execute(f"COMMIT; {insert}" if autocommit else f"SELECT 1; {insert}"),
+    }
+    shared = replicas_of(ps_lab.topology)
+    assert shared is not None
+    assert shared.fallback is not None
+    endpoint = shared.fallback.endpoint
+    errors = psycopg.errors
+    refused = (errors.ReadOnlySqlTransaction, errors.ActiveSqlTransaction, errors.NoActiveSqlTransaction, errors.SyntaxError)
+    refused += (psycopg.NotSupportedError,) * (binding == "server")
+    ps_lab.sql(f"CREATE OR REPLACE FUNCTION write_one() RETURNS int LANGUAGE sql AS '{insert}; SELECT 1'")
+    with ps_core.connect(endpoint, autocommit=autocommit, binding=binding) as conn:
+        wrote = []
+        for name, way in ways.items():
+            try:
+                way(conn)
+            except refused:
+                conn.rollback()
+            else:
+                wrote.append(name)
+    ps_lab.sql("DROP FUNCTION write_one()")
+    assert wrote == []
+    assert ps_lab.sql(f"SELECT count(*) FROM {table}") == [(0,)]
