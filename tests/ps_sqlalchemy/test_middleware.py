@@ -284,11 +284,12 @@ def test_streamed_body(make: Make) -> None:
     assert make(reads=lambda _: False)("GET", "/stream").body.split() == ["False", "False"] * 3
 
 
-def test_nothing_leaks(make: Make) -> None:
+def test_nothing_leaks(ps_lab: Lab, make: Make) -> None:
     """What was there before the request does not count in it, and is there again after it."""
-    pinned = Token(identity="leaked", position=None, at=time.time())
+    pinned = Token(identity=ps_lab.branch, position=None, at=time.time())
     with use_token(None):
         see(pinned)
+        assert make()("GET", "/items").body["by_replica"] is True
         make(deadline="5s")("POST", "/items/1")
         assert current_token() == pinned
         assert current() == Context()

@@ -1,11 +1,15 @@
 """The shop on replicas that replay half a second late."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from ps_core import DeadlineExceeded, deadline
+from ps_core.context import remaining
 from ps_lab import Lab
 from ps_sqlalchemy import Topology, create_engine
 
@@ -61,3 +65,13 @@ def test_environment(ps_lab: Lab, make_app: Callable[[Topology, list[str]], Fast
     with TestClient(module.from_environment()) as client, ps_lab.round_trips() as counter:
         assert client.get("/products").json() == []
     assert counter.by_path["replica"] == counter.count
+
+
+async def test_too_late(ps_lab: Lab, make_app: Callable[[Topology, list[str]], FastAPI]) -> None:
+    """A request whose deadline is over before it asks the database gets a 504."""
+    transport = httpx2.ASGITransport(make_app(ps_lab.topology, ["a secret"]))
+    with deadline("1ms"):
+        with pytest.raises(DeadlineExceeded):
+            all(remaining() for _ in count())
+        async with httpx2.AsyncClient(transport=transport, base_url="http://shop") as client:
+            assert (await client.get("/products")).status_code == 504

@@ -1,8 +1,8 @@
-"""Run SQLAlchemy's compliance suite through the primary's bouncer, with stock `postgresql+psycopg` and then with `postgresql+ps`.
+"""Run SQLAlchemy's compliance suite through the primary's bouncer: stock `postgresql+psycopg`, `postgresql+ps`, both for asyncio.
 
-The same for asyncio. Prints all totals, and exits with 1 if a test failed, or was left out, with ours and not with stock. Arguments are pytest's,
-as in `-k Returning`; without any, docs/generated/sqlalchemy-suite.md is written. Meanwhile other clients run transactions through
-the same bouncer: with one client alone it would hand out the same server connection all the time.
+Prints all totals, and exits with 1 if a test failed, or was left out, with ours and not with stock. Arguments are pytest's, as in
+`-k Returning`; without any, docs/generated/sqlalchemy-suite.md is written. Meanwhile other clients run transactions through the
+same bouncer: with one client alone it would hand out the same server connection all the time.
 """
 
 import os
@@ -30,7 +30,7 @@ PAIRS = (("psycopg", "ps"), ("psycopg_async", "ps_async"))
 """The drivers of stock, and ours."""
 NEIGHBOURS = 3
 CLOSED = (
-    "Closed for both, as a transaction pooler cannot give it: temporary tables, and a search path that is set for the session."
+    "Closed for all, as a transaction pooler cannot give it: temporary tables, and a search path that is set for the session."
 )
 
 

@@ -1,0 +1,1 @@
+"""A Django site: a shop, with admin, whose pages read from replicas."""
