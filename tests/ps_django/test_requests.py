@@ -146,7 +146,7 @@ def test_request(ps_lab: Lab, stock: str, name: str) -> None:
 
 
 def test_behind(ps_lab: Lab, stock: str) -> None:
-    """Where the replicas lag behind a user's write, a read costs one round trip more: it is refused there, and goes to the primary."""
+    """Where the replicas lag behind a user's write, a read is refused there and goes to the primary: one round trip more."""
     client = Client()
     ps_lab.set_replay_delay(30)
     try:
@@ -165,8 +165,8 @@ def test_document() -> None:
     page = (
         "# Round trips by request\n\n"
         "<!-- Written by tests/ps_django/test_requests.py with PS_WRITE_DOCS=1; not by hand. -->\n\n"
-        "Counted at the edge, on persistent connections; ours has its timeouts, tokens and consistency in them, Django's own backend has"
-        f" none of them.\n\n| request | stock | ours |\n|---|---|---|\n{rows}| {LATER} | | 2n, replica and primary |\n"
+        "Counted at the edge, on persistent connections. Ours has timeouts, tokens and consistency in them, Django's own backend"
+        f" has none.\n\n| request | stock | ours |\n|---|---|---|\n{rows}| {LATER} | | 2n, replica and primary |\n"
     )
     if os.environ.get("PS_WRITE_DOCS"):
         DOCUMENT.write_text(page)
