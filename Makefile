@@ -1,7 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench demo stress test test-fast lint adversity test-suite-sqlalchemy
+.PHONY: bench demo stress test test-fast lint adversity test-suite-django test-suite-sqlalchemy test-applications
+.PHONY: example-django example-django-pairs
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -16,9 +17,26 @@ adversity: .venv/ready
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
 
+# Django's own tests, stock and ours, direct and through a bouncer. ARGS="basic lookup"
+test-suite-django: .venv/ready
+	.venv/bin/python -m tests.suites.django $(ARGS)
+
 # SQLAlchemy's own dialect suite, stock and ours, through a bouncer. ARGS="-k Returning"
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
+
+# Applications of others (Wagtail) on the lab.
+test-applications: .venv/ready
+	@.ci/setup venv .venv --group applications
+	.venv/bin/pytest tests/applications
+
+# The shop of docs/examples under gunicorn and uvicorn, on a local PlanetScale, until Ctrl-C.
+example-django: .venv/ready
+	PYTHONPATH=docs/examples .venv/bin/python -m django_shop.run
+
+# Write, follow the redirect, look for what was written: on replicas that are half a second late. PAIRS=2000
+example-django-pairs: .venv/ready
+	PYTHONPATH=docs/examples .venv/bin/python -m django_shop.run --pairs $(or $(PAIRS),2000)
 
 bench: .venv/ready
 	.venv/bin/python -m tests.benchmarks.bench

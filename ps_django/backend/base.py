@@ -80,14 +80,15 @@ class _FallingBack(CursorWrapper):
 
 
 class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
-    """The same; `connection.queries` tells which endpoint answered."""
+    """The same; where there are replicas, `connection.queries` tells which endpoint answered."""
 
     @contextmanager
     def debug_sql(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         with super().debug_sql(*args, **kwargs):
             yield
-        conn = getattr(self.cursor, "connection", None)
-        if self.db.queries_log and conn is not None:
+        conn, options = getattr(self.cursor, "connection", None), self.db.settings_dict["OPTIONS"]
+        # Django documents two keys: the third is there where another endpoint could have answered.
+        if self.db.queries_log and conn is not None and ("ps_primary" in options or "ps_direct" in options):
             self.db.queries_log[-1]["endpoint"] = conn.link.endpoint.name
 
 

@@ -134,7 +134,10 @@ class Edge:
     def _ask(self, *words: object) -> Any:
         with self._lock:
             self._control.sendall(json.dumps(words).encode() + b"\n")
-            answer = self._answers.readline()
-        if not answer:
+            line = self._answers.readline()
+        if not line:
             raise RuntimeError(f"the edge has ended: {self.log.read_text()[-2000:]}")
-        return json.loads(answer)
+        answer, error = json.loads(line)
+        if error is not None:
+            raise RuntimeError(f"the edge could not {words[0]}: {error}")
+        return answer

@@ -182,8 +182,12 @@ class PgBouncer:
         ini = "".join(f"{name} = {value}\n" for name, value in settings.items())
         for kind, text in (("users", users), ("ini", f"[databases]\n* = {self._target}\n[pgbouncer]\n{ini}")):
             path = self._file(kind)
-            path.touch(mode=0o600)
+            if not path.exists():
+                path.touch(mode=0o600)
+            later = int(path.stat().st_mtime) + 1
             path.write_text(text)
+            # RELOAD reads the users only where the time of their file, in whole seconds, has changed.
+            os.utime(path, (later, later))
             self._guard.account.own(path)
 
     def _file(self, kind: str) -> Path:

@@ -135,7 +135,7 @@ class _Upstream(asyncio.Protocol):
         self.client.close()
 
     def pause_writing(self) -> None:
-        self.client.transport.pause_reading()
+        _read(self.client.transport, False)
 
     def resume_writing(self) -> None:
         self.client.read_on(self.client.transport)
@@ -196,7 +196,7 @@ class _Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self.upstream is not None:
-            self.upstream.pause_reading()
+            _read(self.upstream, False)
 
     def resume_writing(self) -> None:
         if self.upstream is not None:
@@ -205,7 +205,7 @@ class _Client(asyncio.Protocol):
     def read_on(self, transport: asyncio.Transport) -> None:
         """Read again from a side whose other side has caught up."""
         if not self._hung:
-            transport.resume_reading()
+            _read(transport, True)
 
     # --- what is done to it ---
 
@@ -228,7 +228,7 @@ class _Client(asyncio.Protocol):
         self._hung = hung
         for transport in (self.transport, self.upstream):
             if transport is not None:
-                (transport.pause_reading if hung else transport.resume_reading)()
+                _read(transport, not hung)
 
     def _pass(self, action: Callable[..., None], *args: object) -> None:
         """Do something now, or when the delay is over; always in order, also where the delay has changed meanwhile."""
@@ -330,6 +330,12 @@ def _write(transport: asyncio.Transport, data: bytes) -> None:
         transport.write(data)
 
 
+def _read(transport: asyncio.Transport, on: bool) -> None:
+    # A TLS transport that was closed twice has lost its protocol, and raises AttributeError.
+    if not transport.is_closing():
+        (transport.resume_reading if on else transport.pause_reading)()
+
+
 class Relay:
     """The server. Its methods `do_*` are the verbs of the control socket."""
 
@@ -352,11 +358,18 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def obey(self, control: socket.socket) -> None:
-        """Carry out what the control socket says, one line after the other, until it is closed."""
+        """Carry out what the control socket says, one line after the other, until it is closed.
+
+        Each is answered by [result, error], one of which is null. A command that fails does not end the relay.
+        """
         reader, writer = await asyncio.open_unix_connection(sock=control)
         async for line in reader:
             verb, *arguments = json.loads(line)
-            answer = await getattr(self, f"do_{verb}")(*arguments)
+            answer: tuple[object, str | None]
+            try:
+                answer = await getattr(self, f"do_{verb}")(*arguments), None
+            except Exception as exc:  # noqa: BLE001
+                answer = None, repr(exc)
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
 
@@ -437,11 +450,14 @@ class Relay:
 
     async def _accept(self, listener: socket.socket, port: Port) -> None:
         while True:
+            # Not `loop.sock_accept`: cancelled while a client connects, it reports an InvalidStateError to the loop.
+            await self._readable(listener)
             try:
-                raw, _ = await self.loop.sock_accept(listener)
+                raw, _ = listener.accept()
             except OSError:  # no file descriptor left, or the client is gone already
                 await asyncio.sleep(0.02)
                 continue
+            raw.setblocking(False)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._run(self._welcome(raw, port))
 
@@ -485,17 +501,20 @@ class Relay:
 
     async def _peek(self, raw: socket.socket) -> bytes:
         """Return the next eight bytes, or fewer where they tell already, and leave them there."""
+        await self._readable(raw)
+        while True:
+            head = raw.recv(8, socket.MSG_PEEK)
+            if len(head) in (0, 8) or head[0] == _TLS_HANDSHAKE:
+                return head
+            await asyncio.sleep(0.01)  # a reader would fire at once: some bytes are there
+
+    async def _readable(self, raw: socket.socket) -> None:
         ready = asyncio.Event()
         self.loop.add_reader(raw, ready.set)
         try:
             await ready.wait()
         finally:
             self.loop.remove_reader(raw)
-        while True:
-            head = raw.recv(8, socket.MSG_PEEK)
-            if len(head) in (0, 8) or head[0] == _TLS_HANDSHAKE:
-                return head
-            await asyncio.sleep(0.01)  # a reader would fire at once: some bytes are there
 
 
 async def main(certificate: str) -> None:

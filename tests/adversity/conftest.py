@@ -47,9 +47,32 @@ def whole(request: pytest.FixtureRequest) -> Iterator[None]:
     if "ps_lab" not in {name for item in request.session.items if item.path == request.path for name in item.fixturenames}:  # type: ignore[attr-defined]
         return
     lab: Lab = request.getfixturevalue("ps_lab")
-    lab.edge.resume()
-    lab.restart_replica()
+    broken = _repair(lab)
     following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
     wait_until(lambda: lab.sql(following)[0][0] == len(lab.replicas), "replicas that follow")
-    assert all(bouncer.running for bouncer in lab.bouncers.values())
     lab.sql("DROP TABLE IF EXISTS ledger")
+    assert not broken, f"{request.path.name} left the lab broken; it was repaired: {'; '.join(broken)}"
+
+
+def _repair(lab: Lab) -> list[str]:
+    """Make the lab as it was at the start, and return what was not."""
+    broken = []
+    status = lab.edge.status()
+    if status["hung"] or status["delay"] or status["refusal"]:
+        broken.append(f"the edge: {status}")
+        lab.edge.resume()
+    for name, bouncer in lab.bouncers.items():
+        if not bouncer.running:
+            broken.append(f"{name} was down")
+            bouncer.start()
+    lab.wait_replicas_caught_up()  # also for a server that comes back in the background
+    if down := [replica.name for replica in lab.replicas if not replica.running]:
+        broken.append(f"{', '.join(down)} down")
+        lab.restart_replica()
+    if lab.sql("SELECT 1 FROM pg_settings WHERE name = 'recovery_min_apply_delay' AND setting <> '0'"):
+        broken.append("a replay delay")
+        lab.set_replay_delay(0)
+    for (role,) in lab.sql("SELECT rolname FROM pg_roles WHERE rolcanlogin AND rolname <> 'app' AND NOT rolsuper"):
+        broken.append(f"role {role}")
+        lab.drop_role(role)
+    return broken

@@ -383,14 +383,12 @@ class Row:
     ours: tuple[Ours, ...]
 
 
-def table(path: Path, expected: Mapping[Phase, tuple[Rules, Verdict]], *, wrong: Mapping[Phase, str] | None = None) -> list[Any]:
-    """Return pytest's parameters for the phases of one path; `wrong` names those that fail now, and why."""
-    wrong = wrong or {}
+def table(path: Path, expected: Mapping[Phase, tuple[Rules, Verdict]]) -> list[Any]:
+    """Return pytest's parameters for the phases of one path."""
     return [
         pytest.param(
             Row(path, phase, rules if isinstance(rules, tuple) else (rules,), ours if isinstance(ours, tuple) else (ours,)),
             id=f"{path}-{phase.name.lower()}",
-            marks=[pytest.mark.xfail(strict=True, reason=wrong[phase])] if phase in wrong else [],
         )
         for phase, (rules, ours) in expected.items()
     ]

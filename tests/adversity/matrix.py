@@ -19,9 +19,9 @@ _HEAD = """\
 
 <!-- Written by the tests in tests/adversity with PS_WRITE_DOCS=1; not by hand. -->
 
-Real faults of real servers, met by stock psycopg and by the connection of `ps_core` in each phase of their work. "Verdict" is
-what `classify` makes of psycopg's error: the kind, whether the statement ran, and the rule that decided. Where two are named,
-either is met, depending on who notices first. "Sent again": the caller sees no error.
+Real faults of real servers, behind PgBouncer 1.18, met by stock psycopg and by the connection of `ps_core` in each phase of
+their work. "Verdict" is what `classify` makes of psycopg's error: the kind, whether the statement ran, and the rule that
+decided. Where two are named, either is met, depending on who notices first. "Sent again": the caller sees no error.
 """
 _COLUMNS = ("endpoint", "phase", "stock psycopg", "verdict", "ps_core", "outcome")
 

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import QUICK, Paths, prepare, raised
@@ -32,7 +30,6 @@ def test_write_on_a_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
             )
 
 
-@pytest.mark.xfail(strict=False, reason="sometimes the error of the retired connection is raised in its place")
 def test_demoted_primary(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A connection that should be to the primary, and is to a server that was demoted, is not kept."""
     prepare(ps_lab)
@@ -56,7 +53,6 @@ def test_demoted_primary(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="a retired connection is finished before its session's parameters are read")
 def test_retired_connection_keeps_its_time_zone(ps_lab: Lab, paths: Paths) -> None:
     """Other connections to a server that was demoted are replaced before their next use, and their caller does not notice."""
     prepare(ps_lab)

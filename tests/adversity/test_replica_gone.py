@@ -13,7 +13,8 @@ from tests.adversity.harness import READ_ONLY, Crowd, Doing, Met, Ours, Paths, P
 from tests.adversity.matrix import Matrix
 
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
-LOGIN: Rules = ("pooler_login_retry", "results_hidden_by_driver", None)
+# A replica that is just back may answer before it is ready.
+LOGIN: Rules = ("pooler_login_retry", "server_not_ready", "results_hidden_by_driver", None)
 # Half of the statements were on the other replica.
 ONE: dict[Phase, tuple[Rules, Verdict]] = {
     **dict.fromkeys(READ_ONLY, (("pooler_server_crashed", "results_hidden_by_driver", None), (Ours.AGAIN, Ours.UNNOTICED))),

@@ -6,7 +6,6 @@ from ps_lab import Lab
 from tests.adversity.stress import Stress
 
 
-@pytest.mark.xfail(strict=False, reason='the pooler\'s "server connection closed" is taken for an error of the statement')
 @pytest.mark.timeout(120)
 def test_stress() -> None:
     """Under random faults no autocommit read fails, no acknowledged write is lost or doubled, no setting is left to others."""

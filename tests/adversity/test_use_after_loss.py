@@ -46,7 +46,7 @@ def test_wedged_pipeline(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         "primary",
         "statement under way",
         classify(error),
-        ("pipeline_wedged", "admin_shutdown", "connection_lost"),
+        ("pipeline_wedged", "admin_shutdown", "connection_lost", "pooler_server_crashed"),
         ours="raised",
         outcome="rolled back",
     )

@@ -38,6 +38,8 @@ VERDICTS: dict[str, set[Verdict]] = {
     "pooler_disabled": {_LOST},
     "pooler_timeout": {_LIMIT},
     "admin_shutdown": {_ROLLED_BACK, _NOTHING_RAN},
+    "crash_shutdown": {_ROLLED_BACK, _NOTHING_RAN},
+    "cannot_connect_now": {_NOTHING_RAN},
     "database_dropped": {(Kind.CONFIGURATION, Ran.ROLLED_BACK, False)},
     "idle_session_timeout": {_NOTHING_RAN},
     "idle_in_transaction_timeout": {_LIMIT},
@@ -52,9 +54,17 @@ VERDICTS: dict[str, set[Verdict]] = {
     "traffic_control": {(Kind.OVERLOAD, Ran.ROLLED_BACK, True)},
     "cluster_read_only": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
     "too_many_connections": {_FULL},
+    "insufficient_resources": {(Kind.OVERLOAD, Ran.ROLLED_BACK, True)},
+    "disk_full": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
     "out_of_memory": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
     "invalid_authorization": {_WRONG_SETTINGS},
+    "invalid_password": {_WRONG_SETTINGS},
     "unknown_database": {_WRONG_SETTINGS},
+    "connection_exception": {_LOST},
+    "connection_failure": {_LOST},
+    "connection_does_not_exist": {_LOST},
+    "cannot_connect": {_NOTHING_RAN},
+    "connection_rejected": {_NOTHING_RAN},
     "prepared_statement_unknown": {(Kind.CONFIGURATION, Ran.ROLLED_BACK, True)},
     "prepared_statement_exists": {(Kind.CONFIGURATION, Ran.ROLLED_BACK, True)},
     "client_tls_or_option": {_WRONG_SETTINGS},
@@ -71,8 +81,23 @@ VERDICTS: dict[str, set[Verdict]] = {
     "statement_error": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
 }
 
+_CONNECTING = "psycopg tells no SQLSTATE of a connection that fails; PgBouncer from 1.20 on passes on the one of its own login"
+_FATAL_08 = "PostgreSQL and PgBouncer send it on no connection that is up; while connecting, psycopg tells no SQLSTATE"
 NOT_REPRODUCED: dict[str, str] = {
-    "edge_retry_timeout": "",
+    "cannot_connect": _FATAL_08,
+    "cannot_connect_now": _CONNECTING,
+    "connection_does_not_exist": _FATAL_08,
+    "connection_exception": _FATAL_08,
+    "connection_failure": _FATAL_08,
+    "connection_rejected": _FATAL_08,
+    "crash_shutdown": "PostgreSQL sends it as a warning; the error that follows is `connection_lost`",
+    "invalid_authorization": _CONNECTING,
+    "invalid_password": _CONNECTING,
+    "pooler_admin": "needs PgBouncer's console, or one that is out of memory",
+    "pooler_shutdown": "said by PgBouncer from 1.23 on; these rows are those of 1.18",
+    "pooler_varset_failed": "a race between the pooler's own SET and the end of the server: it cannot be forced",
+    "too_many_connections": _CONNECTING,
+    "unknown_database": _CONNECTING,
 }
 
 

@@ -179,6 +179,14 @@ def test_only_the_users_statements_are_counted(ps_lab: Lab) -> None:
     ps_lab.sql("DROP FUNCTION counted()")
 
 
+def test_queries_of_a_lone_entry(ps_lab: Lab) -> None:
+    """Where no other endpoint could answer, `connection.queries` has the two keys that Django documents."""
+    with another("default") as connection, CaptureQueriesContext(connection) as queries:
+        del connection.settings_dict["OPTIONS"]["ps_direct"]
+        assert ask(connection, "SELECT 1") == (1,)
+    assert list(queries.captured_queries[0]) == ["sql", "time"]
+
+
 def test_transactions_behave(ps_lab: Lab) -> None:
     """Savepoints, durable blocks, on_commit and set_autocommit do what Django's documentation says."""
     from ps_cli.shop.models import Product

@@ -23,7 +23,9 @@ class Result(unittest.TextTestResult):
         super().addSuccess(test)
         self.note(test, "passed")
 
-    addExpectedFailure = addSuccess  # type: ignore[assignment]  # noqa: N815
+    def addExpectedFailure(self, test: Any, err: Any) -> None:  # noqa: N802
+        super().addExpectedFailure(test, err)
+        self.note(test, "passed")
 
     def addSkip(self, test: Any, reason: str) -> None:  # noqa: N802
         super().addSkip(test, reason)

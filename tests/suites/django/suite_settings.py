@@ -1,11 +1,9 @@
-"""Settings of Django's tests: two databases on the path, and with the backend, that `__main__` chose."""
+"""Settings of Django's tests: those that come with them, with the two databases that `__main__` chose."""
 
 import json
 import os
 
+from test_sqlite import *  # type: ignore[import-not-found]  # noqa: F403 - beside runtests.py
+
 DATABASES = json.loads(os.environ["SUITE_DATABASES"])
 TEST_RUNNER = "suite_runner.Runner"
-SECRET_KEY = "tests"
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
-USE_TZ = False

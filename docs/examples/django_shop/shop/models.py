@@ -1,7 +1,5 @@
 """What the shop sells."""
 
-from decimal import Decimal
-
 from django.db import models
 
 __all__ = ["Product"]
@@ -10,8 +8,8 @@ __all__ = ["Product"]
 class Product(models.Model):
     """Something to buy."""
 
-    name: models.CharField[str, str] = models.CharField(max_length=100)
-    price: models.DecimalField[Decimal, Decimal] = models.DecimalField(max_digits=10, decimal_places=2)
+    name = models.CharField(max_length=100)
+    price = models.DecimalField(max_digits=10, decimal_places=2)
 
     def __str__(self) -> str:
         return self.name

@@ -1,0 +1,1 @@
+"""Applications of others, from their released packages, on the lab: `make test-applications`."""
