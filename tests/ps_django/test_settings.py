@@ -39,7 +39,7 @@ def ask(connection: Any, query: str, params: Any = None) -> Any:
 def test_pool(ps_lab: Lab, alias: str) -> None:
     """`OPTIONS["pool"]` is Django's pool (psycopg_pool) of our connections: timeouts hold, losses are healed, it is closed."""
     pytest.importorskip("psycopg_pool")
-    with another(alias, CONN_MAX_AGE=0, OPTIONS={"pool": {"min_size": 1, "max_size": 2}}) as connection:
+    with another(alias, CONN_MAX_AGE=0, OPTIONS={"pool": {"min_size": 1, "max_size": 1}}) as connection:
         pools: dict[str, Any] = {}
         connection._connection_pools = pools
         try:
