@@ -1,7 +1,7 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench demo stress test test-fast lint adversity test-suite-django test-suite-sqlalchemy test-applications
+.PHONY: bench demo stress test test-fast lint adversity test-suite-django test-suite-sqlalchemy test-applications test-browser
 .PHONY: example-django example-django-pairs
 
 demo: .venv/ready
@@ -29,6 +29,12 @@ test-suite-sqlalchemy: .venv/ready
 test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
 	.venv/bin/pytest tests/applications
+
+# The shop of docs/examples in a real browser; Chromium from the system's packages.
+test-browser: .venv/ready
+	@.ci/setup venv .venv --group browser
+	@command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium
+	.venv/bin/pytest docs/examples/django_shop/test_browser.py
 
 # The shop of docs/examples under gunicorn and uvicorn, on a local PlanetScale, until Ctrl-C.
 example-django: .venv/ready
