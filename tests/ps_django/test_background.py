@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import celery
+import celery.signals
 import django
 import pytest
 from celery.contrib.testing.worker import start_worker
@@ -112,8 +113,14 @@ def app(recipe: dict[str, Any]) -> Iterator[celery.Celery]:
 
     app.task(name="look")(in_worker)
     app.task(name="again", bind=True)(again)
+
+    def leave_logging_alone(**_: Any) -> None:
+        """A worker sets up the root logger, unless somebody else does."""
+
+    celery.signals.setup_logging.connect(leave_logging_alone)
     with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
         yield app
+    celery.signals.setup_logging.disconnect(leave_logging_alone)
 
 
 def test_celery(app: celery.Celery) -> None:

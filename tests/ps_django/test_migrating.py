@@ -400,7 +400,8 @@ def test_using_replica_alias(ps_lab: Lab) -> None:
 
     for work, paths in (
         (lambda: list(Product.objects.using(REPLICA)[:1]), {REPLICA: 1}),
-        (lambda: Product.objects.using(REPLICA).create(name="alias", price=1, stock=1), {REPLICA: 1, "primary": 1}),
+        # A text of its own: a write that was refused once is not sent there again.
+        (lambda: Product.objects.using(REPLICA).filter(stock=4711).update(stock=4712), {REPLICA: 1, "primary": 1}),
     ):
         with ps_lab.round_trips() as trips:
             work()
