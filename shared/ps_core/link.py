@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from ps_core.consistency import identity_of
 from ps_core.context import current, remaining
@@ -19,6 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["Link", "StatementMemory", "link_to", "links_of", "replicas_at", "replicas_of"]
 
 _POLICY: Final = RetryPolicy()
+
+_links: WeakSet[Link] = WeakSet()
+
+
+def _forget_threads() -> None:
+    for link in list(_links):
+        link.forget_threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class StatementMemory:
@@ -35,6 +48,10 @@ class StatementMemory:
     def __len__(self) -> int:
         return len(self._hashes)
 
+    def forget_threads(self) -> None:
+        """See `Link.forget_threads`."""
+        self._lock = threading.Lock()
+
     def add(self, text: str) -> None:
         """Remember `text` (its hash: generated texts are long)."""
         with self._lock:
@@ -43,7 +60,7 @@ class StatementMemory:
                 del self._hashes[next(iter(self._hashes))]
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Link:
     """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
 
@@ -65,7 +82,14 @@ class Link:
     _openings: dict[int, Script] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.forget_threads()
+        _links.add(self)
+
+    def forget_threads(self) -> None:
+        """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""
         self.gate = OutageGate(self.endpoint.name)
+        self.hidden_writes.forget_threads()
+        self.loners.forget_threads()
 
     def opening(self, server_version: int) -> Script:
         """Return the SET LOCALs that open a transaction here and now, for a server of `server_version` (as in 180004).

@@ -139,3 +139,20 @@ def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
         job.join(30)
     ps_lab.sql("DROP TABLE secret")
     assert wrong == []
+
+
+def test_fork_while_a_thread_holds_a_gate(ps_lab: Lab) -> None:
+    """A child that was forked while another thread was at the gate, or probing, connects all the same."""
+    link = Link(endpoint=ps_lab.topology.primary)
+    link.gate.report_loss()
+    with link.gate.turn(5):  # probing
+        with link.gate._lock:
+            pid = os.fork()
+            if pid == 0:  # pragma: no cover - another process
+                status = 1
+                try:
+                    with Connection.open(link, autocommit=True) as conn:
+                        status = 0 if conn.execute("SELECT 1").fetchone() == (1,) else 2
+                finally:
+                    os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -410,3 +410,50 @@ def test_commands_take_the_direct_path(ps_lab: Lab, command: str, tmp_path: Any)
         )
     assert done.returncode == 0, done.stderr
     assert set(trips.by_path) == {"direct"}
+
+
+# --- more of Django ---
+
+
+def test_many_to_many_and_generic_relations(ps_lab: Lab, shop: Any) -> None:
+    """Managers of instances from a replica write to the primary and read from replicas; generic relations find their object."""
+    from django.contrib.admin.models import ADDITION, LogEntry
+    from django.contrib.auth.models import Group, User
+    from django.contrib.contenttypes.models import ContentType
+
+    with ps_django.reading():
+        user = User.objects.get(username="ann")
+        assert user._state.db == REPLICA
+        extra = Group.objects.using(DEFAULT).create(name="extra")
+        assert set(aliases(lambda: user.groups.remove(extra))) <= {DEFAULT}
+        assert set(aliases(lambda: list(user.groups.all()))) == {REPLICA}
+    entry = LogEntry.objects.create(
+        user=user,
+        content_type=ContentType.objects.get_for_model(shop),
+        object_id=shop.pk,
+        object_repr="cup",
+        action_flag=ADDITION,
+    )
+    ps_lab.wait_replicas_caught_up()
+    with ps_django.reading():
+        assert LogEntry.objects.get(pk=entry.pk).get_edited_object() == shop
+    entry.delete()
+    extra.delete()
+
+
+def test_assert_num_queries(shop: Any) -> None:
+    """`assertNumQueries` counts the application's statements."""
+    from django.test import TestCase
+
+    with TestCase().assertNumQueries(2):
+        list(type(shop).objects.all())
+        shop.save(update_fields=["stock"])
+
+
+def test_without_sticky_writes(ps_lab: Lab, shop: Any) -> None:
+    """A write outside atomic does not keep the reads that follow from the replicas, with the block or without."""
+    with ps_django.reading():
+        with ps_django.without_sticky_writes():
+            shop.save(update_fields=["stock"])
+        ps_lab.wait_replicas_caught_up()
+        assert aliases(type(shop).objects.count) == [REPLICA]

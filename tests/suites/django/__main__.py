@@ -47,8 +47,8 @@ EXPLAINED = {
 }
 """Failures with ours that are none of its behaviour."""
 WITH_BOTH = (
-    "With both backends: what fails on both paths needs collations of ICU, without which the lab's PostgreSQL is built; what fails"
-    " on the pooled path alone looks for server-side cursors, which are switched off there."
+    "With both backends: what fails on both paths needs collations of ICU, which the lab's PostgreSQL is built without; what"
+    " fails on the pooled path alone looks for server-side cursors, which are switched off there."
 )
 
 
