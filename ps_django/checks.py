@@ -150,7 +150,7 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
         connection: Any = connections[alias]
         if connection.settings_dict["ENGINE"] != ENGINE:
             continue
-        for check in (_version, _pooling, _rights, _session_state):
+        for check in (_version, _pooling, _rights, _replica):
             try:
                 found += check(alias, connection)
             except (DjangoDatabaseError, psycopg.Error) as exc:
@@ -187,7 +187,7 @@ def _pooling(alias: str, connection: Any) -> Iterator[CheckMessage]:
     endpoint = connection.ps_link.endpoint
     if not endpoint.pooled:
         return
-    # A session's setting: PgBouncer in transaction mode may answer from another server connection.
+    # A client's connection to a pooler has the pooler's number for a pid, not that of the backend that answers.
     connection.ensure_connection()
     pids = {connection.connection.info.backend_pid, _one(connection, "SELECT pg_backend_pid()")[0]}
     if len(pids) == 1:
@@ -231,7 +231,7 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
         )
 
 
-def _session_state(alias: str, connection: Any) -> Iterator[CheckMessage]:
+def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
     endpoint = connection.ps_link.endpoint
     if endpoint.read_only and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
         yield Warning(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ps_core.consistency import identity_of
@@ -162,7 +161,6 @@ def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Repli
     if not endpoints:
         return None
     options = entries[primary].get("OPTIONS") or {}
-    fallback = None
-    if options.get("ps_replica_fallback", "primary") == "primary":
-        fallback = replace(endpoint_of(primary, entries[primary]), name="fallback", role="replica")
+    falls_back = options.get("ps_replica_fallback", "primary") == "primary"
+    fallback = endpoint_of(primary, entries[primary]) if falls_back else None
     return replicas_at(tuple(endpoints), fallback, identity=options.get("ps_identity", ""))

@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 
 from ps_core.consistency import MAX_AGE
 from ps_core.context import block, deadline, forget_token, local_settings, use_token
+from ps_core.routing import SAFE_METHODS
 from ps_django.settings import current_settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsistencyMiddleware", "DeadlineMiddleware", "LocalSettingsMiddleware", "exempt"]
 
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
 _SALT: Final = "ps_django.middleware"
 
 V = TypeVar("V", bound="Callable[..., Any]")

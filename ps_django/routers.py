@@ -40,18 +40,17 @@ class ReplicaRouter:
         replicas = self._replicas.get(primary)
         if replicas is None:
             return chosen
+        if _in_transaction(primary):  # also where a replica was asked for: the other alias would not see its writes
+            return primary
         context = current()
         decision = decide(
             Situation(
                 reads=True,
                 asked=context.route,
-                declared=_in_transaction(primary),
                 reading=context.reading or current_settings().reads == "replica",
             )
         )
-        if decision.route is Route.PRIMARY or _in_transaction(primary):
-            return primary
-        if context.route is None and not shares():
+        if decision.route is Route.PRIMARY or (context.route is None and not shares()):
             return primary
         return replicas.preferred().endpoint.name
 

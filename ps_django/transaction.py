@@ -10,7 +10,7 @@ from django.db import DatabaseError, transaction
 
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.failures import Kind, classify
+from ps_core.failures import RUN_AGAIN, classify
 from ps_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ __all__ = ["run_transaction"]
 T = TypeVar("T")
 
 _POLICY: Final = RetryPolicy()
-_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
 
 
 @overload
@@ -84,4 +83,4 @@ def run_transaction(
 def _may_run_again(exc: BaseException) -> bool:
     if not isinstance(exc, DatabaseError) or isinstance(exc.__cause__, CommitOutcomeUnknown):
         return False
-    return classify(exc).kind in _AGAIN
+    return classify(exc).kind in RUN_AGAIN

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ps_core.connection import AsyncConnection, Connection
-from ps_core.failures import Kind, classify
+from ps_core.failures import FOR_PRIMARY, classify
 from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
     from ps_core.replicas import Replicas
 
-__all__ = ["FOR_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
-
-FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
-"""What a replica refuses, and the primary can do: it lags behind what the caller has seen, or the statement writes."""
+__all__ = ["PSDialect", "PSDialectAsync", "falling_back"]
 
 _falls_back: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_falls_back", default=False)
 _refused: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_refused", default=False)

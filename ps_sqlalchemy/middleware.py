@@ -24,6 +24,7 @@ from itsdangerous import BadSignature, Signer
 from ps_core.consistency import MAX_AGE
 from ps_core.context import deadline, reading, use_token, using_primary
 from ps_core.errors import ConfigurationError
+from ps_core.routing import SAFE_METHODS
 from ps_core.timeouts import Duration, parse_duration
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ASGIMiddleware", "WSGIMiddleware"]
 
-SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
 _SALT: Final = b"ps_sqlalchemy.middleware"
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token: header and cookie names
 _log = logging.getLogger("ps_sqlalchemy")

@@ -17,11 +17,11 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
-from ps_core.failures import classify
+from ps_core.failures import FOR_PRIMARY, classify
 from ps_core.replicas import shares
 from ps_core.routing import Route, Situation, decide
 from ps_core.statements import analyse
-from ps_sqlalchemy.dialect import FOR_PRIMARY, falling_back
+from ps_sqlalchemy.dialect import falling_back
 from ps_sqlalchemy.stale import check_rows
 
 if TYPE_CHECKING:

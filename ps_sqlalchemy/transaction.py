@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.failures import Kind, classify
+from ps_core.failures import RUN_AGAIN, classify
 from ps_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ T = TypeVar("T")
 
 _running: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_run_transaction", default=False)
 _POLICY: Final = RetryPolicy()
-_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
 
 
 _ITSELF: Final = (orm.Session, sa.Connection, AsyncSession, AsyncConnection)
@@ -78,7 +77,7 @@ async def arun_transaction(
 def _may_run_again(exc: BaseException) -> bool:
     if not isinstance(exc, sa.exc.DBAPIError) or isinstance(exc.orig, CommitOutcomeUnknown):
         return False
-    return classify(exc).kind in _AGAIN
+    return classify(exc).kind in RUN_AGAIN
 
 
 @contextmanager

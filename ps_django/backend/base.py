@@ -17,7 +17,7 @@ from psycopg import pq
 from ps_core.connection import Connection
 from ps_core.cursors import Cursor as PSCursor
 from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
-from ps_core.failures import Kind, classify
+from ps_core.failures import FOR_PRIMARY, classify
 from ps_django.config import link_of, replicas_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _FallingBack(CursorWrapper):
                 options.get("ps_role") != "replica"
                 or primary is None
                 or self.db.in_atomic_block
-                or failure.kind not in (Kind.BEHIND, Kind.NOT_PRIMARY)
+                or failure.kind not in FOR_PRIMARY
             ):
                 raise
             _log.debug("%s: %s, so the primary is asked", self.db.alias, failure.rule, extra={"ps_event": "fallback"})

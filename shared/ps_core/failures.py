@@ -20,7 +20,7 @@ import psycopg
 
 from ps_core.errors import CommitOutcomeUnknown
 
-__all__ = ["DEMOTED", "LOST_AT_COMMIT", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
+__all__ = ["DEMOTED", "FOR_PRIMARY", "LOST_AT_COMMIT", "RUN_AGAIN", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
 
 
 class Kind(Enum):
@@ -42,6 +42,12 @@ class Kind(Enum):
     """Authentication, certificate, unknown database, startup parameter: never retried."""
     PERMANENT = "permanent"
     """Everything else: the statement itself is wrong."""
+
+
+FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
+"""What a replica refuses, and the primary can do: it lags behind what the caller has seen, or the statement writes."""
+RUN_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
+"""Why a whole transaction may run again, unless the outcome of its COMMIT is unknown."""
 
 
 class Ran(Enum):

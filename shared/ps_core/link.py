@@ -22,12 +22,12 @@ __all__ = ["Link", "StatementMemory", "link_to", "links_of", "replicas_at", "rep
 
 _POLICY: Final = RetryPolicy()
 
-_links: WeakSet[Link] = WeakSet()
+_shared: WeakSet[Link | Replicas] = WeakSet()
 
 
 def _forget_threads() -> None:
-    for link in list(_links):
-        link.forget_threads()
+    for one in list(_shared):
+        one.forget_threads()
 
 
 if hasattr(os, "register_at_fork"):
@@ -83,7 +83,7 @@ class Link:
 
     def __post_init__(self) -> None:
         self.forget_threads()
-        _links.add(self)
+        _shared.add(self)
 
     def forget_threads(self) -> None:
         """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""
@@ -150,18 +150,24 @@ def replicas_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> Replica
     """Return the replicas of a topology, the same object for everybody in this process; None where it has none."""
     if not topology.replicas:
         return None
-    fallback = replace(topology.primary, name="fallback", role="replica") if topology.replica_fallback else None
-    return replicas_at(topology.replicas, fallback, identity=identity_of(topology.identity), policy=policy)
+    primary = topology.primary if topology.replica_fallback else None
+    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity), policy=policy)
 
 
 def replicas_at(
-    endpoints: tuple[Endpoint, ...], fallback: Endpoint | None, *, identity: str, policy: RetryPolicy = _POLICY
+    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, *, identity: str, policy: RetryPolicy = _POLICY
 ) -> Replicas:
-    """Return the set of these endpoints, the same for everybody. `fallback` is the primary's, with the role of a replica."""
-    return _replicas_at(endpoints, fallback, identity, policy)
+    """Return the set of these endpoints, the same for everybody; it falls back to `primary`, if that is given."""
+    return _replicas_at(endpoints, primary, identity, policy)
 
 
 @lru_cache(maxsize=256)
-def _replicas_at(endpoints: tuple[Endpoint, ...], fallback: Endpoint | None, identity: str, policy: RetryPolicy) -> Replicas:
-    links = [link_to(endpoint, identity=identity, tracks=True, policy=policy) for endpoint in (*endpoints, fallback) if endpoint]
-    return Replicas(links[: len(endpoints)], fallback=links[-1] if fallback else None)
+def _replicas_at(endpoints: tuple[Endpoint, ...], primary: Endpoint | None, identity: str, policy: RetryPolicy) -> Replicas:
+    def link(endpoint: Endpoint) -> Link:
+        return link_to(endpoint, identity=identity, tracks=True, policy=policy)
+
+    # With the role of a replica: what is sent there is READ ONLY.
+    fallback = None if primary is None else link(replace(primary, name="fallback", role="replica"))
+    replicas = Replicas(map(link, endpoints), fallback=fallback)
+    _shared.add(replicas)
+    return replicas

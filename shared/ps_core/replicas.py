@@ -15,7 +15,7 @@ from weakref import WeakSet
 from ps_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from ps_core.link import Link
 
@@ -89,10 +89,14 @@ class Replicas:
         self.max_fallback: int | None = None
         """How many connections of this process may be on the fallback at once; None: any number."""
         self._clock = clock
-        self._lock = threading.Lock()
+        self.forget_threads()
         self._out: dict[Link, tuple[float, float]] = {}
         """Of an endpoint that is left out: when its next probe is due, and the interval after that."""
         self._on_fallback: WeakSet[Any] = WeakSet()
+
+    def forget_threads(self) -> None:
+        """See `Link.forget_threads`."""
+        self._lock = threading.Lock()
 
     def first(self) -> Link:
         """Return the endpoint for a new connection."""
@@ -109,8 +113,8 @@ class Replicas:
         links = [link for link in self.links if link.endpoint.weight] or list(self.links)
         if self._out:
             now = self._clock()
-            links = [link for link in links if now >= self._out.get(link, (0.0, 0.0))[0]] or links
-        return links[0] if len(links) == 1 else random.choices(links, [link.endpoint.weight or 1 for link in links])[0]  # noqa: S311
+            links = [link for link in links if now >= self._next_probe(link)] or links
+        return _drawn(links)
 
     def start(self, link: Link, home: Link) -> Link:
         """Return where a connection that is at `link`, and was opened for `home`, should connect anew."""
@@ -129,9 +133,10 @@ class Replicas:
                 if (probe := next((link for link in links if self._is_due(link)), None)) is not None:
                     return probe
                 links = [link for link in links if link not in self._out]
-        if len(links) < 2:
-            return links[0] if links else None
-        return random.choices(links, [link.endpoint.weight for link in links])[0]  # noqa: S311 - spreads load, guards nothing
+        return _drawn(links) if links else None
+
+    def _next_probe(self, link: Link) -> float:
+        return self._out.get(link, (-math.inf, 0.0))[0]
 
     def _is_due(self, link: Link) -> bool:
         due, interval = self._out.get(link, (math.inf, 0.0))
@@ -184,12 +189,20 @@ class Replicas:
         if link is self.fallback:
             now = self._clock()
             return any(now >= due for due, _ in tuple(self._out.values()))
-        return link is not home and self._clock() >= self._out.get(home, (0.0, 0.0))[0]
+        return link is not home and self._clock() >= self._next_probe(home)
 
     @property
     def out(self) -> tuple[Link, ...]:
         """The endpoints that are left out at the moment."""
         return tuple(self._out)
+
+
+def _drawn(links: Sequence[Link]) -> Link:
+    if len(links) == 1:
+        return links[0]
+    # Where all are without weight (asked for by name), they are alike.
+    weights = [link.endpoint.weight for link in links]
+    return random.choices(links, weights if any(weights) else None)[0]  # noqa: S311 - spreads load, guards nothing
 
 
 def shares() -> bool:

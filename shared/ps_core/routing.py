@@ -9,8 +9,12 @@ statement is known to be. Anything not known to be a read goes to the primary.
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
-__all__ = ["Decision", "Route", "Situation", "decide"]
+__all__ = ["SAFE_METHODS", "Decision", "Route", "Situation", "decide"]
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
+"""HTTP's methods for requests that only read (RFC 9110, section 9.2.1; QUERY is the draft for a GET with a body)."""
 
 
 class Route(Enum):
