@@ -36,6 +36,10 @@ _BEFORE: Final = "django.contrib.sessions.middleware.SessionMiddleware"
 _SESSION: Final = re.compile(r"""\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|["']\s*LISTEN\s""")
 
 
+_ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py"})
+"""Of an application's sources: what runs on the direct path, or not in production."""
+
+
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
     ours = {alias: entry for alias, entry in settings.DATABASES.items() if entry.get("ENGINE") == ENGINE}
@@ -132,6 +136,8 @@ def _of_applications(alias: str) -> Iterator[CheckMessage]:
         if "site-packages" in folder.parts or config.name.startswith("django."):
             continue
         for file in sorted(folder.rglob("*.py")):
+            if not _ELSEWHERE.isdisjoint(file.relative_to(folder).parts):
+                continue
             match = _SESSION.search(text := file.read_text(encoding="utf-8", errors="replace"))
             if match is not None:
                 yield Warning(

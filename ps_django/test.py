@@ -1,8 +1,9 @@
-"""For the tests of a project: which endpoint answered.
+"""For the tests of a project: which endpoint answered, and a replica that lags behind.
 
 Under Django's test runner and pytest-django, replica aliases are mirrors of their primary (`TEST: MIRROR`, which `databases()`
-sets): what is asked of them is answered by the primary's connection, so that a `TestCase` sees its own writes through them. A
-replica that lags behind is what `ps_lab` is for (`Lab.set_replay_delay`).
+sets): what is asked of them is answered by the primary's connection, so that a `TestCase` sees its own writes through them.
+`lagging_replica()` makes one of them a replica as they are in production, which has not replayed the last writes. Real servers
+with a real replay delay are `ps_lab`'s (`Lab.set_replay_delay`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.backends.postgresql import base
+
+from ps_core.consistency import parse_lsn
+from ps_core.context import current_token
+from ps_core.protocol import behind_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["assert_routes"]
+__all__ = ["LaggingReplica", "assert_routes", "lagging_replica"]
 
 
 @contextmanager
@@ -46,3 +54,76 @@ def assert_routes(*wanted: str | int) -> Iterator[None]:
     if dict(counts) != {alias: count for alias, count in expected.items() if count}:
         statements = "\n".join(f"  {alias}: {sql}" for alias, sql in given)
         raise AssertionError(f"expected {expected}, but it was {dict(counts)}:\n{statements}")
+
+
+class LaggingReplica:
+    """What `lagging_replica()` gives: a replica that has replayed what was committed until the block began, and no more."""
+
+    def __init__(self, alias: str) -> None:
+        connection: Any = connections[alias]
+        primary: Any = connection.ps_mirrors and connections[connection.ps_mirrors]
+        if not primary:
+            raise ImproperlyConfigured(
+                f'lagging_replica({alias!r}): only for replica aliases under a test runner: write "TEST": {{"MIRROR": "default"}}'
+            )
+        if primary.in_atomic_block:
+            raise ImproperlyConfigured(
+                "lagging_replica() in a transaction: no replica sees what is not committed; write TransactionTestCase"
+                " (pytest.mark.django_db(transaction=True))"
+            )
+        # One transaction for the whole block, on the direct path if there is one: without the limits that a pooled one has.
+        settings = (primary.direct_settings() or primary.settings_dict) | {"NAME": primary.settings_dict["NAME"]}
+        options = {name: value for name, value in settings["OPTIONS"].items() if not name.startswith("ps_") and name != "pool"}
+        self._wrapper = base.DatabaseWrapper({**settings, "OPTIONS": options}, alias)
+        self._wrapper.ensure_connection()
+        self._wrapper.connection.cursor_factory = _LaggingCursor
+        self._wrapper.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        self._wrapper.connection.read_only = True
+        self._wrapper.connection.ps_identity = primary.ps_link.identity
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Replay what was committed until now."""
+        connection = self._wrapper.connection
+        connection.rollback()
+        connection.autocommit = True
+        ((position,),) = psycopg.Cursor(connection).execute("SELECT pg_current_wal_insert_lsn()::text")
+        connection.autocommit = False
+        connection.ps_replayed = parse_lsn(position)
+        psycopg.Cursor(connection).execute("SELECT 1")  # takes the snapshot
+
+
+class _LaggingCursor(base.CursorMixin, psycopg.ClientCursor[Any]):
+    """Refuses, as a replica's guard does, whoever has seen more; an error leaves the snapshot alone."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        seen, replayed = current_token(), self.connection.ps_replayed  # type: ignore[attr-defined]
+        token = None if seen is None else seen.of(self.connection.ps_identity)  # type: ignore[attr-defined]
+        if token is not None and (token.position is None or token.position > replayed):
+            raise behind_error("lagging_replica()")
+        psycopg.Cursor(self.connection).execute("SAVEPOINT lagging_replica")
+        try:
+            return super().execute(*args, **kwargs)
+        except psycopg.Error:
+            psycopg.Cursor(self.connection).execute("ROLLBACK TO lagging_replica")
+            raise
+
+
+@contextmanager
+def lagging_replica(alias: str = "replica") -> Iterator[LaggingReplica]:
+    """Let `alias` be a replica that has not replayed what is committed in the block, until its `catch_up()`.
+
+    `with lagging_replica() as replica: ...`, in a `TransactionTestCase`, for this thread. A request whose user's token asks for
+    more is answered by the primary, as in production; one that forgot the token, or names the alias, reads what was.
+
+    Raises:
+        ImproperlyConfigured: the alias is no mirror, or a transaction is open (`TestCase`).
+    """
+    connection: Any = connections[alias]
+    replica = LaggingReplica(alias)
+    connection.ps_lagging = replica._wrapper
+    try:
+        yield replica
+    finally:
+        connection.ps_lagging = None
+        replica._wrapper.close()

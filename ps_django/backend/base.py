@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +150,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
     creation_class = DatabaseCreation
     ps_mirrors: str | None = None
     """The alias whose connection answers, in tests."""
+    ps_lagging: Any = None
+    """The connection that answers instead, in a `ps_django.test.lagging_replica()` block."""
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
@@ -216,7 +219,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _cursor(self, name: str | None = None) -> Any:
         if self.ps_mirrors is None:
             return super()._cursor(name)  # type: ignore[misc] # not in the stubs
-        mirrored = connections[self.ps_mirrors]
+        mirrored = self.ps_lagging or connections[self.ps_mirrors]
         mirrored.ensure_connection()
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
@@ -276,3 +279,24 @@ def _runs_on_direct_path() -> bool:
 
 
 _MANAGERS: Final = ("manage.py", "django-admin", "django-admin.py", "__main__.py")
+
+
+_of_parent: Final[list[Any]] = []
+"""Connections and pools of the process that this one was forked from: kept, so that nothing ends them here."""
+
+
+def _forget_connections() -> None:
+    # Two processes on one connection break each other's transactions. The pools' threads were not forked, either.
+    for wrapper in connections.all(initialized_only=True):
+        if isinstance(wrapper, DatabaseWrapper) and wrapper.connection is not None:
+            _of_parent.append(wrapper.connection)
+            wrapper.connection = None
+            if wrapper.in_atomic_block:  # the parent's: as `close()` leaves it
+                wrapper.closed_in_transaction = wrapper.needs_rollback = True
+    pools: dict[str, Any] = DatabaseWrapper._connection_pools  # type: ignore[attr-defined]
+    ours = [alias for alias in pools if isinstance(connections[alias], DatabaseWrapper)]
+    _of_parent.extend(pools.pop(alias) for alias in ours)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_connections)

@@ -119,7 +119,12 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
-        return _without_waiting(gen) if self.broken and self.can_revive() else super().wait(gen, *args, **kwargs)
+        if self.broken and self.can_revive():
+            return _without_waiting(gen)
+        self._sync_wait_cancelled = False
+        result = super().wait(gen, *args, **kwargs)
+        self._check_durable()
+        return result
 
     def rollback(self) -> None:
         """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
@@ -238,7 +243,12 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
 
     async def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like `Connection.wait`."""
-        return _without_waiting(gen) if self.broken and self.can_revive() else await super().wait(gen, *args, **kwargs)
+        if self.broken and self.can_revive():
+            return _without_waiting(gen)
+        self._sync_wait_cancelled = False
+        result = await super().wait(gen, *args, **kwargs)
+        self._check_durable()
+        return result
 
     async def rollback(self) -> None:
         """Like `Connection.rollback`."""

@@ -3,7 +3,8 @@
 A token says "this caller has seen the database up to here". A read on a replica runs only where the replica has replayed that
 far; its own position comes back behind it and is merged into the token, so that reads never go backwards. Positions compare
 across a promotion: a server on the new timeline that has replayed past a position holds all of the old history up to it that
-survived. What must not be compared are positions of different branches, so a token carries the branch, and an end.
+survived. What must not be compared are positions of different branches, so a token carries the branch, and an end; one of an
+application with several databases has a position of each.
 
 >>> seen = Token(identity="br1", position=parse_lsn("0/3000060"), at=1000.0)
 >>> str(seen)
@@ -15,8 +16,11 @@ True
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn"]
 
@@ -27,6 +31,9 @@ CLOCK_SKEW: Final = 60.0
 """Seconds by which the clock of another machine may be ahead of this one."""
 
 _LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+MAX_BRANCHES: Final = 4
+"""Of one token: the branches (databases) that were seen last. Cookies are small."""
+
 _TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,64})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -67,22 +74,46 @@ class Token:
     """The WAL position; None: it could not be learned, so that only the primary will do."""
     at: float
     """When it was taken, in seconds since the epoch."""
+    others: tuple[Token, ...] = ()
+    """How far the caller has seen other branches."""
 
     def __str__(self) -> str:
         position = "0-0" if self.position is None else format_lsn(self.position).replace("/", "-")
-        return f"1.{self.identity}.{position}.{int(self.at)}"
+        return "~".join((f"1.{self.identity}.{position}.{int(self.at)}", *map(str, self.others)))
+
+    def of(self, identity: str) -> Token | None:
+        """Return how far the caller has seen the branch `identity`."""
+        return next((token for token in (self, *self.others) if token.identity == identity), None)
 
     def expired(self, now: float) -> bool:
         """Return whether the token no longer counts."""
         return not -CLOCK_SKEW <= now - self.at <= MAX_AGE
+
+    def unexpired(self, now: float) -> Token | None:
+        """Return what of it still counts."""
+        if not self.others:
+            return None if self.expired(now) else self
+        return _joined(token for token in _alone(self) if not token.expired(now))
 
     @classmethod
     def parse(cls, text: str, *, identity: str | None, now: float) -> Self:
         """Return the token that `text` holds. `identity` is the branch that it has to be of; None leaves that to its use.
 
         Raises:
-            InvalidToken: it is malformed, of another branch, expired, or from the future.
+            InvalidToken: nothing in it counts: it is malformed, of another branch, expired, or from the future.
         """
+        found, error = [], InvalidToken("malformed")
+        for part in text.split("~", MAX_BRANCHES):
+            try:
+                found.append(cls._parse_one(part, identity, now))
+            except InvalidToken as exc:
+                error = exc
+        if not found:
+            raise error
+        return cast("Self", _joined(found))
+
+    @classmethod
+    def _parse_one(cls, text: str, identity: str | None, now: float) -> Self:
         match = _TOKEN.fullmatch(text)
         if match is None:
             raise InvalidToken("malformed")
@@ -96,11 +127,27 @@ class Token:
 
 
 def merge(first: Token | None, second: Token | None) -> Token | None:
-    """Return the token that demands as much as both. Of different branches, the later one counts."""
+    """Return the token that demands as much as both, of each branch."""
     if first is None or second is None:
         return second if first is None else first
-    if first.identity != second.identity:
-        return max(first, second, key=lambda token: token.at)
+    if first.identity == second.identity and not (first.others or second.others):
+        return _merge_one(first, second)
+    tokens: dict[str, Token] = {}
+    for token in (*_alone(first), *_alone(second)):
+        tokens[token.identity] = _merge_one(known, token) if (known := tokens.get(token.identity)) else token
+    return _joined(tokens.values())
+
+
+def _alone(token: Token) -> tuple[Token, ...]:
+    return (replace(token, others=()), *token.others)
+
+
+def _joined(tokens: Iterable[Token]) -> Token | None:
+    latest = sorted(tokens, key=lambda token: (-token.at, token.identity))[:MAX_BRANCHES]
+    return replace(latest[0], others=tuple(latest[1:])) if latest else None
+
+
+def _merge_one(first: Token, second: Token) -> Token:
     if first.position is None or second.position is None:
         # A pin lasts from when the position was not to be had; what is seen later does not prolong it.
         at = max(token.at for token in (first, second) if token.position is None)

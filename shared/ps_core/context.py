@@ -106,15 +106,19 @@ class Tracker:
         """
         if self._token is None or self._first is None:
             return self._wrote
-        return (self._token.identity, self._token.position) != (self._first.identity, self._first.position) or (
-            self._wrote and self._token.position is None
-        )
+        if self._wrote and self._token.position is None:
+            return True
+        return _positions(self._token) != _positions(self._first)
 
     def see(self, token: Token, *, wrote: bool = False) -> None:
         """Merge what was seen, and whether it was seen by writing."""
         with self._lock:
             self._token = merge(self._token, token)
             self._wrote = self._wrote or wrote
+
+
+def _positions(token: Token) -> dict[str, int | None]:
+    return {one.identity: one.position for one in (token, *token.others)}
 
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
@@ -124,7 +128,7 @@ def current_token() -> Token | None:
     """Return how far the work of this context has seen the database; None: nothing yet, or what it saw has expired."""
     tracker = _tracker.get()
     token = None if tracker is None else tracker.token
-    return None if token is None or token.expired(time.time()) else token
+    return None if token is None else token.unexpired(time.time())
 
 
 def see(token: Token, *, wrote: bool = False) -> None:

@@ -225,11 +225,13 @@ class Shared(psycopg.BaseConnection[Row]):
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
         if not (self.link.tracks and self.link.endpoint.read_only):
             return ()
-        token = current_token()
-        if token is None or token.identity != self.link.identity:
+        seen = current_token()
+        token = None if seen is None else seen.of(self.link.identity)
+        if token is None:
             return ()
         if token.position is None:
-            raise _behind_error()
+            # Of this caller, only the primary has certainly all that it has seen.
+            raise behind_error("the position to wait for is not known")
         return (guard_sql(token.position),)
 
     def _see(self, result: PGresult | None, *, wrote: bool) -> None:
@@ -262,7 +264,7 @@ class Shared(psycopg.BaseConnection[Row]):
         if self.link.tracks:
             parts.append(POSITION_SQL)
         transaction, self._transaction = self._transaction, None
-        self._committing, self._sync_wait_cancelled = commits, False
+        self._committing = commits
         results: list[PGresult] = []
         try:
             self.pgconn.send_query(b";".join(parts))
@@ -274,7 +276,7 @@ class Shared(psycopg.BaseConnection[Row]):
             error = self._error(errors[0]) if errors else lost
             end = outcome(results, made_by_server=bool(errors) and not is_made_by_pooler(self._error(errors[0])))
             if end is Outcome.COMMITTED and self._sync_wait_cancelled:
-                raise _unknown(transaction, "its wait for the synchronous replica was cancelled") from error
+                raise _unknown(transaction, _NOT_CONFIRMED) from error
             if end is Outcome.UNKNOWN:
                 self._unsettled = self._lookups(transaction, marker)
                 raise _unknown(transaction, "the connection was lost before its answer came") from error
@@ -345,6 +347,15 @@ class Shared(psycopg.BaseConnection[Row]):
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
+    def _check_durable(self) -> None:
+        """Raise where the server reported success for what no other server has: in autocommit, a COMMIT has no call of its own.
+
+        Raises:
+            CommitOutcomeUnknown: see there.
+        """
+        if self._sync_wait_cancelled:
+            raise _unknown(None, _NOT_CONFIRMED)
+
     def _watch_notices(self) -> None:
         wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
         self.pgconn.notice_handler = partial(Shared._on_notice, wself)
@@ -353,7 +364,7 @@ class Shared(psycopg.BaseConnection[Row]):
     @staticmethod
     def _on_notice(wself: ReferenceType[psycopg.BaseConnection[Any]], result: PGresult) -> None:
         self = wself()
-        if isinstance(self, Shared) and self._committing:
+        if isinstance(self, Shared):
             routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
             if routine is not None and bytes(routine).decode() == SYNC_REP_ROUTINE:
                 self._sync_wait_cancelled = True
@@ -444,6 +455,8 @@ class Shared(psycopg.BaseConnection[Row]):
         plan = self._plan
         if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
             return False
+        if isinstance(exc, CommitOutcomeUnknown):
+            return False
         failure = classify(exc)
         if failure.usable or not failure.transient:
             return False
@@ -502,10 +515,13 @@ class Shared(psycopg.BaseConnection[Row]):
         self._parameters = None
 
 
-def _behind_error() -> psycopg.Error:
-    # The same as the server's own, for a caller of whom only the primary has certainly all that it has seen.
+_NOT_CONFIRMED: Final = "its wait for the synchronous replica was cancelled"
+
+
+def behind_error(why: str) -> psycopg.Error:
+    """Return what the guard raises, without asking the server."""
     info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"22023", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
-    return psycopg.errors.InvalidParameterValue("replica_behind: the position to wait for is not known", info=info)
+    return psycopg.errors.InvalidParameterValue(f"replica_behind: {why}", info=info)
 
 
 def _known_to_write_error() -> psycopg.Error:

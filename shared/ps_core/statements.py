@@ -39,8 +39,11 @@ _PRIMARY_FUNCTIONS = re.compile(
     r"|pg_walfile_name|pg_current_xact_id|txid_current|lo_\w+|dblink\w*|pg_cancel_backend|pg_terminate_backend)\s*\(",
     re.IGNORECASE,
 )
-# Of these, what a standby would grant: a lock that only its own clients see.
-_LOCKS_OF_ONE_SERVER = re.compile(r"\bpg_(?:try_)?advisory_\w+\s*\(", re.IGNORECASE)
+# What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
+# first query has settled that: a standby that was promoted would grant it.
+_PRIMARY_ONLY = re.compile(
+    r"\bpg_(?:try_)?advisory_\w+\s*\(|\bREAD\s+WRITE\b|^\s*SET\b.*\btransaction_read_only\b", re.IGNORECASE | re.DOTALL
+)
 # What a session may keep from it when the transaction is over: such a connection is never replaced silently.
 _SESSION_STATE = re.compile(
     r"^(?:SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|LISTEN\b|LOAD\b|PREPARE\b|CREATE\s+(?:(?:GLOBAL|LOCAL)\s+)?TEMP|DECLARE\b.*\bWITH\s+HOLD\b)"
@@ -94,7 +97,7 @@ class Statement:
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
 
     primary_only: bool = False
-    """A replica would do it, and it would mean nothing there (advisory locks)."""
+    """A replica would do it, and it would mean nothing there (advisory locks), or let a write through (READ WRITE)."""
 
     @property
     def single(self) -> bool:
@@ -137,7 +140,7 @@ def _analyse(text: str) -> Statement:
         reads=reads,
         bare=any(_BARE.match(part.lstrip()) for part in statements),
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements),
-        primary_only=any(_LOCKS_OF_ONE_SERVER.search(part) for part in statements),
+        primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
     )
 
 

@@ -1,15 +1,18 @@
 """Tokens: what they hold, what does not count, and how two become one."""
 
+from collections.abc import Sequence
+from functools import reduce
+
 import pytest
 
-from ps_core.consistency import CLOCK_SKEW, MAX_AGE, InvalidToken, Token, format_lsn, merge, parse_lsn
+from ps_core.consistency import CLOCK_SKEW, MAX_AGE, MAX_BRANCHES, InvalidToken, Token, format_lsn, merge, parse_lsn
 
 pytestmark = pytest.mark.fast
 
 
-def token(position: int | None, at: float, identity: str = "br1") -> Token:
+def token(position: int | None, at: float, identity: str = "br1", *, others: Sequence[Token] = ()) -> Token:
     """Return a token."""
-    return Token(identity=identity, position=position, at=at)
+    return Token(identity=identity, position=position, at=at, others=tuple(others))
 
 
 @pytest.mark.parametrize(
@@ -20,11 +23,13 @@ def token(position: int | None, at: float, identity: str = "br1") -> Token:
         (token(5, 10), token(7, 0), token(7, 10)),
         (token(None, 0), token(5, 200), token(None, 0)),
         (token(None, 0), token(None, 100), token(None, 100)),
-        (token(9, 0, "old"), token(1, 5), token(1, 5)),
+        (token(9, 0, "old"), token(1, 5), token(1, 5, others=[token(9, 0, "old")])),
+        (token(1, 5, others=[token(9, 0, "old")]), token(2, 5), token(2, 5, others=[token(9, 0, "old")])),
+        (token(1, 5, others=[token(9, 0, "old")]), token(None, 6, "old"), token(None, 6, "old", others=[token(1, 5)])),
     ],
 )
 def test_merge(first: Token | None, second: Token | None, merged: Token | None) -> None:
-    """The merged token demands as much as both; reads do not prolong a pin; of two branches the later counts."""
+    """The merged token demands as much as both; of each branch; reads do not prolong a pin."""
     assert merge(first, second) == merge(second, first) == merged
 
 
@@ -54,3 +59,21 @@ def test_round_trip(position: int | None) -> None:
     assert Token.parse(str(there), identity="br1", now=1000) == there
     if position:
         assert parse_lsn(format_lsn(position)) == position
+
+
+def test_several_branches() -> None:
+    """A token of several databases survives its string, tells each one's position, and keeps what was seen last."""
+    both = merge(token(5, 1000, "a"), token(7, 1001, "b"))
+    assert both is not None
+    assert str(both) == "1.b.0-7.1001~1.a.0-5.1000"
+    assert Token.parse(str(both), identity=None, now=1001) == both
+    assert Token.parse(str(both), identity="a", now=1001) == both.of("a") == token(5, 1000, "a")
+    assert Token.parse(f"{both}~nonsense", identity=None, now=1001) == both
+    assert both.of("c") is None
+    assert both.unexpired(1000 + MAX_AGE) == both
+    assert both.unexpired(1001 + MAX_AGE) == token(7, 1001, "b")
+    assert both.unexpired(1002 + MAX_AGE) is None
+    many = reduce(merge, (token(1, at, f"br{at}") for at in range(1000, 1009)))
+    assert many is not None
+    assert [one.identity for one in (many, *many.others)] == ["br1008", "br1007", "br1006", "br1005"]
+    assert len(many.others) == MAX_BRANCHES - 1

@@ -79,6 +79,24 @@ NOT_KEEPING = [
 ]
 
 
+FOR_PRIMARY = [
+    "select pg_advisory_xact_lock(1)",
+    "select pg_try_advisory_lock(1)",
+    "begin read write",
+    "start transaction isolation level serializable,\n read  write",
+    "set transaction read write",
+    "set local transaction_read_only = off",
+    "set session characteristics as transaction read write",
+]
+NOT_FOR_PRIMARY = ["show transaction_read_only", "select 'read write'", "begin read only", "set a = 1", "select readwrite"]
+
+
+@pytest.mark.parametrize("text", FOR_PRIMARY + NOT_FOR_PRIMARY)
+def test_primary_only(text: str) -> None:
+    """What a standby would grant and must not is told from its text; strings and settings that are shown are not."""
+    assert analyse(text).primary_only is (text in FOR_PRIMARY)
+
+
 @pytest.mark.parametrize("text", READS)
 def test_reads(text: str) -> None:
     """A plain read is one statement and known as a read."""

@@ -1,37 +1,6 @@
-"""A Django project on the lab: the shop of the demo."""
+"""Connections of the site."""
 
-from collections.abc import Iterator
-
-import django
 import pytest
-from django.conf import settings
-from django.core.management import call_command
-
-import ps_django
-from ps_lab import Lab
-
-
-@pytest.fixture(scope="session")
-def site(ps_lab: Lab) -> Iterator[None]:
-    """The site, set up and migrated: `migrate` is the proof that DDL takes the direct path by itself."""
-    settings.configure(
-        DATABASES=ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", statement_timeout="2s"),
-        DATABASE_ROUTERS=["ps_django.routers.ReplicaRouter"],
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "ps_cli.shop"],
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        SECRET_KEY="tests",
-        ALLOWED_HOSTS=["testserver"],
-        ROOT_URLCONF="tests.ps_django.urls",
-        MIDDLEWARE=["ps_django.middleware.ConsistencyMiddleware", "ps_django.middleware.DeadlineMiddleware"],
-        USE_TZ=True,
-    )
-    django.setup()
-    call_command("migrate", verbosity=0)
-    ps_lab.wait_replicas_caught_up()
-    yield
-    from django.db import connections
-
-    connections.close_all()
 
 
 @pytest.fixture(autouse=True)

@@ -89,12 +89,14 @@ def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any],
     assert ids(check_settings()) == {found}
 
 
-def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What needs a session, in the sources of the project's applications, is found with its line."""
+@pytest.mark.parametrize("sql", ["SELECT pg_advisory_lock(1)", "SELECT pg_try_advisory_lock(1, 2)", "LISTEN orders"])
+def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path, sql: str) -> None:
+    """What needs a session, in the sources of the project's applications, is found with its line; not in migrations and tests."""
     from django.apps import AppConfig, apps
 
     source = tmp_path / "tasks.py"
-    source.write_text("import x\n\n\ndef lock(cursor):\n    cursor.execute('SELECT pg_advisory_lock(1)')\n")
+    text = f"import x\n\n\ndef lock(cursor):\n    cursor.execute('{sql}')\n"
+    source.write_text(text)
 
     class Config(AppConfig):
         """An application."""
@@ -106,6 +108,9 @@ def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (message,) = check_settings()
     assert (message.id, f"{source}:5" in message.msg) == ("ps_django.W014", True)
     source.write_text("cursor.execute('SELECT pg_advisory_xact_lock(1)')")
+    (tmp_path / "migrations").mkdir()
+    for elsewhere in ("migrations/0001_lock.py", "tests.py"):
+        (tmp_path / elsewhere).write_text(text)
     assert check_settings() == []
 
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib import auth
+from django.core.management import call_command
 from django.http import HttpRequest, JsonResponse
-from django.test import AsyncClient, Client, RequestFactory, override_settings
+from django.test import AsyncClient, Client, RequestFactory, modify_settings, override_settings
 from django.urls import path
 from django.views import View
 
@@ -14,6 +16,7 @@ import ps_django
 from ps_core import current_token, use_token
 from ps_core.context import current
 from ps_django.middleware import ConsistencyMiddleware
+from ps_django.test import assert_routes
 from ps_lab import Lab
 from tests.ps_django.urls import urlpatterns as shop
 
@@ -88,8 +91,29 @@ async def awho(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"by_replica": await Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).afirst()})
 
 
+def log_in(request: HttpRequest) -> JsonResponse:
+    """Log in, as `LoginView` does."""
+    found = auth.authenticate(request, username=request.POST["username"], password=request.POST["password"])
+    auth.login(request, found)
+    return user(request)
+
+
+def log_out(request: HttpRequest) -> JsonResponse:
+    """Log out."""
+    auth.logout(request)
+    return user(request)
+
+
+def user(request: HttpRequest) -> JsonResponse:
+    """Tell who is logged in."""
+    return JsonResponse({"user": request.user.get_username()})
+
+
 urlpatterns = [
     *shop,
+    path("login", log_in),
+    path("logout", log_out),
+    path("user", user),
     path("who", _who),
     path("primary", ps_django.using_primary()(_who)),
     path("replica", ps_django.using_replica()(_who)),
@@ -206,6 +230,49 @@ def test_local_settings_of_a_request() -> None:
     with override_settings(PS_DJANGO={"LOCAL_SETTINGS": f"{__name__}.tenant_of"}):
         assert Client().get("/tenant", headers={"X-Tenant": "42"}).json() == {"tenant": ["42", "42"]}
         assert Client().get("/tenant").json() == {"tenant": ["", ""]}
+
+
+LOGIN = 5
+"""The user, the session's key, the session twice, and when the user logged in."""
+SESSIONS = [
+    MIDDLEWARE[0],
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+
+
+@pytest.fixture
+def sessions(ps_lab: Lab) -> Iterator[None]:
+    """Sessions in the database, as most sites have them, and a user."""
+    from django.contrib.auth.models import User
+
+    with modify_settings(INSTALLED_APPS={"append": "django.contrib.sessions"}), override_settings(MIDDLEWARE=SESSIONS):
+        call_command("migrate", "sessions", verbosity=0)
+        user = User.objects.create_user("eve", password="secret")
+        ps_lab.wait_replicas_caught_up()
+        yield
+        user.delete()
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_sessions_and_users(ps_lab: Lab, sessions: None, late: bool) -> None:
+    """Who has logged in is logged in with the next request, on late replicas, too; sessions and users are read from replicas."""
+    client = Client()
+    if late:
+        ps_lab.set_replay_delay(30)
+    try:
+        with assert_routes("default", LOGIN):
+            assert client.post("/login", {"username": "eve", "password": "secret"}).json() == {"user": "eve"}
+        if not late:
+            ps_lab.wait_replicas_caught_up()
+        with ps_lab.round_trips() as trips, assert_routes("replica", 2):
+            assert client.get("/user").json() == {"user": "eve"}
+        assert ("primary" in trips.by_path) is late
+        assert client.post("/logout").json() == {"user": ""}
+        assert client.get("/user").json() == {"user": ""}
+    finally:
+        ps_lab.set_replay_delay(0)
+        ps_lab.wait_replicas_caught_up()
 
 
 def test_cookie_attributes() -> None:

@@ -390,25 +390,55 @@ def test_fresh(ps_lab: Lab, shop: Any) -> None:
 # --- commands ---
 
 
-@pytest.mark.parametrize("command", ["loaddata", "inspectdb", "flush"])
+COMMANDS: dict[str, list[str]] = {
+    "loaddata": ["empty.json"],
+    "inspectdb": ["shop_product"],
+    "flush": ["--no-input"],
+    "sqlmigrate": ["contenttypes", "0001"],
+    "dbshell": ["--", "SHOW is_superuser"],
+}
+PSQL = """#!{python}
+# The server's own psql is built without TLS: what Django gives it, libpq reads here.
+import argparse, psycopg
+parser = argparse.ArgumentParser(add_help=False)
+for option in "-U", "-h", "-p":
+    parser.add_argument(option)
+parser.add_argument("query")
+parser.add_argument("dbname")
+args = parser.parse_args()
+with psycopg.connect(host=args.h, port=args.p, user=args.U, dbname=args.dbname) as connection:
+    print(connection.execute(args.query).fetchone())
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_take_the_direct_path(ps_lab: Lab, command: str, tmp_path: Any) -> None:
     """Commands that may take long go to the direct port by themselves."""
+    applications = "'django.contrib.contenttypes'" if command == "sqlmigrate" else ""
     (tmp_path / "manage.py").write_text(
         "import sys, ps_django\nfrom django.conf import settings\nfrom django.core.management import execute_from_command_line\n"
         f"settings.configure(DATABASES=ps_django.databases({ps_lab.url!r}, bouncer='write-pool', replica_bouncer='read-pool'),\n"
-        "    INSTALLED_APPS=[], DATABASE_ROUTERS=['ps_django.routers.ReplicaRouter'])\nexecute_from_command_line(sys.argv)\n"
+        f"    INSTALLED_APPS=[{applications}], DATABASE_ROUTERS=['ps_django.routers.ReplicaRouter'])\n"
+        "execute_from_command_line(sys.argv)\n"
     )
     (tmp_path / "empty.json").write_text("[]")
-    arguments = {"loaddata": [str(tmp_path / "empty.json")], "inspectdb": ["shop_product"], "flush": ["--no-input"]}[command]
+    (tmp_path / "psql").write_text(PSQL.format(python=sys.executable))
+    (tmp_path / "psql").chmod(0o755)
     with ps_lab.round_trips() as trips:
         done = subprocess.run(
-            [sys.executable, str(tmp_path / "manage.py"), command, *arguments],
+            [sys.executable, str(tmp_path / "manage.py"), command, *COMMANDS[command]],
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "PATH": os.pathsep.join((str(tmp_path), os.environ["PATH"])),
+            },
         )
     assert done.returncode == 0, done.stderr
+    assert command != "dbshell" or "('off',)" in done.stdout
     assert set(trips.by_path) == {"direct"}
 
 

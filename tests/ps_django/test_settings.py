@@ -1,5 +1,7 @@
 """What Django has settings for, on our backend: pools, persistent connections, binding, roles, isolation, time zones, cursors."""
 
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +60,33 @@ def test_pool(ps_lab: Lab, alias: str) -> None:
             connection.close()
             for pool in pools.values():
                 pool.close()
+
+
+def test_fork_with_a_pool(ps_lab: Lab) -> None:
+    """A forked child has a pool of its own, and leaves its parent's connections alone."""
+    pytest.importorskip("psycopg_pool")
+    original: Any = connections["default"]
+    with another("default", OPTIONS={"pool": {"min_size": 1, "max_size": 1}}, CONN_MAX_AGE=0) as connection:
+        connections["default"] = connection
+        try:
+            assert ask(connection, "SELECT 1") == (1,)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # threads that hold no lock of ours
+                child = os.fork()
+            if child == 0:  # pragma: no cover - in the child
+                status = 1
+                try:
+                    inherited = connection.connection
+                    (held,) = ask(connection, "SELECT current_setting('statement_timeout')")
+                    status = 0 if inherited is None and held == "2s" else 2
+                    connection.close()
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert ask(connection, "SELECT 1") == (1,)
+        finally:
+            connections["default"] = original
+            connection.close_pool()
 
 
 @pytest.mark.parametrize("age", [0, 60, None])

@@ -28,10 +28,13 @@ USE_TZ = True
 TESTS = """
 import pytest
 from django.db import transaction
-from django.test import TestCase
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
+from django.test import TestCase, TransactionTestCase
 import ps_django
 from ps_cli.shop.models import Product
-from ps_django.test import assert_routes
+from ps_core import use_token
+from ps_django.test import assert_routes, lagging_replica
 
 class Shop(TestCase):
     databases = {"default", "replica"}
@@ -60,9 +63,63 @@ class Shop(TestCase):
             with assert_routes("replica", 1):
                 Product.objects.count()
 
+    def test_inner_atomic_of_the_mirror(self):
+        with transaction.atomic(using="replica"):
+            assert Product.objects.using("replica").get().name == "cup"
+            with transaction.atomic(using="replica"):
+                assert Product.objects.using("replica").count() == 1
+        assert Product.objects.get().name == "cup"
+
     def test_requests(self):
         Product.objects.all().delete()
         assert Product.objects.count() == 0
+
+    def test_no_lag_within_a_transaction(self):
+        with self.assertRaisesRegex(ImproperlyConfigured, "TransactionTestCase"):
+            with lagging_replica():
+                pass
+
+class Lagging(TransactionTestCase):
+    databases = {"default", "replica"}
+
+    def names(self):
+        return sorted(Product.objects.using("replica").values_list("name", flat=True))
+
+    def test_lag(self):
+        with use_token(None):
+            Product.objects.create(name="cup", price=1, stock=1)
+        with lagging_replica() as replica, use_token(None):
+            assert self.names() == ["cup"]
+            with use_token(None) as tracker:
+                Product.objects.create(name="pot", price=1, stock=1)
+                token = str(tracker.token)
+                with ps_django.reading(), assert_routes("replica", 1, "default", 0):
+                    assert Product.objects.count() == 2  # refused there, and answered by the primary
+            assert self.names() == ["cup"]
+            with self.assertRaises(DatabaseError):
+                Product.objects.using("replica").raw("SELECT 1/0 AS id")[0]
+            assert self.names() == ["cup"]
+            with ps_django.reading():
+                assert Product.objects.count() == 1  # the next request, which forgot the token
+            with use_token(token), ps_django.reading():
+                assert Product.objects.count() == 2
+            with assert_routes("replica", 1), ps_django.reading():
+                assert not Product.objects.filter(name="pot").exists()
+            replica.catch_up()
+            assert self.names() == ["cup", "pot"]
+        assert self.names() == ["cup", "pot"]
+
+    def test_writes_are_for_the_primary(self):
+        with lagging_replica(), use_token(None):
+            Product.objects.using("replica").create(name="jug", price=1, stock=1)
+            assert self.names() == ["jug"]  # who wrote it sees it
+            with use_token(None):
+                assert self.names() == []
+
+    def test_no_other_alias(self):
+        with self.assertRaisesRegex(ImproperlyConfigured, "MIRROR"):
+            with lagging_replica("default"):
+                pass
 """
 
 
@@ -92,7 +149,7 @@ def test_djangos_runner(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stderr
-    assert "Ran 5 tests" in done.stderr
+    assert "Ran 10 tests" in done.stderr
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
 
@@ -104,6 +161,6 @@ def test_pytest_django(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
+    assert "10 passed" in done.stdout
     assert "warning" not in done.stdout
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
