@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -13,6 +14,7 @@ from django.utils.module_loading import import_string
 from ps_core.consistency import MAX_AGE
 from ps_core.context import block, deadline, forget_token, local_settings, use_token
 from ps_core.routing import SAFE_METHODS
+from ps_core.tags import tags
 from ps_django.settings import current_settings
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from ps_core.context import Tracker
 
-__all__ = ["ConsistencyMiddleware", "DeadlineMiddleware", "LocalSettingsMiddleware", "exempt"]
+__all__ = ["ConsistencyMiddleware", "DeadlineMiddleware", "LocalSettingsMiddleware", "TagsMiddleware", "exempt"]
 
 _SALT: Final = "ps_django.middleware"
 
@@ -140,3 +142,23 @@ class LocalSettingsMiddleware(_Middleware):
         """Begin the settings."""
         function = current_settings().local_settings
         return local_settings({} if function is None else import_string(function)(request))
+
+
+class TagsMiddleware(_Middleware):
+    """Let each statement of a request tell its route and view, in a comment that PlanetScale's Insights reads (`ps_core.tags`).
+
+    `PS_DJANGO = {"TAGS": {"application": "shop"}}` turns it on, and adds tags: strings, or functions of the request.
+    """
+
+    def around(self, request: HttpRequest) -> AbstractContextManager[Any]:
+        """Begin the tags. The view is found later, so each statement asks."""
+        given = current_settings().tags
+        if given is None:
+            return nullcontext()
+        own = {name: partial(value, request) if callable(value) else value for name, value in given.items()}
+        return tags(route=lambda: _match(request, "route"), controller=lambda: _match(request, "view_name"), **own)
+
+
+def _match(request: HttpRequest, name: str) -> str | None:
+    value: str | None = getattr(request.resolver_match, name, None)
+    return value

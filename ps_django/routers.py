@@ -8,8 +8,9 @@ from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from ps_core.context import current
+from ps_core.events import emit_route
 from ps_core.replicas import shares
-from ps_core.routing import Route, Situation, decide
+from ps_core.routing import BY_SHARE, Route, Situation, decide
 from ps_django import stale
 from ps_django.config import families, replicas_of
 from ps_django.settings import current_settings
@@ -50,9 +51,11 @@ class ReplicaRouter:
                 reading=context.reading or current_settings().reads == "replica",
             )
         )
-        if decision.route is Route.PRIMARY or (context.route is None and not shares()):
-            return primary
-        return replicas.preferred().endpoint.name
+        if decision.route is Route.REPLICA and context.route is None and not shares():
+            decision = BY_SHARE
+        alias = primary if decision.route is Route.PRIMARY else replicas.preferred().endpoint.name
+        emit_route(decision, alias)
+        return alias
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
         """Return the primary of the database that the other routers or the instance name."""

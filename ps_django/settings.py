@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.conf import settings
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from ps_core.errors import ConfigurationError
+from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from django.http import HttpRequest
 
 __all__ = ["Settings", "current_settings"]
 
@@ -38,7 +44,11 @@ class Settings:
     local_settings: str | None = None
     """For `LocalSettingsMiddleware`: the dotted path of a function that returns a request's settings ({"app.tenant": "42"})."""
 
+    tags: Mapping[str, str | Callable[[HttpRequest], str | None]] | None = None
+    """For `TagsMiddleware`: what statements tell beside the request's route and view; None: nothing at all."""
+
     def __post_init__(self) -> None:
+        check_tags(self.tags or ())
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
                 raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")

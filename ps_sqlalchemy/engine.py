@@ -149,7 +149,7 @@ class AsyncEngine(SAAsyncEngine):
 
 
 def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> Engine:
-    """Return an engine on the primary with `.replica` and `.direct`.
+    """Return an engine on the primary with `engine.replica` and `engine.direct`.
 
     `target` is a role's URL as PlanetScale shows it, or a `Topology`. `options` are the topology's settings (`bouncer`,
     `replica_bouncer`, `statement_timeout`, ...; see `ps_core.topology.TopologySettings`) and all of `sqlalchemy.create_engine`'s,

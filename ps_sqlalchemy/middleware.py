@@ -17,6 +17,7 @@ import re
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from itsdangerous import BadSignature, Signer
@@ -25,6 +26,7 @@ from ps_core.consistency import MAX_AGE
 from ps_core.context import deadline, reading, use_token, using_primary
 from ps_core.errors import ConfigurationError
 from ps_core.routing import SAFE_METHODS
+from ps_core.tags import check_tags, tags
 from ps_core.timeouts import Duration, parse_duration
 
 if TYPE_CHECKING:
@@ -77,6 +79,9 @@ class _Middleware:
     """The name of a request header ("800ms") that can make it shorter."""
     reads: Callable[[Mapping[str, Any]], bool] = _is_safe
     """Whether a request may read from replicas, from its ASGI scope or WSGI environ; by default, by its method."""
+    tags: Mapping[str, str | Callable[[Mapping[str, Any]], str | None]] | None = None
+    """What the statements of a request tell in a comment that PlanetScale's Insights reads (`ps_core.tags`), beside its route and
+    controller (Starlette's and Flask's): strings, or functions of the ASGI scope or WSGI environ. None: no comment."""
     _signer: Signer = field(init=False, repr=False)
     _attributes: str = field(init=False, repr=False)
 
@@ -98,6 +103,7 @@ class _Middleware:
         if max_age is None or not 1 <= max_age <= MAX_AGE:
             raise ConfigurationError(f"max_age: write a duration from 1s to {MAX_AGE:g}s, for which a token counts")
         parse_duration(self.deadline, name="deadline")
+        check_tags(self.tags or ())
         secrets = [key.encode() if isinstance(key, str) else key for key in reversed(keys)]  # a Signer's last key signs
         object.__setattr__(self, "_signer", Signer(secrets, salt=_SALT))
         object.__setattr__(
@@ -112,6 +118,9 @@ class _Middleware:
         with ExitStack() as stack:
             tracker = stack.enter_context(use_token(self._carried(header), identity=self.identity))
             stack.enter_context(reading() if self.reads(request) else using_primary())
+            if self.tags is not None:
+                own = {name: partial(value, request) if callable(value) else value for name, value in self.tags.items()}
+                stack.enter_context(tags(route=lambda: _route(request)[0], controller=lambda: _route(request)[1], **own))
             if self.deadline is not None:
                 stack.enter_context(deadline(self.deadline))
             asked = self.deadline_header and header(self.deadline_header)
@@ -227,6 +236,15 @@ class _Body:
         close = getattr(self._body, "close", None)
         if close is not None:
             self._context.run(close)
+
+
+def _route(request: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the route's template and the controller, as soon as the framework has found them; each statement asks."""
+    if (rule := getattr(request.get("werkzeug.request"), "url_rule", None)) is not None:  # Flask
+        return rule.rule, rule.endpoint
+    endpoint: Any = request.get("endpoint")
+    name = f"{endpoint.__module__}.{endpoint.__qualname__}" if hasattr(endpoint, "__qualname__") else None
+    return getattr(request.get("route"), "path", None), name
 
 
 def _cookie(header: str, name: str) -> str | None:

@@ -17,9 +17,10 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
+from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, classify
 from ps_core.replicas import shares
-from ps_core.routing import Route, Situation, decide
+from ps_core.routing import BY_SHARE, WROTE, Decision, Route, Situation, decide
 from ps_core.statements import analyse
 from ps_sqlalchemy.dialect import falling_back
 from ps_sqlalchemy.stale import check_rows
@@ -106,8 +107,10 @@ class Session(orm.Session):
             with falling_back():
                 return super()._execute_internal(statement, params, **kwargs)
         except sa.exc.DBAPIError as exc:
-            if self._ps_route is not Route.REPLICA or classify(exc).kind not in FOR_PRIMARY:
+            failure = classify(exc)
+            if self._ps_route is not Route.REPLICA or failure.kind not in FOR_PRIMARY:
                 raise
+            emit_fallback("replica", failure)
         outer, self._ps_asked = self._ps_asked, Route.PRIMARY
         try:
             return super()._execute_internal(statement, params, **kwargs)
@@ -143,17 +146,19 @@ class Session(orm.Session):
     def _ps_decide(self, clause: Any) -> Route:
         transaction, context = self._ps_root_transaction(), current()
         if self._flushing:
-            route = Route.PRIMARY
+            decision = Decision(Route.PRIMARY, "flush")
         elif self._ps_asked is not None:
-            route = self._ps_asked
+            decision = decide(Situation(reads=True, asked=self._ps_asked))
         elif _is(self._ps_wrote, transaction):
-            return Route.PRIMARY
+            decision = decide(Situation(reads=True, wrote=True))
         else:
             declared = not context.reading and transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-            route = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared)).route
-            if route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
-                route = Route.PRIMARY
-        if transaction is None:
+            decision = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared))
+            if decision.route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
+                decision = BY_SHARE
+        emit_route(decision)
+        route = decision.route
+        if decision is WROTE or transaction is None:
             return route
         if route is Route.REPLICA:
             self._ps_saw_replica = ref(transaction)

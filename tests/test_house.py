@@ -24,7 +24,21 @@ MAY_IMPORT = {
 }
 """Of the packages here and the frameworks, which ones each package may import, type-only imports included."""
 
-DOING = {"__init__", "connect", "connection", "context", "cursors", "healing", "link", "protocol", "replicas", "retry"}
+DOING = {
+    "__init__",
+    "connect",
+    "connection",
+    "context",
+    "cursors",
+    "events",
+    "healing",
+    "link",
+    "otel",
+    "protocol",
+    "replicas",
+    "retry",
+    "tags",
+}
 """The modules of `ps_core` that do. Every other one decides: no I/O, no sleep, no clock."""
 
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "socket", "ssl", "subprocess", "threading", "time"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from psycopg import pq
 from ps_core.connection import Connection
 from ps_core.cursors import Cursor as PSCursor
 from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
+from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
 from ps_django.config import link_of, replicas_of
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ps_core.link import Link
 
 __all__ = ["DatabaseWrapper"]
-
-_log = logging.getLogger("ps_django")
 
 _COMMANDS_ON_DIRECT_PATH: Final = frozenset(
     {"createcachetable", "dbshell", "dumpdata", "flush", "inspectdb", "loaddata", "migrate", "optimizemigration", "sqlflush"}
@@ -72,7 +70,7 @@ class _FallingBack(CursorWrapper):
                 or failure.kind not in FOR_PRIMARY
             ):
                 raise
-            _log.debug("%s: %s, so the primary is asked", self.db.alias, failure.rule, extra={"ps_event": "fallback"})
+            emit_fallback(self.db.alias, failure)
         self.cursor.close()
         other = connections[primary]
         other.ensure_connection()

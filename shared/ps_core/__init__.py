@@ -15,9 +15,11 @@ from ps_core.context import (
     without_sticky_writes,
 )
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, DeadlineExceeded
+from ps_core.events import Event, subscribe
 from ps_core.failures import Failure, Kind, Ran, classify
 from ps_core.replicas import set_replica_share
 from ps_core.retry import RetryPolicy
+from ps_core.tags import tags
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint, Topology
 
@@ -28,6 +30,7 @@ __all__ = [
     "Connection",
     "DeadlineExceeded",
     "Endpoint",
+    "Event",
     "Failure",
     "Kind",
     "Ran",
@@ -44,6 +47,8 @@ __all__ = [
     "limits",
     "local_settings",
     "set_replica_share",
+    "subscribe",
+    "tags",
     "use_token",
     "using_primary",
     "using_replica",

@@ -86,14 +86,19 @@ class Token:
         return next((token for token in (self, *self.others) if token.identity == identity), None)
 
     def expired(self, now: float) -> bool:
-        """Return whether the token no longer counts."""
-        return not -CLOCK_SKEW <= now - self.at <= MAX_AGE
+        """Return whether it is too old to count."""
+        return now - self.at > MAX_AGE
 
     def unexpired(self, now: float) -> Token | None:
         """Return what of it still counts."""
         if not self.others:
             return None if self.expired(now) else self
         return _joined(token for token in _alone(self) if not token.expired(now))
+
+    def taken_by(self, now: float) -> Token:
+        """Return the same as of `now` at the latest: what a process has seen stays seen when its clock is set back."""
+        joined = _joined(replace(token, at=min(token.at, now)) for token in _alone(self))
+        return self if joined is None else joined
 
     @classmethod
     def parse(cls, text: str, *, identity: str | None, now: float) -> Self:
@@ -122,7 +127,9 @@ class Token:
         position = parse_lsn(match[2].replace("-", "/")) or None
         token = cls(identity=match[1], position=position, at=float(match[3]))
         if token.expired(now):
-            raise InvalidToken("expired" if token.at < now else "from the future")
+            raise InvalidToken("expired")
+        if token.at > now + CLOCK_SKEW:
+            raise InvalidToken("from the future")
         return token
 
 

@@ -15,10 +15,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
-from ps_core.consistency import InvalidToken, Token, merge
-from ps_core.errors import ConfigurationError, DeadlineExceeded
+from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge
+from ps_core.errors import ConfigurationError
+from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
 
@@ -48,6 +49,8 @@ __all__ = [
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+Tag: TypeAlias = "str | Callable[[], str | None]"
+
 _log = logging.getLogger("ps_core")
 
 # PostgreSQL's rule for the names of settings that it does not know: at least two identifiers with a dot between them.
@@ -76,6 +79,8 @@ class Context:
     local_settings: tuple[tuple[str, str], ...] = ()
     verify: str | None = None
     marker: bool = False
+    tags: tuple[tuple[str, Tag], ...] = ()
+    """What the comments of statements tell: see `ps_core.tags`."""
     opening: bool = field(init=False)
     """Whether the opening of a transaction differs from what its endpoint says by itself."""
 
@@ -113,7 +118,10 @@ class Tracker:
     def see(self, token: Token, *, wrote: bool = False) -> None:
         """Merge what was seen, and whether it was seen by writing."""
         with self._lock:
-            self._token = merge(self._token, token)
+            known = self._token
+            if known is not None and known.at > token.at + CLOCK_SKEW:
+                known = known.taken_by(token.at)  # this machine's clock was set back
+            self._token = merge(known, token)
             self._wrote = self._wrote or wrote
 
 
@@ -271,7 +279,7 @@ def remaining() -> float | None:
         return None
     left = until - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded(f"the deadline passed {-left:.3f} s ago")
+        raise deadline_exceeded(f"the deadline passed {-left:.3f} s ago")
     return left
 
 

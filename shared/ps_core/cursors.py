@@ -21,6 +21,7 @@ from ps_core.plan import TRANSACTION, Asks, Plan
 from ps_core.protocol import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, Shared
 from ps_core.script import NOTHING
 from ps_core.statements import analyse
+from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -68,8 +69,9 @@ class _Composing(ClientCursorMixin[Any, Row]):
             yield from self._start_query(query)
         finally:
             conn._holding = False
-        pgq = self._convert_query(query, params)
+        pgq = super()._convert_query(query, params)
         text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
+        _add_tags(pgq)
         way: Plan | None = conn._make_plan(text)
         try:
             while way is not None:
@@ -79,6 +81,11 @@ class _Composing(ClientCursorMixin[Any, Row]):
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
+
+    def _convert_query(self, query: Query, params: Params | None = None) -> Any:
+        pgq = super()._convert_query(query, params)
+        _add_tags(pgq)
+        return pgq
 
     def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
         """Send one message and take its results. Return another plan where the server refused this one before anything ran."""
@@ -216,6 +223,12 @@ class _Composing(ClientCursorMixin[Any, Row]):
         else:
             return None
         return conn._make_plan(text)
+
+
+def _add_tags(pgq: Any) -> None:
+    comment = current_comment()
+    if comment:
+        pgq.query = with_comment(pgq.query, comment)
 
 
 def _error_in_users_text(result: PGresult, encoding: str, head: bytes) -> psycopg.Error:

@@ -237,6 +237,11 @@ def classify(exc: BaseException) -> Failure:
             if pattern.search(message):
                 return failure
     if state is None:
+        # Said to a new connection: libpq hides the SQLSTATE of what fails while connecting.
+        if _TRAFFIC_CONTROL in message:
+            return _lost("traffic_control", kind=Kind.OVERLOAD, ran=Ran.NO)
+        if _READ_ONLY_CLUSTER in message:
+            return _lost("cluster_read_only", kind=Kind.PERMANENT, ran=Ran.NO)
         for pattern, failure in _CLIENT:
             if pattern.search(message):
                 return failure

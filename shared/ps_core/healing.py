@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -12,11 +12,12 @@ import psycopg
 from ps_core.commit import Outcome
 from ps_core.context import current, remaining
 from ps_core.errors import DeadlineExceeded
+from ps_core.events import Event, Name, deadline_exceeded, emit
 from ps_core.failures import classify
 from ps_core.replicas import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from ps_core.link import Link
     from ps_core.protocol import Shared
@@ -26,8 +27,6 @@ __all__ = ["RETRYABLE", "Attempts", "StillRunning", "bounded", "is_transient", "
 
 T = TypeVar("T")
 V = TypeVar("V")
-
-_log = logging.getLogger("ps_core")
 
 RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 """What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
@@ -66,13 +65,9 @@ class Attempts:
         self._by_deadline = left is not None and left < bound
         self._first = first
         self.options = link.policy.loop_options(retry=self._go_on, remaining=left)
+        self._history: list[str] = []
         if first is not None:
-            _log.info(
-                "endpoint %r: connection lost (%s), trying again",
-                link.endpoint.name,
-                classify(first).rule,
-                extra={"ps_event": "retry"},
-            )
+            self._note(first)
             link.gate.report_loss()
 
     def remaining(self) -> float:
@@ -95,6 +90,17 @@ class Attempts:
 
     def _go_on(self, exc: BaseException) -> bool:
         self._failed = True
+        again = self._goes_on(exc)
+        if again and isinstance(exc, psycopg.Error):
+            self._note(exc)
+        return again
+
+    def _note(self, exc: BaseException) -> None:
+        rule, endpoint = classify(exc).rule, self.link.endpoint.name
+        self._history.append(f"{endpoint!r}: {rule}")
+        emit(Event(name=Name.RETRY, endpoint=endpoint, reason=rule, attempt=len(self._history)))
+
+    def _goes_on(self, exc: BaseException) -> bool:
         if isinstance(exc, StillRunning):
             return True
         if self._replicas is not None and isinstance(exc, TimeoutError) and not isinstance(exc, DeadlineExceeded):
@@ -117,10 +123,17 @@ class Attempts:
                 error = psycopg.errors.ConnectionTimeout(str(error))
             tried = f"ps-postgres: tried the endpoint {self.link.endpoint.name!r} again for {time.monotonic() - began:.1f} s"
             if is_transient(error):
-                error.add_note(tried)
+                error.add_note(tried + _told(self._history))
                 if self._by_deadline:
-                    raise DeadlineExceeded("the deadline left no time to wait for the endpoint") from error
+                    message = "the deadline left no time to wait for the endpoint"
+                    raise deadline_exceeded(message, self.link.endpoint.name) from error
             raise error from (None if error is exc else exc)
+
+
+def _told(history: Sequence[str]) -> str:
+    """Return what the tries met, in order, repetitions counted."""
+    met = [(what, len(list(times))) for what, times in groupby(history)]
+    return "".join(f"\n  {what}{f', {times} times' if times > 1 else ''}" for what, times in met)
 
 
 def is_transient(exc: BaseException) -> bool:
@@ -160,7 +173,7 @@ def _until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
             ready = yield wanted
             if time.monotonic() > until + GRACE:
                 gen.close()
-                raise DeadlineExceeded("the server did not answer before the deadline")
+                raise deadline_exceeded("the server did not answer before the deadline")
             wanted = gen.send(ready)
     except StopIteration as done:
         value: V = done.value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import uuid
@@ -29,6 +28,7 @@ from ps_core.commit import (
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
+from ps_core.events import Event, Name, emit
 from ps_core.failures import LOST_AT_COMMIT, Ran, classify, is_made_by_pooler
 from ps_core.healing import RETRYABLE, StillRunning, bounded
 from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
 
 __all__ = ["Shared"]
-
-_log = logging.getLogger("ps_core")
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
@@ -311,7 +309,7 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
         """Turn a verdict into what `commit` does: return, or raise."""
-        _log.info("endpoint %r: commit outcome %s", self.link.endpoint.name, verdict.value, extra={"ps_event": "commit_outcome"})
+        emit(Event(name=Name.COMMIT_OUTCOME, endpoint=self.link.endpoint.name, reason=verdict.value))
         if verdict is Outcome.COMMITTED:
             self._in_block = False
             if self.link.tracks:
@@ -392,7 +390,7 @@ class Shared(psycopg.BaseConnection[Row]):
         result = yield from super()._exec_command(b"SELECT pg_is_in_recovery()")
         if result is None or result.get_value(0, 0) != b"t":
             return False
-        _log.warning("endpoint %r: the server was demoted", self.link.endpoint.name, extra={"ps_event": "demoted"})
+        emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
         self.link.generation += 1
         self._give_up()
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import random
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ps_core.errors import ConfigurationError
+from ps_core.events import Event, Name, emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ps_core.link import Link
 
 __all__ = ["PATIENCE", "Replicas", "replica_share", "set_replica_share", "shares"]
-
-_log = logging.getLogger("ps_core")
 
 ENVIRONMENT: Final = "PS_REPLICA_SHARE"
 
@@ -101,9 +99,7 @@ class Replicas:
     def first(self) -> Link:
         """Return the endpoint for a new connection."""
         link = self.choose()
-        if link is None and self._may_fall_back():
-            link = self.fallback
-        return link or self.links[0]
+        return link or self._falls_back() or self.links[0]
 
     def preferred(self) -> Link:
         """Return the endpoint for a read that is then sent through a connection of its own to it (Django's aliases).
@@ -158,19 +154,25 @@ class Replicas:
         if other is None and patient:
             return None
         self.report_failure(link)
-        return self.fallback if other is None and self._may_fall_back() else other
+        return other or self._falls_back()
 
-    def _may_fall_back(self) -> bool:
-        if self.fallback is None or self.max_fallback is None:
-            return self.fallback is not None
-        return sum(conn.link is self.fallback and not conn.closed for conn in tuple(self._on_fallback)) < self.max_fallback
+    def _falls_back(self) -> Link | None:
+        if self.fallback is None:
+            return None
+        if self.max_fallback is not None:
+            there = sum(conn.link is self.fallback and not conn.closed for conn in tuple(self._on_fallback))
+            if there >= self.max_fallback:
+                return None
+        emit(Event(name=Name.FALLBACK, endpoint=self.links[0].endpoint.name, reason="no replica left"))
+        return self.fallback
 
     def report_failure(self, link: Link) -> None:
         """Leave `link` out: it could not be reached."""
         with self._lock:
-            if link not in self._out:
-                _log.warning("endpoint %r: left out, reads go elsewhere", link.endpoint.name, extra={"ps_event": "ejected"})
-                self._out[link] = (self._clock() + self.PROBE_INTERVAL, 2 * self.PROBE_INTERVAL)
+            if link in self._out:
+                return
+            self._out[link] = (self._clock() + self.PROBE_INTERVAL, 2 * self.PROBE_INTERVAL)
+        emit(Event(name=Name.EJECTED, endpoint=link.endpoint.name))
 
     def report_connected(self, conn: Any) -> None:
         """Say that `conn` is connected to its endpoint: one that was left out is back."""
@@ -179,10 +181,11 @@ class Replicas:
             self._on_fallback.add(conn)
         elif link in self._out:
             with self._lock:
-                if self._out.pop(link, None) is not None:
-                    _log.info("endpoint %r: back", link.endpoint.name, extra={"ps_event": "readmitted"})
+                was_out = self._out.pop(link, None) is not None
                 if self.fallback is not None:
                     self.fallback.generation += 1  # its connections return to the replicas before their next use
+            if was_out:
+                emit(Event(name=Name.READMITTED, endpoint=link.endpoint.name))
 
     def wants_back(self, link: Link, home: Link) -> bool:
         """Return whether a connection at `link`, which was opened for `home`, should see whether its endpoint is there again."""

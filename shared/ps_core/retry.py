@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tenacity
 
 from ps_core.errors import ConfigurationError
+from ps_core.events import Event, Name, emit
 from ps_core.failures import classify
 from ps_core.timeouts import parse_duration
 
@@ -85,6 +86,8 @@ class OutageGate:
         self._probe: Future[bool] | None = None
         self._closed = False
         self._last_failure = float("-inf")
+        self._down_since: float | None = None
+        """When the first probe of this outage failed."""
 
     @property
     def closed(self) -> bool:
@@ -107,15 +110,22 @@ class OutageGate:
             wait = max(0.0, self._last_failure + self.MIN_INTERVAL - self._clock())
             return self._probe, True, wait
 
-    def _leave(self, probe: Future[bool], *, up: bool) -> None:
+    def _leave(self, probe: Future[bool], *, failure: str | None) -> None:
         with self._lock:
+            since, now = self._down_since, self._clock()
             self._probe = None
-            if up:
+            if failure is None:
                 self._closed = False
                 self._last_failure = float("-inf")
+                self._down_since = None
             else:
-                self._last_failure = self._clock()
-        probe.set_result(up)
+                self._last_failure = now
+                self._down_since = now if since is None else since
+        probe.set_result(failure is None)
+        if failure is None and since is not None:
+            emit(Event(name=Name.OUTAGE_CLOSED, endpoint=self.name, seconds=now - since))
+        elif failure is not None and since is None:
+            emit(Event(name=Name.OUTAGE_OPENED, endpoint=self.name, reason=failure))
 
     @contextmanager
     def turn(self, timeout: float) -> Iterator[None]:
@@ -174,6 +184,14 @@ class OutageGate:
             yield
         except BaseException as exc:
             # A failure that is not the endpoint's (a wrong statement, a wrong password) shows that somebody answered.
-            self._leave(probe, up=isinstance(exc, Exception) and not classify(exc).transient)
+            self._leave(probe, failure=_rule(exc))
             raise
-        self._leave(probe, up=True)
+        self._leave(probe, failure=None)
+
+
+def _rule(exc: BaseException) -> str | None:
+    """Return why the endpoint is down; None: it answered."""
+    if not isinstance(exc, Exception):
+        return "interrupted"
+    failure = classify(exc)
+    return failure.rule if failure.transient else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-__all__ = ["SAFE_METHODS", "Decision", "Route", "Situation", "decide"]
+__all__ = ["BY_SHARE", "SAFE_METHODS", "WROTE", "Decision", "Route", "Situation", "decide"]
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "QUERY"})
 """HTTP's methods for requests that only read (RFC 9110, section 9.2.1; QUERY is the draft for a GET with a body)."""
@@ -53,10 +53,12 @@ class Decision:
 _NO_REPLICA = Decision(Route.PRIMARY, "no replica endpoint")
 _ASKED_PRIMARY = Decision(Route.PRIMARY, "asked for the primary")
 _ASKED_REPLICA = Decision(Route.REPLICA, "asked for a replica")
-_WROTE = Decision(Route.PRIMARY, "the transaction wrote")
+WROTE = Decision(Route.PRIMARY, "the transaction wrote")
 _DECLARED = Decision(Route.PRIMARY, "declared transaction")
 _NO_READ = Decision(Route.PRIMARY, "not known to be a read")
 _READ = Decision(Route.REPLICA, "read")
+BY_SHARE = Decision(Route.PRIMARY, "the operators' share")
+"""Whoever draws by `ps_core.replicas.shares()` says this."""
 
 
 def decide(situation: Situation) -> Decision:
@@ -66,7 +68,7 @@ def decide(situation: Situation) -> Decision:
     if situation.asked is Route.PRIMARY:
         return _ASKED_PRIMARY
     if situation.wrote:
-        return _WROTE
+        return WROTE
     if not situation.reads:
         return _NO_READ
     if situation.asked is Route.REPLICA:

@@ -100,11 +100,11 @@ def test_probes_are_spaced() -> None:
     assert gate._enter() is not None  # the first probe goes at once
     probe = gate._probe
     assert probe is not None
-    gate._leave(probe, up=False)
+    gate._leave(probe, failure="connection_lost")
     ticket = gate._enter()
     assert ticket is not None
     assert ticket[1:] == (True, pytest.approx(OutageGate.MIN_INTERVAL))
-    gate._leave(ticket[0], up=True)
+    gate._leave(ticket[0], failure=None)
     now[0] += 10
     gate.report_loss()
     ticket = gate._enter()

@@ -1,6 +1,7 @@
 """The middleware, as browsers and other clients see it."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ from django.views import View
 import ps_django
 from ps_core import current_token, use_token
 from ps_core.context import current
+from ps_core.errors import ConfigurationError
 from ps_django.middleware import ConsistencyMiddleware
+from ps_django.settings import current_settings
 from ps_django.test import assert_routes
 from ps_lab import Lab
 from tests.ps_django.urls import urlpatterns as shop
@@ -78,6 +81,19 @@ def tenant(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"tenant": [value for (value,) in found]})
 
 
+def told(request: HttpRequest, number: int = 0) -> JsonResponse:
+    """Tell what the server is told."""
+    from django.db import connections
+
+    found = {}
+    for alias in ("default", "replica"):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT current_query()")
+            (text,) = cursor.fetchone()
+            found[alias] = "".join(re.findall(r"/\*.*?\*/", text))
+    return JsonResponse(found)
+
+
 def tenant_of(request: HttpRequest) -> dict[str, str]:
     """What `LOCAL_SETTINGS` names."""
     return {"app.tenant": request.headers.get("X-Tenant", "")}
@@ -122,6 +138,7 @@ urlpatterns = [
     path("fails", fails),
     path("tenant", tenant),
     path("awho", awho),
+    path("told/<int:number>", told, name="telling"),
     path("aprimary", ps_django.using_primary()(awho)),
 ]
 
@@ -286,6 +303,21 @@ def test_cookie_attributes() -> None:
         "example.org",
         "/shop",
     )
+
+
+def test_tags() -> None:
+    """Statements tell route, view and the project's own tags, where the setting is there; nothing without it."""
+    route = "controller='telling',route='told%2F%3Anumber'"
+    with override_settings(MIDDLEWARE=[*MIDDLEWARE, "ps_django.middleware.TagsMiddleware"]):
+        assert Client().get("/told/7").json() == {"default": "", "replica": ""}
+        trace: Any = lambda request: request.headers.get("traceparent")  # noqa: E731
+        with override_settings(PS_DJANGO={"TAGS": {"application": "shop", "traceparent": trace}}):
+            expected = f"/*application='shop',{route}*/"
+            assert set(Client().get("/told/7").json().values()) == {expected}
+            traced = Client().get("/told/7", headers={"traceparent": "00-ab-cd-01"}).json()
+            assert traced["default"] == f"/*application='shop',{route},traceparent='00-ab-cd-01'*/"
+    with override_settings(PS_DJANGO={"TAGS": {"a b": "x"}}), pytest.raises(ConfigurationError, match="letters, digits"):
+        current_settings()
 
 
 def test_works_without_urls() -> None:

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import flask
 import pytest
@@ -82,6 +84,11 @@ class Shop:
             shown = session.scalar(text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'"))
         return {"milliseconds": shown}
 
+    def told(self) -> dict[str, Any]:
+        """Answer with what the server is told."""
+        with Session(self.engine) as session:
+            return {"text": session.scalar(text("SELECT current_query()"))}
+
     def stream(self) -> Iterator[str]:
         """Ask for each of three parts."""
         for _ in range(3):
@@ -90,7 +97,7 @@ class Shop:
 
 
 ROUTES = (("GET", "/items", "items"), ("POST", "/fail/<int:number>", "fail"), ("POST", "/items/<int:number>", "add"))
-READS = (("/nothing", "nothing"), ("/timeout", "timeout"))
+READS = (("/nothing", "nothing"), ("/timeout", "timeout"), ("/told", "told"))
 
 
 def make_flask(shop: Shop, **settings: Any) -> Client:
@@ -189,6 +196,18 @@ def test_cookie(make: Make, delayed: Callable[[], None]) -> None:
     (cookie,) = client("POST", "/items/2").cookies
     assert cookie.startswith("seen=")
     assert cookie.endswith("; Max-Age=60; Path=/; HttpOnly; SameSite=Strict; Secure")
+
+
+def test_tags(make: Make) -> None:
+    """Statements tell the route, as the framework has it, the controller and the application's own tags; nothing without."""
+    assert "/*" not in make()("GET", "/told").body["text"]
+    path: Any = lambda request: request.get("path") or request["PATH_INFO"]  # noqa: E731
+    told = make(tags={"application": "shop", "asked": path})("GET", "/told").body["text"]
+    (comment,) = re.findall(r"/\*(.*?)\*/", told)
+    controller = "told" if "controller='told'" in comment else quote(f"{__name__}.Shop.told", safe="")
+    assert comment == f"application='shop',asked='%2Ftold',controller='{controller}',route='%2Ftold'"
+    with pytest.raises(ConfigurationError, match="letters, digits"):
+        make(tags={"a b": "x"})
 
 
 def test_reads_of_a_user_with_a_token(ps_lab: Lab, make: Make) -> None:
