@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from psycopg.types import TypeInfo
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
 
 __all__ = ["PSDialect", "PSDialectAsync", "falling_back"]
+
+_TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid = pg_catalog.to_regtype(%s)"
 
 _falls_back: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_falls_back", default=False)
 _refused: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_refused", default=False)
@@ -76,6 +79,21 @@ class PSDialect(PGDialect_psycopg):
     def _ps_first(self, replicas: Replicas | None) -> Link:
         assert self.ps_link is not None  # create_connect_args comes first
         return self.ps_link if replicas is None else replicas.first()
+
+    def initialize(self, connection: Any) -> None:
+        # What the first connection is asked is read in autocommit: there, a lost connection does not fail it.
+        dbapi_connection = connection.connection.dbapi_connection
+        before = dbapi_connection.autocommit
+        self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
+        try:
+            super().initialize(connection)  # type: ignore[no-untyped-call]
+        finally:
+            self._do_autocommit(dbapi_connection, before)  # type: ignore[no-untyped-call]
+
+    def _type_info_fetch(self, connection: Any, name: str) -> TypeInfo | None:
+        # psycopg's `TypeInfo.fetch` asks in a transaction.
+        row = connection.exec_driver_sql(_TYPE, (name,)).fetchone()
+        return None if row is None else TypeInfo(*row)
 
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.

@@ -233,10 +233,10 @@ def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: 
     cargs, cparams = dialect.create_connect_args(url)
     cparams.update(connect_args)
 
-    def connect(record: Any = None) -> Any:
+    def connect(connection_record: Any = None) -> Any:  # SQLAlchemy looks for this name
         args, params = list(cargs), dict(cparams)
         for listener in dialect.dispatch.do_connect if dialect._has_events else ():
-            connection = listener(dialect, record, args, params)
+            connection = listener(dialect, connection_record, args, params)
             if connection is not None:
                 return connection
         return dialect.connect(*args, ps_replicas=replicas, **params)

@@ -67,6 +67,7 @@ class _FallingBack(CursorWrapper):
                 options.get("ps_role") != "replica"
                 or primary is None
                 or self.db.in_atomic_block
+                or not self.db.get_autocommit()
                 or failure.kind not in FOR_PRIMARY
             ):
                 raise

@@ -32,7 +32,7 @@ import tenacity
 from ps_core.commit import Outcome
 from ps_core.cursors import AsyncCursor, Cursor
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.healing import Attempts, bounded, verdict_of_failure
+from ps_core.healing import Attempts, bounded, deadline_unwrapped, verdict_of_failure
 from ps_core.protocol import Shared
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         home, attempts = link, Attempts(link, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()):
+                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
                     conn = cls.connect(**_connect_options(link, options, Cursor))
                     conn._bind(link, options, replicas, home)
+                    if turn.is_probe and link.endpoint.pooled:
+                        conn.wait(conn._ping_gen())
                     if link.role is None:
                         link.role = conn.wait(conn._read_role_gen())
         return conn
@@ -108,12 +110,15 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         attempts = Attempts(self.link, replicas=self._replicas, connection=self, first=first)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()):
+                with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
                     attempts.connecting = True
                     donor = Connection.connect(**_connect_options(link, self._options, Cursor))
                     with self.lock:
                         if (rest := self._adopt(donor, link)) is not None:
                             self.wait(rest)
+                    if turn.is_probe and link.endpoint.pooled:
+                        self.wait(self._ping_gen())
+                    turn.connected()
                     attempts.connecting = False
                     run()
 
@@ -122,7 +127,8 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         if self.broken and self.can_revive():
             return _without_waiting(gen)
         self._sync_wait_cancelled = False
-        result = super().wait(gen, *args, **kwargs)
+        with deadline_unwrapped():
+            result = super().wait(gen, *args, **kwargs)
         self._check_durable()
         return result
 
@@ -196,9 +202,11 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()):
+                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
                         conn = await cls.connect(**_connect_options(link, options, AsyncCursor))
                         conn._bind(link, options, replicas, home)
+                        if turn.is_probe and link.endpoint.pooled:
+                            await conn.wait(conn._ping_gen())
                         if link.role is None:
                             link.role = await conn.wait(conn._read_role_gen())
         return conn
@@ -232,12 +240,15 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()):
+                    async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
                         attempts.connecting = True
                         donor = await AsyncConnection.connect(**_connect_options(link, self._options, AsyncCursor))
                         async with self.lock:
                             if (rest := self._adopt(donor, link)) is not None:
                                 await self.wait(rest)
+                        if turn.is_probe and link.endpoint.pooled:
+                            await self.wait(self._ping_gen())
+                        turn.connected()
                         attempts.connecting = False
                         await run()
 
@@ -246,7 +257,8 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         if self.broken and self.can_revive():
             return _without_waiting(gen)
         self._sync_wait_cancelled = False
-        result = await super().wait(gen, *args, **kwargs)
+        with deadline_unwrapped():
+            result = await super().wait(gen, *args, **kwargs)
         self._check_durable()
         return result
 

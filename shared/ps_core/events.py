@@ -70,6 +70,7 @@ _WORDS: Final[dict[Name, tuple[int, str]]] = {
     Name.COMMIT_OUTCOME: (logging.WARNING, "the answer to a COMMIT was lost"),
     Name.DEADLINE_EXCEEDED: (logging.WARNING, "the caller's deadline is over"),
 }
+logging.getLogger("ps_core").addHandler(logging.NullHandler())  # where nothing is set up, a library prints nothing
 _loggers: Final = {name: logging.getLogger(f"ps_core.events.{name}") for name in Name}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ps_core.protocol import Shared
     from ps_core.replicas import Replicas
 
-__all__ = ["RETRYABLE", "Attempts", "StillRunning", "bounded", "is_transient", "verdict_of_failure"]
+__all__ = ["RETRYABLE", "Attempts", "StillRunning", "bounded", "deadline_unwrapped", "is_transient", "verdict_of_failure"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -114,7 +114,8 @@ class Attempts:
         """Raise what ended the tries, with a note of how long they went on; a wait that timed out raises what began them."""
         began = time.monotonic()
         try:
-            yield
+            with deadline_unwrapped():
+                yield
         except (psycopg.Error, TimeoutError) as exc:
             if isinstance(exc, DeadlineExceeded):
                 raise
@@ -164,6 +165,18 @@ def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
     """
     until = current().deadline
     return gen if until is None else _until(until, gen)
+
+
+@contextmanager
+def deadline_unwrapped() -> Iterator[None]:
+    """Raise a DeadlineExceeded as it is: psycopg's waiting functions take every OSError, which it is, for a closed socket."""
+    try:
+        yield
+    except psycopg.OperationalError as exc:
+        for inner in (exc.__cause__, exc.__context__):
+            if isinstance(inner, DeadlineExceeded):
+                raise inner from None
+        raise
 
 
 def _until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:

@@ -342,6 +342,13 @@ class Shared(psycopg.BaseConnection[Row]):
             raise
         return results
 
+    def _ping_gen(self) -> PQGen[None]:
+        """Ask for nothing, of a server: a pooler welcomes its clients whether it has one or not."""
+        self.pgconn.send_query(b"SELECT 1")
+        results: list[PGresult] = yield from self._answer_gen()
+        if results and results[-1].status == FATAL:
+            raise self._error(results[-1])
+
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
@@ -462,7 +469,8 @@ class Shared(psycopg.BaseConnection[Row]):
             return True  # only the opening was under way
         if not plan.statement.count:
             return True  # a ping
-        return plan.statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO)
+        statement = plan.statement
+        return statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO or statement.repeatable)
 
     def _check_connection_ok(self) -> None:
         if not self.can_revive():

@@ -1,20 +1,22 @@
 """How often and how long: the retry policy (tenacity's loop) and the outage gate.
 
 The gate keeps n callers from becoming n reconnect storms: while an endpoint is down, one caller of the process probes it and
-the others wait for that caller's answer.
+the others wait for that caller's answer; when it is back, they come in a few at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import tenacity
 
@@ -71,13 +73,56 @@ class RetryPolicy:
         }
 
 
+class _Way(Enum):
+    """What a caller who wants to connect is told."""
+
+    GO = "connect"
+    PROBE = "connect, for all: the others wait for how it ends"
+    WAIT = "wait for the probe, then ask again"
+    QUEUE = "wait for a place, then connect; or ask again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ticket:
+    way: _Way
+    answer: Future[bool]
+    delay: float = 0.0
+    """Seconds to wait before the probe."""
+
+
+class Turn:
+    """A caller's turn to connect: `connected()`, or the end of the block, is the end of it."""
+
+    def __init__(self, leave: Callable[[str | None], None], *, is_probe: bool) -> None:
+        self._leave = leave
+        self.is_probe = is_probe
+        """Whether others wait for how it ends."""
+        self.over = False
+
+    def connected(self) -> None:
+        """Say that the endpoint answered: nobody waits for what is sent now."""
+        self.leave(None)
+
+    def leave(self, failure: str | None) -> None:
+        """End it; `failure` says why there is no connection."""
+        if not self.over:
+            self.over = True
+            self._leave(failure)
+
+
 class OutageGate:
-    """One per endpoint and process. Open: everybody passes. Closed: one caller probes, the others wait for its answer."""
+    """One per endpoint and process. Open: everybody passes. Closed: one caller probes, the others wait for its answer.
+
+    When it opens again, callers pass a few at a time, more with every login that succeeds. A login costs the client 10 ms of CPU
+    (SCRAM, TLS) and a pooler, which has one thread, 6 ms (docs/scale.md): of a thousand that come at once none would be done
+    before its `connect_timeout`, and all would begin anew.
+    """
 
     MIN_INTERVAL = 0.4
     """Seconds between two probes: an endpoint that is down sees at most 2.5 connection attempts a second from this process."""
-    JITTER = 0.1
-    """Upper bound in seconds of the random wait with which waiters are released."""
+    FIRST_PLACES, MOST_PLACES = 2, 16
+    """Logins at the same time after an outage: at first, and at most as long as anybody waits. More would not be faster: they
+    share one process's CPU."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -88,6 +133,10 @@ class OutageGate:
         self._last_failure = float("-inf")
         self._down_since: float | None = None
         """When the first probe of this outage failed."""
+        self._places: int | None = None
+        """How many may log in at the same time; None: there is no outage to recover from."""
+        self._taken = 0
+        self._queue: deque[Future[bool]] = deque()
 
     @property
     def closed(self) -> bool:
@@ -98,24 +147,55 @@ class OutageGate:
         """Say that a connection to the endpoint was lost or refused: whoever connects next probes."""
         with self._lock:
             self._closed = True
+            waiting, self._queue = self._queue, deque()
+        for answer in waiting:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(False)
 
-    def _enter(self) -> tuple[Future[bool], bool, float] | None:
-        """Return None to pass; else the probe's future, whether the caller is the one who probes, and how long to wait before."""
+    def _enter(self) -> _Ticket:
         with self._lock:
-            if not self._closed:
-                return None
-            if self._probe is not None:
-                return self._probe, False, 0.0
-            self._probe = Future()
-            wait = max(0.0, self._last_failure + self.MIN_INTERVAL - self._clock())
-            return self._probe, True, wait
+            if self._closed:
+                if self._probe is not None:
+                    return _Ticket(_Way.WAIT, self._probe)
+                self._probe = Future()
+                wait = max(0.0, self._last_failure + self.MIN_INTERVAL - self._clock())
+                return _Ticket(_Way.PROBE, self._probe, wait)
+            answer: Future[bool] = Future()
+            if self._places is None or self._taken < self._places:
+                self._taken += 1
+                return _Ticket(_Way.GO, answer)
+            self._queue.append(answer)
+            return _Ticket(_Way.QUEUE, answer)
 
-    def _leave(self, probe: Future[bool], *, failure: str | None) -> None:
+    def _leave_place(self, failure: str | None) -> None:
+        """Let the next ones in; one more at the same time where the login succeeded."""
+        given = []
+        with self._lock:
+            self._taken -= 1
+            if self._places is not None and failure is None:
+                self._places = min(self._places + 1, self.MOST_PLACES)
+            while self._queue and (self._places is None or self._taken < self._places):
+                answer = self._queue.popleft()
+                if answer.set_running_or_notify_cancel():
+                    self._taken += 1
+                    given.append(answer)
+            if not self._taken:
+                self._places = None
+        for answer in given:
+            answer.set_result(True)
+
+    def _give_up(self, ticket: _Ticket) -> None:
+        """Wait no more for a place; one that was given meanwhile is the next one's."""
+        if ticket.way is _Way.QUEUE and not ticket.answer.cancel() and ticket.answer.result():
+            self._leave_place("given up")
+
+    def _leave_probe(self, probe: Future[bool], failure: str | None) -> None:
         with self._lock:
             since, now = self._down_since, self._clock()
             self._probe = None
             if failure is None:
                 self._closed = False
+                self._places = self.FIRST_PLACES
                 self._last_failure = float("-inf")
                 self._down_since = None
             else:
@@ -128,65 +208,65 @@ class OutageGate:
             emit(Event(name=Name.OUTAGE_OPENED, endpoint=self.name, reason=failure))
 
     @contextmanager
-    def turn(self, timeout: float) -> Iterator[None]:
+    def turn(self, timeout: float) -> Iterator[Turn]:
         """Wait for the endpoint or for one's turn to probe it (at most `timeout` seconds), then run the block as the try.
 
         Raises `TimeoutError` when the time is over before the caller's turn comes.
         """
         until = self._clock() + timeout
-        while (ticket := self._enter()) is not None and not ticket[1]:
+        while (ticket := self._enter()).way in _WAITING:
             try:
-                if ticket[0].result(max(0.0, until - self._clock())):
-                    time.sleep(random.uniform(0, self.JITTER))  # noqa: S311
-            except FutureTimeoutError:
-                raise TimeoutError(f"{self.name} did not come back in time") from None
-        if ticket is None:
-            with self._passing():
-                yield
-            return
-        with self._probing(ticket[0]):
-            time.sleep(ticket[2])
-            yield
+                has_place = ticket.answer.result(max(0.0, until - self._clock()))
+            except BaseException as exc:
+                self._give_up(ticket)
+                if isinstance(exc, FutureTimeoutError):
+                    raise TimeoutError(f"{self.name} did not come back in time") from None
+                raise
+            if has_place and ticket.way is _Way.QUEUE:
+                break
+        with self._taken_by(ticket) as turn:
+            if ticket.delay:
+                time.sleep(ticket.delay)
+            yield turn
 
     @asynccontextmanager
-    async def aturn(self, timeout: float) -> AsyncIterator[None]:
+    async def aturn(self, timeout: float) -> AsyncIterator[Turn]:
         """Like `turn`, for asyncio."""
         until = self._clock() + timeout
-        while (ticket := self._enter()) is not None and not ticket[1]:
+        while (ticket := self._enter()).way in _WAITING:
             try:
                 async with asyncio.timeout(max(0.0, until - self._clock())):
                     # shielded: a waiter that is cancelled must not cancel the probe that the others wait for
-                    up = await asyncio.shield(asyncio.wrap_future(ticket[0]))
-                if up:
-                    await asyncio.sleep(random.uniform(0, self.JITTER))  # noqa: S311
-            except TimeoutError:
-                raise TimeoutError(f"{self.name} did not come back in time") from None
-        if ticket is None:
-            with self._passing():
-                yield
-            return
-        with self._probing(ticket[0]):
-            await asyncio.sleep(ticket[2])
-            yield
+                    has_place = await asyncio.shield(asyncio.wrap_future(ticket.answer))
+            except BaseException as exc:
+                self._give_up(ticket)
+                if isinstance(exc, TimeoutError):
+                    raise TimeoutError(f"{self.name} did not come back in time") from None
+                raise
+            if has_place and ticket.way is _Way.QUEUE:
+                break
+        with self._taken_by(ticket) as turn:
+            if ticket.delay:
+                await asyncio.sleep(ticket.delay)
+            yield turn
 
     @contextmanager
-    def _passing(self) -> Iterator[None]:
+    def _taken_by(self, ticket: _Ticket) -> Iterator[Turn]:
+        is_probe = ticket.way is _Way.PROBE
+        turn = Turn(partial(self._leave_probe, ticket.answer) if is_probe else self._leave_place, is_probe=is_probe)
         try:
-            yield
-        except Exception as exc:
-            if classify(exc).transient:
-                self.report_loss()
-            raise
-
-    @contextmanager
-    def _probing(self, probe: Future[bool]) -> Iterator[None]:
-        try:
-            yield
+            yield turn
         except BaseException as exc:
             # A failure that is not the endpoint's (a wrong statement, a wrong password) shows that somebody answered.
-            self._leave(probe, failure=_rule(exc))
+            failure = _rule(exc)
+            if failure is not None and (turn.over or not is_probe) and isinstance(exc, Exception):
+                self.report_loss()
+            turn.leave(failure)
             raise
-        self._leave(probe, failure=None)
+        turn.leave(None)
+
+
+_WAITING: Final = (_Way.WAIT, _Way.QUEUE)
 
 
 def _rule(exc: BaseException) -> str | None:

@@ -50,6 +50,8 @@ _SESSION_STATE = re.compile(
     r"|\b(?:set_config|pg_(?:try_)?advisory_lock\w*)\s*\(|\bINTO\s+TEMP",
     re.IGNORECASE | re.DOTALL,
 )
+# A setting and nothing else: Django sends this one with every new connection.
+_LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s[^()]*)\s*", re.IGNORECASE)
 # The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, so they have a loop of their own.
 _OPAQUE = re.compile(
     r"""(?:\b[eE])'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$|--[^\n]*|/\*""",
@@ -99,6 +101,9 @@ class Statement:
     primary_only: bool = False
     """A replica would do it, and it would mean nothing there (advisory locks), or let a write through (READ WRITE)."""
 
+    repeatable: bool = False
+    """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
+
     @property
     def single(self) -> bool:
         """Exactly one statement, and not one of transaction control: the only kind that may ever be sent again."""
@@ -140,6 +145,7 @@ def _analyse(text: str) -> Statement:
         reads=reads,
         bare=any(_BARE.match(part.lstrip()) for part in statements),
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements),
+        repeatable=len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None,
         primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
     )
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import count as counting
 
 import psycopg
@@ -156,3 +157,23 @@ def test_fork_while_a_thread_holds_a_gate(ps_lab: Lab) -> None:
                 finally:
                     os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_slow_statement_holds_up_nobody(ps_lab: Lab) -> None:
+    """All lost their connections; who probes with a statement that takes long keeps the others waiting for the login alone."""
+    link = Link(endpoint=ps_lab.topology.primary)
+    slow, quick = (Connection.open(link, autocommit=True) for _ in range(2))
+    running = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 78 AND NOT granted"
+
+    with closing(slow), closing(quick), psycopg.connect(ps_lab.primary.dsn()) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(78)")
+        ps_lab.edge.cut("primary")
+        # A write that is sent with BEGIN may be sent again: it is the opening of its transaction.
+        slow.autocommit = False
+        thread = threading.Thread(target=slow.execute, args=("SELECT pg_advisory_xact_lock_shared(78)",))
+        thread.start()
+        wait_until(lambda: ps_lab.sql(running) == [(1,)], "the slow statement")
+        assert quick.execute("SELECT 1").fetchone() == (1,)
+        assert thread.is_alive()
+        holder.commit()
+        thread.join(20)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from ps_core.errors import ConfigurationError
-from ps_core.retry import OutageGate, RetryPolicy
+from ps_core.retry import OutageGate, RetryPolicy, _Way
 
 pytestmark = pytest.mark.fast
 
@@ -97,19 +97,55 @@ def test_probes_are_spaced() -> None:
     now = [100.0]
     gate = OutageGate("primary", clock=lambda: now[0])
     gate.report_loss()
-    assert gate._enter() is not None  # the first probe goes at once
-    probe = gate._probe
-    assert probe is not None
-    gate._leave(probe, failure="connection_lost")
+    ticket = gate._enter()  # the first probe goes at once
+    assert ticket.delay == 0
+    gate._leave_probe(ticket.answer, "connection_lost")
     ticket = gate._enter()
-    assert ticket is not None
-    assert ticket[1:] == (True, pytest.approx(OutageGate.MIN_INTERVAL))
-    gate._leave(ticket[0], failure=None)
+    assert ticket.delay == pytest.approx(OutageGate.MIN_INTERVAL)
+    gate._leave_probe(ticket.answer, None)
     now[0] += 10
     gate.report_loss()
-    ticket = gate._enter()
-    assert ticket is not None
-    assert ticket[1:] == (True, 0.0)
+    assert gate._enter().delay == 0
+
+
+def test_comes_back_gradually() -> None:
+    """After a probe that succeeded a few log in at a time, more with each that succeeds; when nobody waits, as many as come."""
+    gate = OutageGate("primary")
+    gate.report_loss()
+    with gate.turn(1):
+        pass
+    first, second, *others = (gate._enter() for _ in range(40))
+    assert (first.way, second.way) == (_Way.GO, _Way.GO)
+    assert {ticket.way for ticket in others} == {_Way.QUEUE}
+    assert others[0].answer.cancel()  # one gives up
+    let_in = []
+    for _ in range(39):
+        gate._leave_place(None)
+        let_in.append(sum(ticket.answer.done() and not ticket.answer.cancelled() for ticket in others))
+    assert let_in[:4] == [2, 4, 6, 8]
+    assert let_in[-1] == len(others) - 1
+    assert max(done - out for out, done in enumerate(let_in, start=1)) + 2 <= OutageGate.MOST_PLACES + 1
+    tickets = [gate._enter() for _ in range(100)]
+    assert {ticket.way for ticket in tickets} == {_Way.GO}
+
+
+def test_place_is_not_lost() -> None:
+    """Who gives up in the moment in which a place is given leaves it to the next one; a new loss sends the queue to the probe."""
+    gate = OutageGate("primary")
+    gate.report_loss()
+    with gate.turn(1):
+        pass
+    tickets = [gate._enter() for _ in range(OutageGate.FIRST_PLACES)]
+    late, next_one = gate._enter(), gate._enter()
+    gate._leave_place("connection_lost")
+    assert late.answer.result(0) is True
+    gate._give_up(late)
+    assert next_one.answer.result(0) is True
+    last = gate._enter()
+    assert last.way is _Way.QUEUE
+    gate.report_loss()
+    assert last.answer.result(0) is False
+    assert tickets
 
 
 def test_waiter_gives_up() -> None:

@@ -97,6 +97,22 @@ def test_primary_only(text: str) -> None:
     assert analyse(text).primary_only is (text in FOR_PRIMARY)
 
 
+REPEATABLE = ["SELECT set_config('TimeZone', %s, false)", "set work_mem = '8MB'", "SET TIME ZONE 'UTC';", "reset all"]
+NOT_REPEATABLE = [
+    "select set_config('a.b', f(), false)",
+    "select set_config('a.b', 'c', false), transfer()",
+    "select set_config('a.b', c, false) from t",
+    "set a = 1; insert into t values (1)",
+    "settle",
+]
+
+
+@pytest.mark.parametrize("text", REPEATABLE + NOT_REPEATABLE)
+def test_repeatable(text: str) -> None:
+    """A lone setting may be made again; what may do anything else may not."""
+    assert analyse(text).repeatable is (text in REPEATABLE)
+
+
 @pytest.mark.parametrize("text", READS)
 def test_reads(text: str) -> None:
     """A plain read is one statement and known as a read."""

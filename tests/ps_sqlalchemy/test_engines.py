@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 import ps_sqlalchemy
 from ps_core import ConfigurationError, DeadlineExceeded, deadline
+from ps_core.connection import AsyncCursor, Cursor
 from ps_core.link import replicas_of
 from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session
@@ -317,3 +318,31 @@ def test_handle_error_is_for_failures_that_users_see(ps_lab: Lab) -> None:
             session.execute(text("SELECT nothing"))
         assert heard == ["UndefinedColumn"]
     ps_lab.sql("DROP FUNCTION sa_writes; DROP SEQUENCE sa_numbers")
+
+
+@pytest.mark.parametrize("asked", ["pg_catalog.version()", "current_schema()", "to_regtype"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_first_connection_is_lost(ps_lab: Lab, kind: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLAlchemy asks an engine's first connection is asked again where that is lost."""
+    lost = []
+
+    def losing(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
+        if not lost and asked in str(query):
+            lost.append(asked)
+            ps_lab.edge.cut("primary")
+        return gen(self, query, params, **options)
+
+    gen = Cursor._execute_gen
+    for cursor in (Cursor, AsyncCursor):
+        monkeypatch.setattr(cursor, "_execute_gen", losing)
+    if kind == "sync":
+        engine = ps_sqlalchemy.create_engine(ps_lab.url)
+        with Session(engine) as session:
+            assert session.scalar(text("SELECT 1")) == 1
+        engine.dispose()
+    else:
+        aengine = ps_sqlalchemy.create_async_engine(ps_lab.url)
+        async with ps_sqlalchemy.AsyncSession(aengine) as asession:
+            assert await asession.scalar(text("SELECT 1")) == 1
+        await aengine.dispose()
+    assert lost == [asked]
