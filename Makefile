@@ -1,8 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench demo stress test test-fast lint adversity test-suite-django test-suite-sqlalchemy test-applications test-browser
-.PHONY: example-django example-django-pairs
+.PHONY: bench compare demo docs lint scale soak stress test test-fast adversity test-suite-django test-suite-sqlalchemy
+.PHONY: test-applications test-browser example-django example-django-pairs
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -46,6 +46,24 @@ example-django-pairs: .venv/ready
 
 bench: .venv/ready
 	.venv/bin/python -m tests.benchmarks.bench
+
+# A thousand connections, a switchover and an outage; the cost of a read by concurrency: docs/generated/scale.md.
+scale: .venv/ready
+	.venv/bin/python -m tests.benchmarks.scale
+
+# The same application and faults on other packages: docs/comparison.md. ARGS="--quick", ARGS="--only sqlalchemy_ours django_ours"
+compare: .venv/ready
+	@.ci/setup venv .venv --group compare
+	.venv/bin/python -m tests.compare $(ARGS)
+
+# Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
+soak: .venv/ready
+	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build/soak
+
+# The pages, in build/docs.
+docs: .venv/ready
+	@.ci/setup venv .venv --group docs
+	.venv/bin/sphinx-build -n -W --keep-going docs build/docs
 
 # MINUTES=10 SEED=1
 stress: .venv/ready

@@ -120,7 +120,7 @@ class OutageGate:
 
     MIN_INTERVAL = 0.4
     """Seconds between two probes: an endpoint that is down sees at most 2.5 connection attempts a second from this process."""
-    FIRST_PLACES, MOST_PLACES = 2, 16
+    FIRST_PLACES, MOST_PLACES = 2, 8
     """Logins at the same time after an outage: at first, and at most as long as anybody waits. More would not be faster: they
     share one process's CPU."""
 

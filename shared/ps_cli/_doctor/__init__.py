@@ -1,0 +1,1 @@
+"""The parts of `ps-postgres doctor`: what to check (`setups`), look (`observe`), judge (`findings`), show (`show`)."""

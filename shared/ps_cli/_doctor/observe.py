@@ -1,0 +1,427 @@
+"""Looking: name, port, TLS, login, pooler and server of each path. All waiting is bounded; nothing on the server is changed."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import statistics
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import quote
+from uuid import uuid4
+
+import psycopg
+from psycopg import pq
+
+from ps_cli._doctor.findings import kind_of, public_address
+from ps_cli._doctor.seen import PathSeen, PoolerSeen, SessionSeen, TlsSeen
+from ps_core.failures import classify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from psycopg.pq.abc import PGresult
+
+    from ps_core.topology import Endpoint
+
+__all__ = ["observe"]
+
+STEP: Final = 2.0
+"""Seconds for one step: the name, the port, a handshake, a question."""
+LOGIN: Final = 3
+"""Seconds for a login; libpq counts whole ones."""
+LAG: Final = 2.0
+"""Seconds for a replica to replay what the primary has written."""
+_SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
+# What came as a startup option ("client") is ours, not the role's.
+_SESSION: Final = b"""
+SELECT pg_backend_pid(), pg_is_in_recovery(), current_user, current_setting('server_version_num'),
+    current_setting('transaction_read_only') = 'on', extract(epoch FROM clock_timestamp()),
+    current_schema(), has_schema_privilege(current_schema(), 'CREATE'),
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - coalesce(current_setting('reserved_connections', true)::int, 0),
+    (SELECT string_agg(name || '=' || CASE source WHEN 'client' THEN '0' ELSE reset_val END, ' ') FROM pg_settings
+        WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout'))
+"""
+
+
+def observe(endpoints: Sequence[Endpoint], *, addresses: Mapping[str, str] | None = None) -> list[PathSeen]:
+    """Return what was seen of each endpoint, asked in parallel.
+
+    `addresses` stand in for what the resolver would say of a host, as in curl's --resolve.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(len(endpoints), "ps-doctor") as pool:
+        looks = [_Look(endpoint, addresses or {}, stack) for endpoint in endpoints]
+        list(pool.map(_Look.follow, looks))
+        position = next((found for look in looks if (found := look.position()) is not None), None)
+        if position is not None:
+            list(pool.map(partial(_Look.measure_lag, position=position), looks))
+        return [look.seen for look in looks]
+
+
+class _Look:
+    """One path while it is being followed."""
+
+    def __init__(self, endpoint: Endpoint, addresses: Mapping[str, str], stack: ExitStack) -> None:
+        self.seen = PathSeen(endpoint=endpoint)
+        self._endpoint = endpoint
+        self._given = addresses
+        self._stack = stack
+        self._conn: psycopg.Connection[Any] | None = None
+        self._seconds: dict[str, float] = {}
+
+    def follow(self) -> None:
+        """Go as far as the path leads."""
+        with self._step("name"):
+            self._note(**self._resolve())
+        if self.seen.dns_error or public_address(self._endpoint.host, self.seen.addresses):
+            return
+        with self._step("port"):
+            address = self._reach()
+        if address is None:
+            return
+        if kind_of(address) != "socket":
+            with self._step("TLS"):
+                try:
+                    self._note(tls=_see_tls(address, self._endpoint, self._name_at(address)))
+                except TimeoutError:
+                    self._note(port_error="it accepts connections and does not answer")
+                    return
+        with self._step("login"):
+            try:
+                self._conn = self._stack.enter_context(closing(self._connect(address)))
+            except psycopg.Error as exc:
+                self._refused(exc)
+                return
+        with self._step("server"):
+            try:
+                self._note(session=self._ask_server(self._conn, partial(self._connect, address)))
+            except (psycopg.Error, TimeoutError) as exc:
+                self._conn = None
+                self._refused(exc)
+
+    def position(self) -> str | None:
+        """Return how far the primary has written, if this path leads to it."""
+        session = self.seen.session
+        if self._conn is None or session is None or session.in_recovery:
+            return None
+        with suppress(psycopg.Error, TimeoutError):
+            return _ask(self._conn, b"SELECT pg_current_wal_flush_lsn()")[0]
+        return None
+
+    def measure_lag(self, position: str) -> None:
+        """Wait until this replica has replayed `position`."""
+        session = self.seen.session
+        if self._conn is None or session is None or not session.in_recovery:
+            return
+        # A pooler may lead to another replica each time: four answers in a row have to be good.
+        query = f"SELECT greatest('{position}'::pg_lsn - pg_last_wal_replay_lsn(), 0)::bigint".encode()
+        began, behind, arrived = time.monotonic(), 0, 0
+        lag: float | None = None
+        with suppress(psycopg.Error, TimeoutError):
+            while time.monotonic() - began < LAG and arrived < 4:
+                rest = int(_ask(self._conn, query)[0] or 0)
+                behind = max(behind, rest)
+                arrived = 0 if rest else arrived + 1
+                if rest:
+                    time.sleep(0.02)
+            if arrived == 4:
+                lag = time.monotonic() - began if behind else 0.0
+            self._note(session=replace(session, lag=lag, behind=behind))
+
+    # --- steps ---
+
+    def _resolve(self) -> dict[str, Any]:
+        addresses: list[str] = []
+        params = dict(self._endpoint.params)
+        for host in params.get("hostaddr", self._endpoint.host).split(","):
+            if kind_of(host) != "name":
+                addresses.append(host)
+            elif host in self._given:
+                addresses.append(self._given[host])
+            else:
+                try:
+                    addresses += _addresses(host)
+                except OSError as exc:
+                    return {"dns_error": exc.strerror or f"no answer within {STEP:g} s"}
+        return {"addresses": tuple(dict.fromkeys(addresses))}
+
+    def _reach(self) -> str | None:
+        """Return the first address that answers, as libpq would take it."""
+        why: list[str] = []
+        for address in self.seen.addresses:
+            if not address:  # libpq's own folder of Unix sockets, which only it knows
+                return address
+            try:
+                with _open(address, self._endpoint.port, STEP / len(self.seen.addresses)):
+                    return address
+            except OSError as exc:
+                why.append(exc.strerror or "no answer")
+        self._note(port_error=", ".join(dict.fromkeys(why)))
+        return None
+
+    def _connect(self, address: str, **options: Any) -> psycopg.Connection[Any]:
+        params = {**self._endpoint.conninfo(), "connect_timeout": LOGIN, **options}
+        if kind_of(address) != "socket":
+            params |= {"host": self._name_at(address), "hostaddr": address}
+        elif address:
+            params["host"] = address
+        return psycopg.connect(**params, autocommit=True, prepare_threshold=None)
+
+    def _name_at(self, address: str) -> str:
+        """Return the one host name for libpq to check: with several hosts, the one that has this address."""
+        hosts = self._endpoint.host.split(",")
+        if len(hosts) > 1 and len(hosts) == len(self.seen.addresses):
+            return hosts[self.seen.addresses.index(address)]
+        return hosts[0]
+
+    def _ask_server(self, conn: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]]) -> SessionSeen:
+        before = time.time()
+        pid, standby, role, version, read_only, clock, schema, may_create, room, limits = _ask(conn, _SESSION)
+        after = time.time()
+        behind_pooler = int(pid or 0) != conn.info.backend_pid
+        trips = []
+        for _ in range(5):
+            began = time.perf_counter()
+            _ask(conn, b"SELECT 1")
+            trips.append(time.perf_counter() - began)
+        return SessionSeen(
+            version=int(version or 0),
+            role=role or "",
+            in_recovery=standby == "t",
+            read_only=read_only == "t",
+            behind_pooler=behind_pooler,
+            pooler=_see_pooler(conn, connect) if behind_pooler and self._endpoint.pooled else None,
+            timeouts={name: int(value) for name, _, value in (pair.partition("=") for pair in (limits or "").split())},
+            schema=schema,
+            may_create=may_create == "t",
+            max_connections=int(room or 0),
+            round_trip=statistics.median(trips),
+            clock_ahead=float(clock or 0) - (before + after) / 2,
+        )
+
+    # --- notes ---
+
+    def _note(self, **what: Any) -> None:
+        self.seen = replace(self.seen, **what)
+
+    def _refused(self, exc: Exception) -> None:
+        rule = "no_answer" if isinstance(exc, TimeoutError) else classify(exc).rule
+        self._note(refusal=_masked(str(exc), self._endpoint.password), refusal_rule=rule)
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = time.perf_counter() - began
+            self._note(seconds=dict(self._seconds))
+
+
+def _masked(text: str, password: str) -> str:
+    for secret in filter(None, (password, quote(password, safe=""), quote(password))):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _addresses(host: str) -> list[str]:
+    """Return what the resolver says.
+
+    Raises:
+        OSError: the name has no address, or there was no answer within a step's time.
+    """
+    answer: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result([str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)])
+        except OSError as exc:
+            answer.set_exception(exc)
+        except UnicodeError:  # a label that is empty or too long
+            answer.set_exception(OSError(0, "this is no host name"))
+
+    # A resolver cannot be stopped: its thread is left to itself, and must not keep the process.
+    threading.Thread(target=ask, name="ps-doctor-resolver", daemon=True).start()
+    return answer.result(STEP)
+
+
+def _open(address: str, port: int, seconds: float) -> socket.socket:
+    """Connect to a port, or to the Unix socket in a folder.
+
+    Raises:
+        OSError: nothing answers.
+    """
+    if kind_of(address) != "socket":
+        return socket.create_connection((address, port), seconds)
+    path = f"{address}/.s.PGSQL.{port}"
+    raw = socket.socket(socket.AF_UNIX)
+    try:
+        raw.settimeout(seconds)
+        raw.connect("\0" + path[1:] if path.startswith("@") else path)
+    except OSError:
+        raw.close()
+        raise
+    return raw
+
+
+# --- TLS ---
+
+
+def _see_tls(address: str, endpoint: Endpoint, name: str) -> TlsSeen:
+    """Shake hands as verify-full would.
+
+    Raises:
+        TimeoutError: there was no answer.
+    """
+    params = dict(endpoint.params)
+    shake = partial(_shake_hands, address, endpoint.port, name)
+    fault: Literal["", "chain", "name", "date", "handshake"] = ""
+    reason = ""
+    try:
+        try:
+            protocol = shake(_trusting(params.get("sslrootcert", "")))
+        except ssl.SSLCertVerificationError as exc:
+            fault, reason = _FAULTS.get(exc.verify_code, "chain"), exc.verify_message
+            protocol = shake(_trusting(None))
+    except TimeoutError:
+        raise
+    except OSError as exc:  # ssl.SSLError is one
+        return TlsSeen(offered=True, fault="handshake", reason=getattr(exc, "reason", None) or exc.strerror or "no answer")
+    if protocol is None:
+        return TlsSeen(offered=False)
+    direct = False
+    with suppress(OSError):
+        direct = shake(_trusting(None), direct=True) is not None
+    return TlsSeen(offered=True, protocol=protocol, fault=fault, reason=reason, direct=direct)
+
+
+# OpenSSL's X509_V_ERR_*: name, address; not yet valid, expired.
+_FAULTS: Final[dict[int, Literal["name", "date"]]] = {62: "name", 64: "name", 9: "date", 10: "date"}
+
+
+def _trusting(roots: str | None) -> ssl.SSLContext:
+    """Return a context that trusts a file of roots, the system's ("system", or none at all), or anybody (None)."""
+    if roots is None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context = ssl.create_default_context(cafile=roots if Path(roots).is_file() else None)
+    context.set_alpn_protocols(["postgresql"])
+    return context
+
+
+def _shake_hands(address: str, port: int, name: str, context: ssl.SSLContext, *, direct: bool = False) -> str | None:
+    """Return the protocol's version; None where the server does not do that.
+
+    Raises:
+        OSError: the handshake failed.
+    """
+    with _open(address, port, STEP) as raw:
+        if not direct:
+            raw.sendall(_SSL_REQUEST)
+            if raw.recv(1) != b"S":
+                return None
+        with context.wrap_socket(raw, server_hostname=name or address) as tls:
+            return tls.version() if not direct or tls.selected_alpn_protocol() == "postgresql" else None
+
+
+# --- pooler ---
+
+
+def _see_pooler(first: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]]) -> PoolerSeen:
+    options: Literal["refused", "dropped", "passed"] | None = None
+    try:
+        with closing(connect(options="-c statement_timeout=61234")) as conn:
+            options = "passed" if _ask(conn, b"SHOW statement_timeout")[0] == "61234ms" else "dropped"
+    except TimeoutError:
+        return PoolerSeen()
+    except psycopg.Error as exc:
+        options = "refused" if classify(exc).rule == "startup_parameter" else None
+    try:
+        with closing(connect()) as second:
+            # Five times: another client may come in between.
+            shares = any(_backend(first) == _backend(second) for _ in range(5))
+            if not shares and _is_replica(first):
+                # One of several servers, a different one each time.
+                return PoolerSeen(options=options)
+            return PoolerSeen(shares=shares, prepares=_sees_prepared(first, second) if shares else None, options=options)
+    except (psycopg.Error, TimeoutError):
+        return PoolerSeen(options=options)
+
+
+def _is_replica(conn: psycopg.Connection[Any]) -> bool:
+    return _ask(conn, b"SELECT pg_is_in_recovery()")[0] == "t"
+
+
+def _backend(conn: psycopg.Connection[Any]) -> str | None:
+    return _ask(conn, b"SELECT pg_backend_pid()")[0]
+
+
+def _sees_prepared(first: psycopg.Connection[Any], second: psycopg.Connection[Any]) -> bool | None:
+    """Prepare a statement of one name as two clients: on one server connection, only a pooler that renames lets them."""
+    name = f"ps_doctor_{uuid4().hex}".encode()
+    for _ in range(5):
+        made = [_prepare(conn, name) for conn in (first, second)]
+        pids = [_backend(conn) for conn in (first, second)]
+        if made == [True, True] and pids[0] == pids[1]:
+            return True
+        for conn in (first, second):
+            _forget(conn, name)
+        if made == [True, False]:
+            return False
+        name += b"_"
+    return None
+
+
+def _prepare(conn: psycopg.Connection[Any], name: bytes) -> bool:
+    conn.pgconn.send_prepare(name, b"SELECT 1")
+    return _result(conn).status == pq.ExecStatus.COMMAND_OK
+
+
+def _forget(conn: psycopg.Connection[Any], name: bytes) -> None:
+    """Remove the statement from the pooler's server connection, if it is there."""
+    with suppress(psycopg.Error):
+        _ask(conn, b"DEALLOCATE " + name)
+
+
+# --- asking ---
+
+
+def _ask(conn: psycopg.Connection[Any], query: bytes) -> tuple[str | None, ...]:
+    """Return the first row, as text. Not by psycopg's cursors, whose waiting has no limit.
+
+    Raises:
+        TimeoutError: there was no answer within a step's time.
+        psycopg.Error: there was an error.
+    """
+    conn.pgconn.send_query(query)
+    result = _result(conn)
+    if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+        raise psycopg.errors.error_from_result(result)
+    row = (result.get_value(0, column) for column in range(result.nfields)) if result.ntuples else ()
+    return tuple(None if value is None else value.decode() for value in row)
+
+
+def _result(conn: psycopg.Connection[Any]) -> PGresult:
+    """Return the last result; it waits no longer than a step may take."""
+    pgconn, until = conn.pgconn, time.monotonic() + STEP
+    last: PGresult | None = None
+    while True:
+        while pgconn.flush() or pgconn.is_busy():
+            if not select.select([pgconn.socket], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise TimeoutError(f"no answer within {STEP:g} s")
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            assert last is not None  # something was sent
+            return last
+        last = result

@@ -1,0 +1,119 @@
+"""What was seen of a connection set-up. Records only: `observe` fills them, `findings` judges them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ps_core.topology import Endpoint
+
+__all__ = ["Load", "PathSeen", "PoolerSeen", "SessionSeen", "Setup", "TlsSeen"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is to be checked."""
+
+    endpoints: tuple[Endpoint, ...]
+    fallback: float = 1.0
+    """As `Topology.replica_fallback`."""
+    pool_size: int | None = None
+    """Connections of one worker to one endpoint, at most; None: not known."""
+    signing_key: Literal["set", "empty", "insecure"] | None = None
+    """The key that signs tokens; None: nothing here signs any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the application may open, and the caps that a role cannot read from the server."""
+
+    workers: int
+    pool_size: int
+    max_client_conn: int
+    default_pool_size: int
+    given: frozenset[str] = frozenset()
+    """Which of the last two were given, and not assumed."""
+
+    @property
+    def clients(self) -> int:
+        """Connections to one endpoint, at most."""
+        return self.workers * self.pool_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSeen:
+    """What the port answered to TLS handshakes of our own, apart from libpq's."""
+
+    offered: bool
+    protocol: str = ""
+    """As in "TLSv1.3"."""
+    fault: Literal["", "chain", "name", "date", "handshake"] = ""
+    """What verify-full would refuse, by the roots that the endpoint names, or the system's; "handshake": there was none."""
+    reason: str = ""
+    """The TLS library's words for it."""
+    direct: bool = False
+    """Whether the server takes `sslnegotiation=direct`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolerSeen:
+    """How a pooler behaves; None: it could not be told."""
+
+    shares: bool | None = None
+    """Whether two clients were seen on one server connection, one after the other."""
+    prepares: bool | None = None
+    """Whether it follows prepared statements of the protocol."""
+    options: Literal["refused", "dropped", "passed"] | None = None
+    """What becomes of the startup parameter `options`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSeen:
+    """What the server said to a client that was let in."""
+
+    version: int
+    """As in 180004."""
+    role: str
+    in_recovery: bool
+    read_only: bool
+    """What a transaction is by default here."""
+    behind_pooler: bool
+    pooler: PoolerSeen | None = None
+    timeouts: Mapping[str, int] = field(default_factory=dict)
+    """The role's own, in milliseconds; 0 is off. What the server does not know is not in it."""
+    schema: str | None = None
+    may_create: bool = False
+    """In `schema`."""
+    max_connections: int = 0
+    """Those that are left to ordinary roles."""
+    round_trip: float = 0.0
+    """Seconds: the median of some."""
+    clock_ahead: float = 0.0
+    """Seconds that the server's clock is ahead of ours."""
+    lag: float | None = None
+    """Seconds that a replica took to replay what the primary had written; None: not asked, or not within `observe.LAG`."""
+    behind: int | None = None
+    """Bytes that it had not replayed when it was first asked; None: not asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSeen:
+    """One path, as far as it could be followed."""
+
+    endpoint: Endpoint
+    addresses: tuple[str, ...] = ()
+    """Of the host; a Unix socket's folder is its own."""
+    dns_error: str = ""
+    port_error: str = ""
+    tls: TlsSeen | None = None
+    """None: not tried."""
+    refusal: str | None = None
+    """Why there was no session, in the driver's words; None: there was one, or it was not tried."""
+    refusal_rule: str = ""
+    """`Failure.rule` of that."""
+    session: SessionSeen | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each step took, by its name."""

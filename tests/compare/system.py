@@ -1,0 +1,77 @@
+"""What is compared: an application of accounts and transfers, set up in the way of each system."""
+
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, Final, Literal, Protocol
+
+from ps_core import Timeouts, Topology
+
+ACCOUNTS: Final = 1000
+TABLES: Final = f"""
+DROP TABLE IF EXISTS compare_account, compare_transfer;
+CREATE TABLE compare_account (id int PRIMARY KEY, balance bigint NOT NULL);
+INSERT INTO compare_account SELECT id, 0 FROM generate_series(1, {ACCOUNTS}) AS id;
+-- Not unique: a transfer that was made twice has to show as two rows, not as an error.
+CREATE TABLE compare_transfer (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, reference bigint NOT NULL, source int, target int, amount int);
+CREATE INDEX ON compare_transfer (reference);
+"""
+
+Endpoint = Literal["primary", "replica"]
+
+SYSTEMS: Final = (
+    "sqlalchemy_stock",
+    "sqlalchemy_recipe",
+    "advanced_alchemy_routing",
+    "aws_wrapper",
+    "sqlalchemy_ours",
+    "sqlalchemy_ours_begin",
+    "django_stock",
+    "django_multidb",
+    "django_ours",
+)
+"""The modules in tests/compare/systems, in the order of the tables."""
+
+
+class System(Protocol):
+    """The application, in one system's way. Every thread is a user of its own, every call a request."""
+
+    def read(self, account: int) -> bool:
+        """Read a balance; return whether a replica answered."""
+
+    def read_own(self, reference: int) -> bool:
+        """Look for a transfer that this user made; return whether it was found."""
+
+    def transfer(self, reference: int, source: int, target: int, amount: int) -> None:
+        """Move money between two accounts, and note it, in one transaction."""
+
+
+class Module(Protocol):
+    """A file of tests/compare/systems."""
+
+    NAME: str
+    DISTRIBUTIONS: tuple[str, ...]
+    """What is installed for it; the versions are in the report."""
+    REMARK: str
+    """Where reads go, and what is sent again by whom."""
+
+    def make(self, url: str, clients: int) -> System:
+        """Set the system up for a database URL and so many threads."""
+
+
+def load(name: str) -> Module:
+    """Import a system's file."""
+    module: Any = import_module(f"tests.compare.systems.{name}")
+    return module  # type: ignore[no-any-return]
+
+
+def libpq(url: str, endpoint: Endpoint) -> dict[str, Any]:
+    """Return psycopg's parameters for a bouncer: keepalives and the time to connect are the same for every system.
+
+    No statement timeout: the bouncers refuse it as a start-up parameter, and a SET would be another client's a moment later.
+    psycopg prepares nothing, as its documentation says for PgBouncer before 1.22:
+    https://www.psycopg.org/psycopg3/docs/advanced/prepare.html#using-prepared-statements-with-pgbouncer
+    """
+    topology = Topology.from_url(url, bouncer="write-pool", replica_bouncer="read-pool")
+    chosen = topology.primary if endpoint == "primary" else topology.replicas[0]
+    return {**replace(chosen, timeouts=Timeouts()).conninfo(), "prepare_threshold": None}

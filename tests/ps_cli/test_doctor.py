@@ -1,0 +1,576 @@
+"""`ps-postgres doctor`: its judgement by tables, and its looking on real servers, whole and broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ps_cli._doctor.findings import RULES, chain, exit_status, finding, judge, kind_of, merge, said
+from ps_cli._doctor.seen import Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
+from ps_cli.main import main
+from ps_core.topology import Topology
+
+if TYPE_CHECKING:
+    from ps_core.topology import Endpoint
+    from ps_lab import Lab
+
+PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"
+URL = "postgresql://app.branch:pscale_pw_xyz@h.horizon.psdb.cloud/postgres"
+TOPOLOGY = Topology.from_url(URL, bouncer="write-pool", replica_bouncer="read-pool")
+TLS = TlsSeen(offered=True, protocol="TLSv1.3")
+TIMEOUTS = {"statement_timeout": 2000, "transaction_timeout": 3000, "idle_in_transaction_session_timeout": 30000}
+PRIMARY = SessionSeen(
+    version=180004,
+    role="app",
+    in_recovery=False,
+    read_only=False,
+    behind_pooler=True,
+    pooler=PoolerSeen(shares=True, prepares=True, options="refused"),
+    timeouts=TIMEOUTS,
+    schema="public",
+    may_create=True,
+    max_connections=97,
+)
+REPLICA = replace(PRIMARY, in_recovery=True, read_only=True, lag=0.0, behind=0)
+DIRECT = replace(PRIMARY, behind_pooler=False, pooler=None, timeouts={})
+LOAD = Load(workers=2, pool_size=10, max_client_conn=100, default_pool_size=20)
+
+
+def path(endpoint: Endpoint = TOPOLOGY.primary, session: SessionSeen | None = PRIMARY, **seen: Any) -> PathSeen:
+    """Return a path on which all is well, but for what is given."""
+    known: dict[str, Any] = {"addresses": ("192.0.2.1",), "tls": TLS, **seen}
+    return PathSeen(endpoint=endpoint, session=session, **known)
+
+
+def endpoint(url: str = URL, name: str = "primary", **params: str) -> Endpoint:
+    """Return the primary, or the direct endpoint, with other parameters of libpq's."""
+    found: Endpoint = getattr(Topology.from_url(url), name)
+    return replace(found, params=tuple((dict(found.params) | params).items()))
+
+
+def ids(*paths: PathSeen, setup: Setup | None = None, load: Load | None = None) -> list[str]:
+    """Return the ids of what is found."""
+    setup = setup or Setup(endpoints=tuple(path.endpoint for path in paths))
+    return [one.id for one in judge(setup, paths, load)]
+
+
+def refused(message: str, rule: str = "", **seen: Any) -> PathSeen:
+    """Return a path that ends at the login."""
+    return path(session=None, refusal=message, refusal_rule=rule, **seen)
+
+
+PRIVATE = replace(TOPOLOGY.primary, host="e.gcp-us-central1-1.private-pg.psdb.cloud")
+WEAK = endpoint(sslmode="require", sslrootcert="/ca.pem")
+PLAIN = endpoint("postgresql://app@db:6432/x?sslmode=disable")
+PREFER = endpoint("postgresql://app@db:6432/x")
+CA = endpoint(sslmode="verify-ca", sslrootcert="/ca.pem")
+BARE = Topology.from_url("postgresql://app@db/x?sslmode=verify-full&ps_pooled=false")
+CHAIN = replace(TLS, fault="chain")
+FAILED = 'connection failed: connection to server at "192.0.2.1", port 6432 failed: '
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (path(), []),
+        (path(TOPOLOGY.replicas[0], REPLICA), []),
+        (path(dns_error="Name or service not known", addresses=(), session=None), ["D010"]),
+        (path(PRIVATE, None, addresses=("10.0.0.7", "203.0.113.9")), ["D011"]),
+        (path(PRIVATE, addresses=("10.0.0.7",)), []),
+        (path(port_error="Connection refused", session=None), ["D012"]),
+        # TLS
+        (path(endpoint(), tls=TlsSeen(offered=False)), ["D020"]),
+        (path(PLAIN, tls=TlsSeen(offered=False)), ["D021"]),
+        (path(PLAIN), ["D021"]),
+        (path(PLAIN, addresses=("127.0.0.1",)), []),
+        (path(PREFER, tls=TlsSeen(offered=False), addresses=("::1",)), []),
+        (path(PREFER), ["D022"]),
+        (path(WEAK), ["D022"]),
+        (path(WEAK, tls=replace(TLS, fault="name")), ["D022"]),
+        (path(CA, tls=replace(TLS, fault="name")), ["D022"]),
+        (refused(FAILED + "SSL error: certificate verify failed", "client_tls_or_option", tls=CHAIN), ["D023"]),
+        (path(CA, tls=replace(TLS, fault="chain")), ["D023"]),
+        (path(tls=replace(TLS, fault="name")), ["D024"]),
+        (path(tls=replace(TLS, fault="date")), ["D025"]),
+        (path(tls=TlsSeen(offered=True, fault="handshake")), ["D026"]),
+        (path(PREFER, tls=TlsSeen(offered=True, fault="handshake")), []),
+        (path(endpoint(sslnegotiation="direct")), ["D027"]),
+        (path(endpoint(sslnegotiation="direct"), tls=replace(TLS, direct=True)), []),
+        (path(tls=replace(TLS, direct=True)), ["D028"]),
+        (refused(FAILED + 'root certificate file "/x" does not exist', "client_tls_or_option", tls=CHAIN), ["D029"]),
+        (refused(FAILED + "SSL error: certificate verify failed", "client_tls_or_option"), ["D029"]),
+        # login
+        (refused('FATAL:  password authentication failed for user "app"', "authentication"), ["D030"]),
+        (refused("FATAL:  SASL authentication failed", "authentication"), ["D030"]),
+        (refused("FATAL:  branch b does not exist", "edge_refused"), ["D031"]),
+        (refused("FATAL:  invalid user format: username must include branch (e.g., user.branch)", "edge_refused"), ["D031"]),
+        (refused("FATAL:  member wrong not found in branch b", "edge_refused"), ["D032"]),
+        (refused('FATAL:  database "x" does not exist', "authentication"), ["D033"]),
+        (refused("FATAL:  no such database: x", "authentication"), ["D033"]),
+        (refused("FATAL:  no primary available for branch b", "edge_no_member"), ["D034"]),
+        (refused("FATAL:  failed to connect to upstream", "edge_upstream"), ["D034"]),
+        (refused("no answer within 2 s", "no_answer"), ["D034"]),
+        (refused("FATAL:  no more connections allowed (max_client_conn)", "pooler_full"), ["D035"]),
+        (refused("FATAL:  sorry, too many clients already", "server_full"), ["D035"]),
+        (refused("FATAL:  SSL connection is required", "edge_refused"), ["D036"]),
+        (refused('no pg_hba.conf entry for host "::1", user "a", database "b", no encryption', "authentication"), ["D036"]),
+        (refused("FATAL:  unsupported startup parameter: options", "startup_parameter"), ["D037"]),
+        (refused("connection timeout expired", "connect_timeout"), ["D038"]),
+        (refused("FATAL:  the moon is full", "statement_error"), ["D039"]),
+        # pooled or direct
+        (path(session=replace(PRIMARY, behind_pooler=False, pooler=None)), ["D040"]),
+        (path(TOPOLOGY.direct, replace(DIRECT, behind_pooler=True, timeouts={})), ["D041", "D064"]),
+        (path(session=replace(PRIMARY, pooler=PoolerSeen(shares=False))), ["D042"]),
+        (path(session=replace(PRIMARY, pooler=PoolerSeen(prepares=False))), ["D043"]),
+        (path(session=replace(PRIMARY, pooler=PoolerSeen(options="dropped"))), ["D044"]),
+        (path(replace(TOPOLOGY.direct, pooled=True), replace(PRIMARY, timeouts={})), ["D045", "D064"]),
+        (path(replace(TOPOLOGY.direct, pooled=True), replace(DIRECT, timeouts=TIMEOUTS)), ["D040", "D063"]),
+        # primary or replica
+        (path(session=REPLICA), ["D050"]),
+        (path(TOPOLOGY.direct, replace(REPLICA, behind_pooler=False, timeouts={})), ["D050", "D064"]),
+        (path(TOPOLOGY.replicas[0]), ["D051"]),
+        (path(session=replace(PRIMARY, read_only=True)), ["D052"]),
+        (path(TOPOLOGY.replicas[0], replace(REPLICA, lag=0.9, behind=400)), []),
+        (path(TOPOLOGY.replicas[0], replace(REPLICA, lag=1.0, behind=400)), ["D053"]),
+        (path(TOPOLOGY.replicas[0], replace(REPLICA, lag=None, behind=400)), ["D053"]),
+        (path(TOPOLOGY.replicas[0], replace(REPLICA, lag=None, behind=None)), []),
+        # settings
+        (path(session=replace(PRIMARY, version=160009)), ["D060"]),
+        (path(session=replace(PRIMARY, version=170000)), []),
+        (path(replace(TOPOLOGY.primary, timeouts=TOPOLOGY.direct.timeouts), replace(PRIMARY, timeouts={})), ["D061", "D064"]),
+        (path(session=replace(PRIMARY, timeouts=TIMEOUTS | {"statement_timeout": 1999})), ["D062"]),
+        (path(TOPOLOGY.direct, replace(DIRECT, timeouts=TIMEOUTS)), ["D063"]),
+        (path(session=replace(PRIMARY, timeouts={"statement_timeout": 0})), ["D064"]),
+        (path(TOPOLOGY.direct, replace(DIRECT, may_create=False)), ["D065", "D064"]),
+        (path(TOPOLOGY.direct, replace(DIRECT, schema=None, may_create=False)), ["D066", "D064"]),
+        # far and late
+        (path(session=replace(PRIMARY, round_trip=0.0199)), []),
+        (path(session=replace(PRIMARY, round_trip=0.02)), ["D070"]),
+        (path(session=replace(PRIMARY, clock_ahead=-30.0)), []),
+        (path(session=replace(PRIMARY, clock_ahead=-31.0)), ["D071"]),
+        (path(session=replace(PRIMARY, clock_ahead=31.0)), ["D071"]),
+    ],
+)  # fmt: skip
+def test_path(seen: PathSeen, expected: list[str]) -> None:
+    """Each thing that may be wrong with a path has its finding, and what is right has none."""
+    assert ids(seen) == expected
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("load", "fallback", "expected"),
+    [
+        (LOAD, 1.0, []),
+        (replace(LOAD, workers=10), 0.0, ["D084"]),
+        (replace(LOAD, workers=10), 1.0, ["D081", "D084"]),
+        (replace(LOAD, workers=8), 0.25, ["D084"]),
+        (replace(LOAD, workers=11), 1.0, ["D080"]),
+        (replace(LOAD, workers=11, max_client_conn=300), 1.0, ["D084"]),
+        (replace(LOAD, default_pool_size=96), 1.0, []),
+        (replace(LOAD, default_pool_size=97), 1.0, ["D083"]),
+    ],
+)
+def test_caps(load: Load, fallback: float, expected: list[str]) -> None:
+    """The number of clients is held against the pooler's caps and the server's, with replicas and while they are away."""
+    paths = [path(), path(TOPOLOGY.replicas[0], REPLICA), path(TOPOLOGY.direct, DIRECT)]
+    setup = Setup(endpoints=tuple(one.endpoint for one in paths), fallback=fallback)
+    assert ids(*paths, setup=setup, load=load) == expected
+
+
+@pytest.mark.fast
+def test_caps_without_pooler() -> None:
+    """Without a pooler, the server's own cap counts."""
+    seen = path(BARE.primary, replace(DIRECT, timeouts=TIMEOUTS))
+    assert ids(seen, load=replace(LOAD, workers=9)) == []
+    assert ids(seen, load=replace(LOAD, workers=10)) == ["D082"]
+    assert [cap.name for cap in chain(LOAD, [seen])] == ["workers x pool size", "max_connections"]
+
+
+@pytest.mark.fast
+def test_chain() -> None:
+    """The chain of caps says of each where it comes from."""
+    caps = chain(replace(LOAD, given=frozenset({"default_pool_size"})), [path()])
+    assert [(cap.name, cap.value, cap.source) for cap in caps] == [
+        ("workers x pool size", 20, "given"),
+        ("max_client_conn", 100, "assumed"),
+        ("default_pool_size", 20, "given"),
+        ("max_connections", 97, "read"),
+    ]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("key", "expected"), [(None, []), ("set", []), ("empty", ["D090"]), ("insecure", ["D091"])])
+def test_signing_key(key: Any, expected: list[str]) -> None:
+    """The key that signs tokens is asked for where there is one."""
+    assert ids(path(), setup=Setup(endpoints=(), signing_key=key)) == expected
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("", "socket"),
+        ("/var/run/postgresql", "socket"),
+        ("@abstract", "socket"),
+        ("localhost", "name"),
+        ("10.1.2.3.example", "name"),
+        ("127.9.9.9", "loopback"),
+        ("::1", "loopback"),
+        ("10.255.0.1", "private"),
+        ("172.31.255.255", "private"),
+        ("172.32.0.0", "public"),
+        ("192.168.0.1", "private"),
+        ("100.64.0.1", "private"),
+        ("fd00::1", "private"),
+        ("::ffff:10.0.0.1", "private"),
+        ("::ffff:8.8.8.8", "public"),
+        ("203.0.113.7", "public"),
+        ("2001:4860::1", "public"),
+    ],
+)
+def test_kind_of_address(address: str, kind: str) -> None:
+    """Private means what clouds give to private endpoints, and nothing else that is reserved."""
+    assert kind_of(address) == kind
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (FAILED + "FATAL:  SASL authentication failed\nmore", "SASL authentication failed"),
+        (FAILED + 'root certificate file "/x" does not exist\nEither', 'root certificate file "/x" does not exist'),
+        ("connection timeout expired", "connection timeout expired"),
+        ("", ""),
+    ],
+)
+def test_said(message: str, words: str) -> None:
+    """Of a driver's message, what the server or libpq said is shown."""
+    assert said(message) == words
+
+
+@pytest.mark.fast
+def test_same_on_several_paths() -> None:
+    """What is the same on several paths is said once; the gravest comes first, and decides over the exit status."""
+    found = [finding("D028", "primary"), finding("D042", "primary"), finding("D028", "direct")]
+    assert [(one.id, one.paths) for one in merge(found)] == [("D042", ("primary",)), ("D028", ("primary", "direct"))]
+    assert [exit_status(found[:number]) for number in range(3)] == [0, 0, 1]
+    assert exit_status([*found, finding("D052", "primary")]) == 2
+
+
+@pytest.mark.fast
+def test_documented() -> None:
+    """Each finding has its section in the page, with its severity and a cause and a cure, and no other has one."""
+    section = re.compile(r"^## (D\d{3})\n\n(\w+)\.\n\n\*\*Cause\.\*\* .+?\n\n\*\*Cure\.\*\* ", re.MULTILINE | re.DOTALL)
+    sections = section.findall(PAGE.read_text())
+    assert [(number, severity.lower()) for number, severity in sections] == [
+        (number, rule.severity) for number, rule in RULES.items()
+    ]
+    assert len(re.findall(r"^## D", PAGE.read_text(), re.MULTILINE)) == len(RULES)
+
+
+# --- on real servers ---
+
+
+@pytest.fixture
+def doctor(capfd: pytest.CaptureFixture[str], ps_lab: Lab) -> Any:
+    """Return a function that runs the command, and returns its status and its findings' ids by path."""
+
+    def run(*arguments: str, **changes: str) -> tuple[int, dict[str, list[str]]]:
+        status = main(["doctor", *arguments, "--json"])
+        printed, errors = capfd.readouterr()
+        assert errors == ""
+        for password in ps_lab._passwords.values():
+            assert password not in printed
+        answer = json.loads(printed)
+        assert answer["status"] == status
+        return status, {one["id"]: one["paths"] for one in answer["findings"]}
+
+    return run
+
+
+@pytest.fixture
+def url(ps_lab: Lab) -> str:
+    """Return the lab's URL with both bouncers."""
+    return f"{ps_lab.url}&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
+
+
+@pytest.fixture
+def usual(ps_lab: Lab) -> dict[str, list[str]]:
+    """Return what is found on a healthy lab: notes, which depend on the release of PgBouncer."""
+    prepares = ps_lab.bouncers["write-pool"].version >= (1, 21)
+    return {"D028": ["primary", "replica", "direct"], **({} if prepares else {"D043": ["primary"]}), "D064": []}
+
+
+def test_healthy(doctor: Any, url: str, usual: dict[str, list[str]], ps_lab: Lab) -> None:
+    """On a healthy lab there are notes, and the exit status is 0. Nothing is left behind on the pooler's server connections."""
+    assert doctor(url) == (0, usual)
+    with ps_lab.bouncers["write-pool"].connect("app", "postgres") as conn:
+        assert conn.execute("SELECT name FROM pg_prepared_statements WHERE name LIKE 'ps_doctor%'").fetchall() == []
+
+
+def test_direct_replica(doctor: Any, ps_lab: Lab, usual: dict[str, list[str]]) -> None:
+    """A replica without a pooler is a healthy path, too."""
+    assert doctor(f"{ps_lab.url}&ps_bouncer=write-pool&ps_direct_replica=true") == (0, usual)
+
+
+def test_other_role(doctor: Any, url: str, usual: dict[str, list[str]], ps_lab: Lab) -> None:
+    """A role's own timeouts are read, and so is that it may not create tables."""
+    own = ps_lab.create_role("doctored").replace("app.", "doctored.")
+    ps_lab.sql("ALTER ROLE doctored SET statement_timeout = '1s'")
+    ps_lab.sql("REVOKE CREATE ON SCHEMA public FROM doctored")
+    try:
+        status, found = doctor(f"{own}&ps_bouncer=write-pool")
+    finally:
+        ps_lab.sql("ALTER ROLE doctored RESET ALL")
+        ps_lab.drop_role("doctored")
+    expected = {"D062": ["primary"], "D063": ["direct"], "D065": ["direct"], "D028": ["primary", "direct"]}
+    assert (status, found) == (1, expected | {name: usual[name] for name in usual if name == "D043"})
+
+
+def test_wrong_suffix(doctor: Any, ps_lab: Lab) -> None:
+    """A bouncer that there is not is found on its path alone."""
+    status, found = doctor(ps_lab.url, "--bouncer", "wrong")
+    assert (status, found["D032"]) == (2, ["primary"])
+    assert found["D028"] == ["direct"]
+
+
+def test_weak_tls(doctor: Any, url: str, usual: dict[str, list[str]]) -> None:
+    """TLS that checks no certificate is a warning, on loopback, too: the other end may be a tunnel's."""
+    found = {"D022": ["primary", "replica", "direct"], **usual}
+    assert doctor(url.replace("sslmode=verify-full", "sslmode=require")) == (1, found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("sslmode=verify-full", "sslmode=disable", "D036"),
+        (r"sslrootcert=[^&]*", "sslrootcert=system", "D023"),
+        (r"sslrootcert=[^&]*", "sslrootcert=/nowhere/ca.pem", "D029"),
+        (r"pscale_pw_", "pscale_pw_x", "D030"),
+        (r"app\.", "app", "D031"),
+        (r"/postgres\?", "/elsewhere?", "D033"),
+    ],
+)
+def test_refused(doctor: Any, url: str, old: str, new: str, expected: str) -> None:
+    """What each path refuses alike is one finding, and the only one."""
+    assert doctor(re.sub(old, new, url)) == (2, {expected: ["primary", "replica", "direct"]})
+
+
+def test_name_of_certificate(doctor: Any, url: str) -> None:
+    """A certificate for another name is told from one of an unknown authority."""
+    elsewhere = url.replace("@localhost", "@db.test")
+    assert doctor(elsewhere, "--resolve", "db.test=127.0.0.1") == (2, {"D024": ["primary", "replica", "direct"]})
+
+
+def test_bouncer_down(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """A bouncer that is down is found on its path; the others are looked at all the same."""
+    ps_lab.bouncers["write-pool"].stop()
+    try:
+        status, found = doctor(url)
+    finally:
+        ps_lab.restart_bouncer("write-pool")
+    assert (status, found) == (2, {"D034": ["primary"], "D028": ["replica", "direct"], "D064": []})
+
+
+def test_paused(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """A pooler that lets clients in and does not serve them is found, too, and does not hold the command up."""
+    ps_lab.pause()
+    try:
+        status, found = doctor(url)
+    finally:
+        ps_lab.resume()
+    assert (status, found["D034"]) == (2, ["primary"])
+
+
+def test_silent(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """Of an edge that is silent, no step waits for ever."""
+    with ps_lab.edge.hang():
+        assert doctor(url) == (2, {"D038": ["primary", "replica", "direct"]})
+
+
+def test_port_of_something_else(doctor: Any) -> None:
+    """A port that takes connections and is silent is told from one that refuses them, and not waited for for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        assert doctor(f"postgresql://app:secret@127.0.0.1:{port}/x") == (2, {"D012": ["primary", "direct"]})
+
+
+def test_demoted_primary(doctor: Any, ps_lab: Lab) -> None:
+    """A path to the primary that leads to a standby is an error."""
+    status, found = doctor(ps_lab.url, "--bouncer", "read-pool")
+    assert (status, found["D050"]) == (2, ["primary"])
+
+
+def test_replica_that_is_none(doctor: Any, ps_lab: Lab) -> None:
+    """A path to a replica that leads to the primary is a warning."""
+    status, found = doctor(ps_lab.url, "--replica-bouncer", "write-pool")
+    assert (status, found["D051"]) == (1, ["replica"])
+
+
+def test_direct_that_is_pooled(doctor: Any, ps_lab: Lab) -> None:
+    """A pooled port under the name of a direct one is found by the pooler's process number, or by its refusal of options."""
+    pooled = ps_lab.edge.ports["pooled"]
+    base = re.sub(r"&ps_.*", "", ps_lab.url).replace(f":{ps_lab.edge.ports['direct']}/", f":{pooled}/")
+    status, found = doctor(f"{base}&ps_pooled=false")
+    assert status == 2
+    assert found.keys() & {"D037", "D041"}
+
+
+def test_replica_lag(doctor: Any, url: str, usual: dict[str, list[str]], ps_lab: Lab) -> None:
+    """A replica that has not replayed what the primary has written is a warning."""
+    ps_lab.set_replay_delay(30)
+    try:
+        ps_lab.sql("CREATE TABLE doctored ()")
+        found = doctor(url)
+        ps_lab.sql("DROP TABLE doctored")
+    finally:
+        ps_lab.set_replay_delay(0)
+    assert found == (1, {"D053": ["replica"], **usual})
+
+
+@pytest.mark.parametrize("host", ["x.private-pg.psdb.cloud", "main.gcp-us-central1-1.private-pg.psdb.cloud"])
+def test_private_host(doctor: Any, host: str) -> None:
+    """A private name with a public address ends there: nothing is sent."""
+    found = doctor(f"postgresql://app.branch:secret@{host}/", "--resolve", f"{host}=203.0.113.7")
+    assert found == (2, {"D011": ["primary", "direct"]})
+
+
+def test_no_such_host(doctor: Any) -> None:
+    """A name that the resolver refuses, without asking any network, is an error of the name."""
+    assert doctor("postgresql://app.branch:secret@a..b/") == (2, {"D010": ["primary", "direct"]})
+
+
+def test_too_many(doctor: Any, url: str, usual: dict[str, list[str]]) -> None:
+    """A pool that is larger than the cap is an error; a cap that was raised is none."""
+    sizes = ("--workers", "20", "--pool-size", "15")
+    assert doctor(url, *sizes) == (2, {"D080": ["primary", "replica"], **usual})
+    raised = doctor(url, *sizes, "--max-client-conn", "600")
+    assert raised == (0, usual | {"D084": ["primary", "replica"]})
+
+
+def test_environment(doctor: Any, url: str, usual: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--env` reads PS_URL and the settings beside it."""
+    monkeypatch.setenv("PS_URL", url)
+    assert doctor("--env") == (0, usual)
+
+
+def run_in(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, where the application's modules are."""
+    return subprocess.run(
+        [sys.executable, "-m", "ps_cli", "doctor", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+SETTINGS = """
+import os
+from ps_django import databases
+DATABASES = databases(os.environ["LAB"])
+MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "expected"), [("", 2, ["D090"]), ("django-insecure-1", 1, ["D091"]), ("x" * 50, 0, [])]
+)
+def test_django(key: str, status: int, expected: list[str], tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
+    """`--django` takes DATABASES, and looks for the key that signs tokens."""
+    (tmp_path / "conf.py").write_text(f"{SETTINGS}\nSECRET_KEY = {key!r}\n")
+    done = run_in(tmp_path, "--django", "conf", "--json", LAB=url)
+    answer = json.loads(done.stdout)
+    assert [one["name"] for one in answer["paths"]] == ["default", "replica", "direct"]
+    assert ([one["id"] for one in answer["findings"]], done.returncode) == ([*expected, *usual], status)
+
+
+def test_engine(tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
+    """`--engine` takes a SQLAlchemy engine, the size of its pool included."""
+    code = 'import os\nfrom ps_sqlalchemy import create_engine\nengine = create_engine(os.environ["LAB"], pool_size=9)\n'
+    (tmp_path / "db.py").write_text(code)
+    done = run_in(tmp_path, "--engine", "db:engine", "--json", "--workers", "2", LAB=url)
+    answer = json.loads(done.stdout)
+    assert answer["caps"][0][0]["value"] == 2 * (9 + 10)
+    assert ([one["id"] for one in answer["findings"]], done.returncode) == ([*usual, "D084"], 0)
+
+
+def test_stock_engine(tmp_path: Path, url: str) -> None:
+    """Of an engine that is not of this project's, the URL is taken."""
+    code = 'import os\nfrom sqlalchemy import create_engine\nengine = create_engine(os.environ["LAB"])\n'
+    (tmp_path / "db.py").write_text(code)
+    done = run_in(tmp_path, "--engine", "db", "--json", LAB=url.replace("postgresql:", "postgresql+psycopg:"))
+    assert [one["name"] for one in json.loads(done.stdout)["paths"]] == ["primary", "replica", "direct"]
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--django", "--engine"])
+def test_application_that_fails(option: str, tmp_path: Path) -> None:
+    """What an application raises is said by its place only: its text may hold a password."""
+    (tmp_path / "conf.py").write_text("\nraise ValueError('postgresql://app:secret@host/')\n")
+    done = run_in(tmp_path, option, "conf")
+    assert done.returncode == 2
+    assert "D002" in done.stdout
+    assert "ValueError in " in done.stdout
+    assert "secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["postgresql://app:secret@h@h/"],
+        ["postgresql://app:secret@h:secret/"],
+        ["postgresql://app:secret@h/?secret=secret&x=@"],
+        ["postgresql://app:sec ret@h:x/"],
+        ["mysql://app:secret@h/"],
+        ["host=h password=secret port=secret"],
+        ["host=h password='secret"],
+        ["app:secret@h"],
+        ["postgresql://app:secret@h/", "postgresql://app:secret@h/"],
+        ["postgresql://app:secret@h/", "--unknown=postgresql://app:secret@h/"],
+        ["--json=postgresql://app:secret@h/"],
+        ["--workers", "postgresql://app:secret@h/", "postgresql://app:secret@h/"],
+        ["postgresql://app:secret@h/", "--resolve", "postgresql://app:secret@h/"],
+        ["postgresql://app:secret@h/", "--direct-url", "postgresql://app:secret@h:x/"],
+        ["--env", "postgresql://app:secret@h/"],
+        ["postgresql://app.b:secret@a..b/?ps_direct_url=postgresql://app.b:secret@a..b/"],
+    ],
+)
+def test_no_password(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever cannot be read or reached, no password is printed."""
+    try:
+        status = main(["doctor", *arguments])
+    except SystemExit as exc:
+        status = int(str(exc.code))
+    printed, errors = capfd.readouterr()
+    assert status == 2
+    assert "secret" not in printed + errors
+    assert printed + errors
+
+
+def test_for_people(url: str, ps_lab: Lab, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """To people each path is shown with its steps, then the findings; the same goes into a picture."""
+    assert main(["doctor", url, "--workers", "20", "--pool-size", "15", "--svg", str(tmp_path / "x.svg")]) == 2
+    printed, _ = capfd.readouterr()
+    assert re.search(rf"^primary  app\.{ps_lab.branch}\|write-pool@localhost:\d+/postgres$", printed, re.MULTILINE)
+    assert re.search(r"server PostgreSQL \d+\.\d+, replica, read-only, through a pooler", printed)
+    assert "ours: statement 2 s, transaction 3 s, idle in transaction 30 s; the role's: none" in printed
+    assert "error D080  primary, replica\n" in printed
+    assert "docs/doctor.md#d080" in printed
+    assert "300 (given) -> max_client_conn 100 (assumed)" in printed
+    picture = (tmp_path / "x.svg").read_text()
+    assert "D080" in picture
+    for text in (printed, picture):
+        assert not [password for password in ps_lab._passwords.values() if password in text]
