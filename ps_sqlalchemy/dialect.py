@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ps_core.connection import AsyncConnection, Connection
-from ps_core.failures import FOR_PRIMARY, classify
+from ps_core.failures import Kind, classify
 from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
     from ps_core.replicas import Replicas
 
-__all__ = ["PSDialect", "PSDialectAsync", "falling_back"]
+__all__ = ["PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
 
 _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid = pg_catalog.to_regtype(%s)"
 
-_falls_back: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_falls_back", default=False)
+PRIMARY: Final = "primary"
+"""A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
+_falls_back: Final[ContextVar[tuple[Kind, ...]]] = ContextVar("ps_sqlalchemy_falls_back", default=())
 _refused: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_refused", default=False)
 
 
 @contextmanager
-def falling_back() -> Iterator[None]:
-    """Within the block, a refusal of the `FOR_PRIMARY` kinds is handled: `handle_error` is for failures that users see."""
-    outer, quiet = _falls_back.set(True), _refused.set(False)
+def falling_back(kinds: tuple[Kind, ...]) -> Iterator[None]:
+    """Within the block, a refusal of these kinds is handled: `handle_error` is for failures that users see."""
+    outer, quiet = _falls_back.set(kinds), _refused.set(False)
     try:
         yield
     finally:
@@ -97,11 +99,9 @@ class PSDialect(PGDialect_psycopg):
 
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
-        if self.ps_replicas is None:
-            super().set_readonly(connection, value)  # type: ignore[no-untyped-call]
-        else:
-            self._ps_go_to(connection, self.ps_replicas if value else None)
-            super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
+        if self.ps_replicas is not None:
+            self._ps_go_to(connection, self.ps_replicas if value and value != PRIMARY else None)
+        super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
         connection.go_to(replicas)
@@ -127,7 +127,7 @@ class PSDialect(PGDialect_psycopg):
         try:
             cursor.execute(statement, parameters)
         except self.loaded_dbapi.Error as exc:
-            if _falls_back.get() and classify(exc).kind in FOR_PRIMARY:
+            if (kinds := _falls_back.get()) and classify(exc).kind in kinds:
                 _refused.set(True)
             raise
 

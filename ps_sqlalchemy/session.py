@@ -18,11 +18,11 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback, emit_route
-from ps_core.failures import FOR_PRIMARY, classify
+from ps_core.failures import FOR_PRIMARY, Kind, classify
 from ps_core.replicas import shares
 from ps_core.routing import BY_SHARE, WROTE, Decision, Route, Situation, decide
 from ps_core.statements import analyse
-from ps_sqlalchemy.dialect import falling_back
+from ps_sqlalchemy.dialect import PRIMARY, falling_back
 from ps_sqlalchemy.stale import check_rows
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class Session(orm.Session):
     - `ps_limits`: `ps_core.limits`' arguments as a dict, as in `{"statement": "60s"}`, where the statement opens a transaction.
 
     Args:
-        read_only: Everything goes to the replicas. What would write is refused, a flush before anything is sent.
+        read_only: Everything goes to the replicas; to the primary, READ ONLY, what no replica has yet of that which the caller
+            has seen. What would write is refused, a flush before anything is sent.
         stale_check: Before the first UPDATE or DELETE of a row after reads from a replica, lock the rows on the primary and
             compare them with what was loaded, in one statement for each mapper; one with `version_id_col` has that instead.
 
@@ -100,15 +101,16 @@ class Session(orm.Session):
         """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
         self._ps_begin()
         self._ps_statement = statement
-        if self._ps_asked is Route.PRIMARY or self._ps_read_only:
+        if self._ps_asked is Route.PRIMARY:
             return super()._execute_internal(statement, params, **kwargs)
+        kinds = (Kind.BEHIND,) if self._ps_read_only else FOR_PRIMARY
         self._ps_route = None
         try:
-            with falling_back():
+            with falling_back(kinds):
                 return super()._execute_internal(statement, params, **kwargs)
         except sa.exc.DBAPIError as exc:
             failure = classify(exc)
-            if self._ps_route is not Route.REPLICA or failure.kind not in FOR_PRIMARY:
+            if self._ps_route is not Route.REPLICA or failure.kind not in kinds:
                 raise
             emit_fallback("replica", failure)
         outer, self._ps_asked = self._ps_asked, Route.PRIMARY
@@ -116,7 +118,12 @@ class Session(orm.Session):
             return super()._execute_internal(statement, params, **kwargs)
         finally:
             self._ps_asked = outer
-            if outer is None and current().sticky and (transaction := self._ps_root_transaction()) is not None:
+            if (
+                outer is None
+                and not self._ps_read_only
+                and current().sticky
+                and (transaction := self._ps_root_transaction()) is not None
+            ):
                 self._ps_wrote = ref(transaction)
 
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
@@ -186,11 +193,11 @@ class Session(orm.Session):
     def _ps_read_only_bind(self, engine: Any, clause: Any) -> Any:
         if self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None:
             raise sa.exc.InvalidRequestError(_READ_ONLY)
-        self._ps_route = Route.REPLICA
         replica = _replica_of(engine)
-        if replica is not None:
+        self._ps_route = self._ps_asked or Route.REPLICA
+        if replica is not None and self._ps_route is Route.REPLICA:
             return replica
-        return _reader(engine) if isinstance(engine, sa.Engine) else engine
+        return _reader(engine, PRIMARY) if isinstance(engine, sa.Engine) else engine
 
     def flush(self, objects: Any = None) -> None:
         """Flush; refused in a read-only session."""
@@ -214,12 +221,12 @@ class Session(orm.Session):
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
 
 
-def _reader(engine: sa.Engine) -> sa.Engine:
-    """Return the engine whose connections are read-only, the same one each time."""
-    reader: sa.Engine | None = engine.__dict__.get("_ps_reader")
-    if reader is None:
-        reader = engine.__dict__["_ps_reader"] = engine.execution_options(postgresql_readonly=True)
-    return reader
+def _reader(engine: sa.Engine, where: Any = True) -> sa.Engine:
+    """Return the engine whose connections are read-only, the same one each time; with PRIMARY, on the primary in any case."""
+    readers: dict[Any, sa.Engine] = engine.__dict__.setdefault("_ps_readers", {})
+    if where not in readers:
+        readers[where] = engine.execution_options(postgresql_readonly=where)
+    return readers[where]
 
 
 def _replica_of(engine: Any) -> sa.Engine | None:

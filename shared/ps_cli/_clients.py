@@ -13,12 +13,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from ps_cli._figures import FAILED, KINDS, REPLICA, RETRIED, WRITE, Recording, add_up
+from ps_core.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
     from multiprocessing.connection import Connection
 
-__all__ = ["LEDGERS", "Application", "ApplicationError", "Client", "Customers", "Retries"]
+__all__ = ["LEDGERS", "Application", "ApplicationError", "Client", "Customers", "Retries", "set_up_django"]
 
 SETTINGS: Final[dict[str, Any]] = {
     "bouncer": "write-pool",
@@ -61,18 +62,23 @@ def _sqlalchemy(url: str, clients: int) -> Customers:
 
 
 def _django(url: str, clients: int) -> Customers:
+    set_up_django(url, SETTINGS)
+    from ps_cli.shop.customers import Shop
+
+    return Shop()
+
+
+def set_up_django(url: str, settings: dict[str, Any]) -> None:
+    """Make this process one of the shop's site."""
     # The environment is this process's own: what it says of another database must not get in.
     for name in [name for name in os.environ if name.startswith("PS_")]:
         del os.environ[name]
-    os.environ |= {f"PS_{name.upper()}": value for name, value in {"url": url, **SETTINGS}.items()}
+    os.environ |= {f"PS_{name.upper()}": value for name, value in {"url": url, **settings}.items()}
     os.environ["DJANGO_SETTINGS_MODULE"] = "ps_cli.shop.settings"
 
     import django
 
     django.setup()
-    from ps_cli.shop.customers import Shop
-
-    return Shop()
 
 
 _MAKE: Final[dict[str, Callable[[str, int], Customers]]] = {"SQLAlchemy": _sqlalchemy, "Django": _django}
@@ -98,7 +104,8 @@ class Retries(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # Called in the thread of the client whose statement it is.
-        if getattr(record, "ps_event", None) == "retry":
+        event = getattr(record, "ps_event", None)
+        if isinstance(event, Event) and event.name == "retry":
             self.noted.retried = True
 
 
@@ -188,13 +195,13 @@ class ApplicationError(Exception):
 class Application:
     """The handle of an application's process. Leaving the block ends it, whatever it is doing."""
 
-    def __init__(self, name: str, url: str, *, clients: int, seed: int) -> None:
+    def __init__(self, name: str, url: str, *, clients: int, seed: int, serve: Callable[..., None] | None = None) -> None:
         self.name = name
         spawn = multiprocessing.get_context("spawn")
         self._pipe, other = spawn.Pipe()
         self._progress = spawn.RawArray("q", KINDS)
         self._process = spawn.Process(
-            target=_serve, args=(name, url, clients, seed, other, self._progress), name=f"demo-{name}", daemon=True
+            target=serve or _serve, args=(name, url, clients, seed, other, self._progress), name=f"demo-{name}", daemon=True
         )
         # Ctrl-C goes to all processes of a terminal; how the applications end is for this one to say. It is inherited.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,19 +225,23 @@ class Application:
         """How many operations have which flags so far."""
         return list(self._progress)
 
-    def wait(self) -> None:
-        """Wait until the application has taken its next step: its tables are there; its clients are connected."""
-        self._receive(PREPARING)
+    def wait(self) -> Any:
+        """Wait until the application has taken its next step, and return what it tells: nothing, in the demo."""
+        return self._receive(PREPARING)
 
-    def go_on(self) -> None:
+    def go_on(self, message: object = None) -> None:
         """Let it take the next step: connect; work; end."""
         with suppress(BrokenPipeError):  # it has ended; the next `check` or wait says so
-            self._pipe.send(None)
+            self._pipe.send(message)
 
     def check(self) -> None:
         """Raise `ApplicationError` if the process has ended by itself."""
         if not self._process.is_alive():
             raise ApplicationError(f"the {self.name} application ended, exit status {self._process.exitcode}")
+
+    def result(self, timeout: float) -> Any:
+        """Return what it has to tell at the end of a step that may take `timeout` seconds."""
+        return self._receive(timeout)
 
     def recording(self) -> Recording:
         """Return what the clients recorded, after the last step."""

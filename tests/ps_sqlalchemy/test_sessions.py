@@ -189,6 +189,42 @@ def test_read_only_session(ps_lab: Lab, engine: Engine, items: type[Item]) -> No
     assert ps_lab.sql("SELECT count(*) FROM sa_item") == [(0,)]
 
 
+@pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
+async def test_read_only_session_that_is_behind(ps_lab: Lab, engine: Engine, items: type[Item], made: str) -> None:
+    """What the caller has seen and no replica has is read on the primary, and what writes is refused there, too."""
+    url = f"{ps_lab.url}&ps_bouncer=write-pool&ps_replica_bouncer=read-pool".replace("postgresql://", "postgresql+ps://")
+    reading = engine if made == "by create_engine" else sa.create_engine(url)
+    asyncio_engine = ps_sqlalchemy.create_async_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    failed: list[Any] = []
+    note = failed.append
+    sa.event.listen(reading, "handle_error", note)
+    ps_lab.set_replay_delay(60)
+    try:
+        with Session(engine) as session:
+            session.add(items(id=1, note="a"))
+            session.commit()
+        with Session(reading, read_only=True) as session:
+            assert session.scalar(select(items.note)) == "a"
+            assert session.get(items, 1) is not None
+            with use_token(None):
+                assert on_replica(session)
+        assert not failed
+        with Session(reading, read_only=True) as session, pytest.raises(sa.exc.InternalError, match="read-only"):
+            session.execute(text("INSERT INTO sa_item VALUES (4, 'd')"))
+        with Session(reading, read_only=True) as session, pytest.raises(sa.exc.InternalError, match="read-only"):
+            session.execute(text("INSERT INTO sa_item VALUES (4, 'd')"), execution_options={"ps_route": "primary"})
+        async with AsyncSession(asyncio_engine, read_only=True) as asession:
+            assert await asession.scalar(select(items.note)) == "a"
+    finally:
+        ps_lab.set_replay_delay(0)
+        ps_lab.wait_replicas_caught_up()
+        sa.event.remove(reading, "handle_error", note)
+        await asyncio_engine.dispose()
+        if reading is not engine:
+            reading.dispose()
+    assert ps_lab.sql("SELECT id FROM sa_item") == [(1,)]
+
+
 def test_read_only_session_without_replicas(ps_lab: Lab, items: type[Item]) -> None:
     """Where there are no replicas, a read-only session reads from the primary, READ ONLY."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool")
