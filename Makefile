@@ -58,7 +58,7 @@ compare: .venv/ready
 
 # Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
 soak: .venv/ready
-	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build/soak
+	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build
 
 # The pages, in build/docs.
 docs: .venv/ready

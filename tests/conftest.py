@@ -1,3 +1,3 @@
 """Fixtures live in plugins, one resource each."""
 
-pytest_plugins = ("ps_lab.plugin", "tests.django_site")
+pytest_plugins = ("tests.django_site",)

@@ -52,6 +52,10 @@ _SESSION_STATE = re.compile(
 )
 # A setting and nothing else: Django sends this one with every new connection.
 _LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s[^()]*)\s*", re.IGNORECASE)
+# Of these, what a connection that takes the place of a lost one is given again: the server tells their values.
+_REPORTED = re.compile(
+    r"\bset_config\s*\(\s*'(?:TimeZone|DateStyle)'|^\s*SET\s+(?:SESSION\s+)?(?:TIME\s+ZONE|TimeZone|DateStyle)\b", re.IGNORECASE
+)
 # The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, so they have a loop of their own.
 _OPAQUE = re.compile(
     r"""(?:\b[eE])'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$|--[^\n]*|/\*""",
@@ -138,14 +142,16 @@ def _analyse(text: str) -> Statement:
         and not _PRIMARY_FUNCTIONS.search(head)
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
+    repeatable = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
         verb=verb,
         count=len(statements),
         controls=controls,
         reads=reads,
         bare=any(_BARE.match(part.lstrip()) for part in statements),
-        keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements),
-        repeatable=len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None,
+        keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
+        and not (repeatable and _REPORTED.search(text)),
+        repeatable=repeatable,
         primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
     )
 

@@ -11,6 +11,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, at_hand, make_table
 
 _HERE = Path(__file__).parent
 
@@ -24,6 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def matrix() -> Matrix:
     """What was met so far."""
     return Matrix()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def django_is_set_up(site: None) -> None:
+    """Let users of Django be at work in every file."""
+
+
+@pytest.fixture(autouse=True)
+def at_work(matrix: Matrix, request: pytest.FixtureRequest) -> None:
+    """Let the matrix know whose lines these are."""
+    matrix.file = request.path.name
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +52,14 @@ def paths(ps_lab: Lab) -> Iterator[Paths]:
         yield Paths(ps_lab, stack)
 
 
+@pytest.fixture
+def applications(ps_lab: Lab) -> Iterator[list[Application]]:
+    """One of each framework, sync and async."""
+    make_table(ps_lab)
+    with at_hand(ps_lab.url) as found:
+        yield found
+
+
 @pytest.fixture(scope="module", autouse=True)
 def whole(request: pytest.FixtureRequest) -> Iterator[None]:
     """Bring the session's lab back: all servers up and following, poolers and edge without a fault."""
@@ -50,7 +70,7 @@ def whole(request: pytest.FixtureRequest) -> Iterator[None]:
     broken = _repair(lab)
     following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
     wait_until(lambda: lab.sql(following)[0][0] == len(lab.replicas), "replicas that follow")
-    lab.sql("DROP TABLE IF EXISTS ledger")
+    lab.sql("DROP TABLE IF EXISTS ledger, entry")
     assert not broken, f"{request.path.name} left the lab broken; it was repaired: {'; '.join(broken)}"
 
 

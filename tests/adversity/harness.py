@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import select
 import threading
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ps_core.link import Link
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Endpoint, Topology
 from ps_lab.processes import wait_until
+from tests.adversity.users import Users
 from tests.adversity.verdicts import VERDICTS
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ class Client:
         self.usable: bool | None = None
         """Whether the connection worked after the error (of `ps_core`), or was still open (of psycopg)."""
         self.moved = False
+        self._socket = -1
         self.ready, self.start = threading.Event(), threading.Event()
         self._endpoint = endpoint
         # Positions and their guards are another matter (test_behind.py).
@@ -145,6 +148,13 @@ class Client:
     def waits(self) -> bool:
         """Whether it has ended, or has met the outage and tries again."""
         return self.done or self.link.gate.closed
+
+    @property
+    def hears(self) -> bool:
+        """Whether the end of its connection has come through."""
+        poll = select.poll()
+        poll.register(self._socket, getattr(select, "POLLRDHUP", select.POLLIN))  # macOS has no word for the end alone
+        return bool(poll.poll(0))
 
     def join(self) -> None:
         """Wait for its end."""
@@ -175,7 +185,7 @@ class Client:
                 conn = await _settled(self._open())
                 for step in work.before:
                     await self._do(conn, step)
-                first = conn.pgconn
+                first, self._socket = conn.pgconn, conn.pgconn.socket
                 if self.phase is not Phase.CONNECT:
                     self._go_on()
                 for step in (work.at, *work.after):
@@ -232,6 +242,8 @@ class Met:
     """How the clients of a crowd fared."""
 
     event: str
+    users: Users
+    """Applications that were at work meanwhile."""
     clients: dict[tuple[str, Path, Phase], Client] = field(default_factory=dict)
 
     def check(self, path: Path, phase: Phase, stock_rules: Sequence[str | None], ours: Sequence[Ours]) -> None:
@@ -310,9 +322,11 @@ class Crowd:
             for client in busy:
                 client.start.set()
             wait_until(lambda: self._held() == len(busy), "statements under way")
+            users = stack.enter_context(Users(self.lab))
             with fault(self):
                 for client in late:
                     client.start.set()
+                users.meet()
                 with suppress(TimeoutError):
                     wait_until(lambda: all(client.waits for client in late), "", timeout=self.patience)
         for client in self.clients:
@@ -322,7 +336,12 @@ class Crowd:
         counted = dict(self.lab.sql("SELECT id, count(*) FROM ledger GROUP BY id"))
         for client in self.clients:
             client.rows = counted.get(client.number, 0)
-        return Met(event, {(client.driver, client.path, client.phase): client for client in self.clients})
+        return Met(event, users, {(client.driver, client.path, client.phase): client for client in self.clients})
+
+    def wait_until_closed(self, *paths: Path) -> None:
+        """Return when the end of the idle connections on these paths has come through to their clients."""
+        idle = [client for client in self.clients if client.path in paths and client.phase in IDLE]
+        wait_until(lambda: all(client.hears for client in idle), "the end of the idle connections")
 
     def release(self, *paths: Path) -> None:
         """Let the statements that are under way on these paths (all, where none is named) go on."""
@@ -392,6 +411,27 @@ def table(path: Path, expected: Mapping[Phase, tuple[Rules, Verdict]]) -> list[A
         )
         for phase, (rules, ours) in expected.items()
     ]
+
+
+IDLE = (Phase.IDLE_READ, Phase.IDLE_WRITE, Phase.IDLE_OPENING)
+_AGAIN = (*IDLE, Phase.READ, Phase.OPENING)
+_RAISED = (Phase.WRITE, Phase.IN_TRANSACTION, Phase.LATER)
+
+
+def broken(rules: Rules, *, connect: tuple[Rules, Verdict], commit: Verdict) -> dict[Phase, tuple[Rules, Verdict]]:
+    """Return what is expected where all connections break, with errors of `rules`: what is safe to send again is."""
+    return {
+        Phase.CONNECT: connect,
+        **dict.fromkeys(_AGAIN, (rules, Ours.AGAIN)),
+        **dict.fromkeys(_RAISED, (rules, Ours.RAISED)),
+        Phase.COMMIT: (rules, commit),
+    }
+
+
+def of_replica(expected: Mapping[Phase, tuple[Rules, Verdict]]) -> dict[Phase, tuple[Rules, Verdict]]:
+    """Return the same for a replica, where what a transaction at READ COMMITTED reads is safe to send again, too."""
+    later = {phase: (expected[phase][0], Ours.AGAIN) for phase in (Phase.IN_TRANSACTION, Phase.LATER)}
+    return {phase: expected[phase] for phase in READ_ONLY} | later
 
 
 QUICK = RetryPolicy(max_elapsed=0.5)

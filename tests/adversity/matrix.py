@@ -33,6 +33,21 @@ class Matrix:
     events: dict[str, list[tuple[str, str, str, str, str, str]]] = field(default_factory=dict)
     met: set[str] = field(default_factory=set)
     """The rules that decided somewhere."""
+    seen: dict[str, str] = field(default_factory=dict)
+    """What the user of a framework sees, by fault."""
+    file: str = ""
+    """The file whose test runs."""
+    files: set[str] = field(default_factory=set)
+    """The files that said what the user sees."""
+
+    def sees(self, fault: str, text: str, *, synthetic: bool = False) -> None:
+        """Write down, in one line, what the users of both frameworks see of a fault, which the test has asserted.
+
+        `synthetic`: only the words of the fault are known, and the lab speaks them.
+        """
+        text += " (Synthetic: the words are the documentation's.)" if synthetic else ""
+        assert self.seen.setdefault(fault, text) == text, f"two lines for {fault}"
+        self.files.add(self.file)
 
     def crowd(self, met: Met, row: Row) -> None:
         """Check one phase of a crowd, and write it down."""
@@ -70,7 +85,8 @@ class Matrix:
 
     def page(self) -> str:
         """Return the whole page."""
-        parts = [_HEAD]
+        parts = [_HEAD, "\n## What a user sees\n\n", _line(("fault", "what the user of ps_sqlalchemy or ps_django sees"))]
+        parts += [_line(("---", "---")), *(_line(line) for line in sorted(self.seen.items()))]
         for event, rows in sorted(self.events.items()):
             parts += [f"\n## {event}\n\n", _line(_COLUMNS), _line("---" for _ in _COLUMNS)]
             phases: dict[tuple[str, ...], list[str]] = {}

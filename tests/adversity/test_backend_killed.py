@@ -9,7 +9,7 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import Crowd, Met, Ours, Phase, Row, Rules, Verdict, table
+from tests.adversity.harness import Crowd, Met, Ours, Phase, Row, Rules, Verdict, broken, table
 from tests.adversity.matrix import Matrix
 
 # A pooled client meets the recovery (the pooler's login fails), what the pooler has heard of it already, or nothing any more.
@@ -17,32 +17,19 @@ MEETS_RECOVERY = ("pooler_login_retry", "pooler_server_crashed", "server_not_rea
 # psycopg's own BEGIN meets two errors, the server's and the pooler's, and reports neither.
 HIDDEN = (*MEETS_RECOVERY, "results_hidden_by_driver")
 CRASHED = ("pooler_server_crashed", "results_hidden_by_driver", "connection_lost")
-PRIMARY: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: ((*MEETS_RECOVERY, "pooler_login_timeout"), (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_READ: (MEETS_RECOVERY, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_WRITE: (MEETS_RECOVERY, (Ours.AGAIN, Ours.UNNOTICED)),
+MEETS: tuple[Rules, Verdict] = (MEETS_RECOVERY, (Ours.AGAIN, Ours.UNNOTICED))
+# Unknown where the id was handed out again: the server forgets those whose WAL it had not written.
+COMMIT = (Ours.RAISED, Ours.UNKNOWN)
+PRIMARY = broken(CRASHED, connect=((*MEETS_RECOVERY, "pooler_login_timeout"), (Ours.AGAIN, Ours.UNNOTICED)), commit=COMMIT) | {
+    Phase.IDLE_READ: MEETS,
+    Phase.IDLE_WRITE: MEETS,
     Phase.IDLE_OPENING: (HIDDEN, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.READ: (CRASHED, Ours.AGAIN),
-    Phase.WRITE: (CRASHED, Ours.RAISED),
-    Phase.OPENING: (CRASHED, Ours.AGAIN),
-    Phase.IN_TRANSACTION: (CRASHED, Ours.RAISED),
-    Phase.LATER: (CRASHED, Ours.RAISED),
-    # Unknown where the id was handed out again: the server forgets those whose WAL it had not written.
-    Phase.COMMIT: (CRASHED, (Ours.RAISED, Ours.UNKNOWN)),
 }
-DIRECT: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: (("server_not_ready", "connect_failed", None), (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_READ: ("connection_lost", Ours.AGAIN),
-    # Not sent at all where the end of the connection has come through already, as it mostly has.
-    Phase.IDLE_WRITE: ("connection_lost", (Ours.AGAIN, Ours.RAISED)),
-    Phase.IDLE_OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.READ: ("connection_lost", Ours.AGAIN),
-    Phase.WRITE: ("connection_lost", Ours.RAISED),
-    Phase.OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.RAISED),
-    Phase.LATER: ("connection_lost", Ours.RAISED),
-    Phase.COMMIT: ("connection_lost", (Ours.RAISED, Ours.UNKNOWN)),
-}
+DIRECT = broken(
+    "connection_lost",
+    connect=(("server_not_ready", "connect_failed", None), (Ours.AGAIN, Ours.UNNOTICED)),
+    commit=COMMIT,
+)
 
 
 @contextmanager
@@ -50,6 +37,7 @@ def fault(crowd: Crowd) -> Iterator[None]:
     pids = [pid for (pid,) in crowd.lab.sql("SELECT pid FROM pg_stat_activity WHERE usename = 'app'")]
     os.kill(pids[0], signal.SIGKILL)
     wait_until(lambda: not any(alive(pid) for pid in pids), "end of the backends")
+    crowd.wait_until_closed("direct")
     yield
 
 
@@ -70,3 +58,8 @@ def met(ps_lab: Lab) -> Met:
 def test_backend_killed(met: Met, matrix: Matrix, row: Row) -> None:
     """The server's recovery is a wait for idle connections and opening statements, and an error within transactions."""
     matrix.crowd(met, row)
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications wait until the server has recovered."""
+    matrix.sees(met.event, f"a wait until the server has recovered; {met.users.saw(unknown=True)}")

@@ -7,6 +7,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -40,3 +41,20 @@ def test_behind(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> 
         ours="raised",
         outcome="no answer: to be read on the primary",
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """Who has written reads on the primary for as long as the replicas are late; who has not reads what they have."""
+    for application in applications:
+        assert application.look(0) == [True], application.name
+    ps_lab.set_replay_delay(30)
+    try:
+        for application in applications:
+            with use_token(None):
+                application.add(number := next(NUMBERS))
+                assert application.look(number) == [False], application.name
+            with use_token(None):
+                assert application.look(number) == [], application.name
+    finally:
+        ps_lab.set_replay_delay(0)
+    matrix.sees("A replica is behind what the caller has seen", "nothing: the read is answered by the primary")

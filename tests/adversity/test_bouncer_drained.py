@@ -63,3 +63,8 @@ def met(ps_lab: Lab, request: pytest.FixtureRequest) -> Met:
 def test_bouncer_drained(met: Met, matrix: Matrix, row: Row) -> None:
     """Whatever a release makes of the signal, idle connections and reads go on with the new process."""
     matrix.crowd(met, row)
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications go on with the new process."""
+    matrix.sees(met.event, f"a wait until the new one serves; {met.users.saw()}")

@@ -6,40 +6,16 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from ps_lab import Lab
-from tests.adversity.harness import READ_ONLY, Crowd, Met, Ours, Phase, Row, Rules, Verdict, table
+from tests.adversity.harness import IDLE, READ_ONLY, Crowd, Met, Ours, Path, Phase, Row, Rules, Verdict, broken, of_replica, table
 from tests.adversity.matrix import Matrix
 
-DEDICATED: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: ("edge_upstream", Ours.AGAIN),
-    Phase.IDLE_READ: ("connection_lost", Ours.AGAIN),
-    # Before a write is sent, the connection looks whether its end has arrived. Where it arrives later, nobody can tell if it ran.
-    Phase.IDLE_WRITE: ("connection_lost", (Ours.AGAIN, Ours.RAISED)),
-    Phase.IDLE_OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.READ: ("connection_lost", Ours.AGAIN),
-    Phase.WRITE: ("connection_lost", Ours.RAISED),
-    Phase.OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.RAISED),
-    Phase.LATER: ("connection_lost", Ours.RAISED),
-    Phase.COMMIT: ("connection_lost", Ours.UNNOTICED),
-}
-REPLICA = {phase: DEDICATED[phase] for phase in READ_ONLY} | {
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.AGAIN),
-    Phase.LATER: ("connection_lost", Ours.AGAIN),
-}
+DEDICATED = broken("connection_lost", connect=("edge_upstream", Ours.AGAIN), commit=Ours.UNNOTICED)
+REPLICA = of_replica(DEDICATED)
 # The dedicated bouncer's server connections break. Whoever comes next waits, until the first login fails.
 LOGIN: Rules = ("pooler_login_retry", "pooler_server_crashed", "results_hidden_by_driver", None)
-LOCAL: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: (LOGIN, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_READ: (LOGIN, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_WRITE: (LOGIN, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_OPENING: (LOGIN, (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.READ: ("pooler_server_crashed", Ours.AGAIN),
-    Phase.WRITE: ("pooler_server_crashed", Ours.RAISED),
-    Phase.OPENING: ("pooler_server_crashed", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("pooler_server_crashed", Ours.RAISED),
-    Phase.LATER: ("pooler_server_crashed", Ours.RAISED),
-    Phase.COMMIT: ("pooler_server_crashed", Ours.UNNOTICED),
-}
+WAITS: tuple[Rules, Verdict] = (LOGIN, (Ours.AGAIN, Ours.UNNOTICED))
+LOCAL = broken("pooler_server_crashed", connect=WAITS, commit=Ours.UNNOTICED) | dict.fromkeys(IDLE, WAITS)
+BOUNCERS: dict[Path, str] = {"primary": "write-pool", "replica": "read-pool"}
 
 
 def killing(*names: str) -> Callable[[Crowd], AbstractContextManager[None]]:
@@ -49,6 +25,7 @@ def killing(*names: str) -> Callable[[Crowd], AbstractContextManager[None]]:
     def fault(crowd: Crowd) -> Iterator[None]:
         for name in names:
             crowd.lab.bouncers[name].stop()
+        crowd.wait_until_closed(*(path for path, name in BOUNCERS.items() if name in names))
         yield
         for name in names:
             crowd.lab.bouncers[name].start()
@@ -77,3 +54,13 @@ def test_dedicated_bouncers_killed(dedicated: Met, matrix: Matrix, row: Row) -> 
 def test_local_bouncer_killed(local: Met, matrix: Matrix, row: Row) -> None:
     """The dedicated bouncer says what it knows, 08P01, which is nothing about the statement that was under way."""
     matrix.crowd(local, row)
+
+
+def test_users_of_the_dedicated_bouncers(dedicated: Met, matrix: Matrix) -> None:
+    """Applications wait for the bouncers that they connect to."""
+    matrix.sees(dedicated.event, f"a wait until it is back; {dedicated.users.saw()}")
+
+
+def test_users_behind_the_local_bouncer(local: Met, matrix: Matrix) -> None:
+    """So they do for the one behind."""
+    matrix.sees(local.event, f"a wait until it is back; {local.users.saw()}")

@@ -187,3 +187,13 @@ def test_disable(after_disable: Met, matrix: Matrix, row: Row) -> None:
 def test_kill(after_kill: Met, matrix: Matrix, row: Row) -> None:
     """The pooler does not know whether what was under way ran: a read is sent again, an autocommit write is not."""
     matrix.crowd(after_kill, row)
+
+
+def test_users_of_a_disabled_database(after_disable: Met, matrix: Matrix) -> None:
+    """Applications wait until the operator enables the database again."""
+    matrix.sees(after_disable.event, f"a wait until ENABLE; {after_disable.users.saw()}")
+
+
+def test_users_of_a_killed_database(after_kill: Met, matrix: Matrix) -> None:
+    """Applications wait until the operator resumes the database."""
+    matrix.sees(after_kill.event, f"a wait until RESUME; {after_kill.users.saw()}")

@@ -4,14 +4,19 @@ From 1.20 on it does so with the server's SQLSTATE; before, its clients wait, an
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 
+from ps_core.context import deadline
+from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
-from tests.adversity.harness import QUICK, Paths, raised
+from tests.adversity.harness import QUICK, Doing, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, at_hand, renewing
 
 LEARNT_LATE = ("pooler_query_wait_timeout", "pooler_login_retry")
 CHANGES = {
@@ -67,4 +72,31 @@ def test_refused_login(ps_lab: Lab, paths: Paths, matrix: Matrix, barred: str, c
         rule if knows else LEARNT_LATE,
         ours="raised after its time" if classify(again).transient else "raised",
         outcome="no answer",
+    )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None, barred: str) -> None:
+    """Configuration is an error at once where the pooler passes on what it was told; before 1.20, a wait until the deadline."""
+    knows = ps_lab.bouncers["local"].version >= (1, 20)
+
+    def ask(application: Application) -> None:
+        with nullcontext() if knows else deadline("300ms"):
+            application.execute("SELECT 1", "primary")
+
+    with at_hand(barred) as applications:
+        for application in applications:
+            application.execute("SELECT 1", "primary")
+            application.renew()
+        ps_lab.sql("ALTER ROLE barred NOLOGIN")
+        ps_lab.sql("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'barred'")
+        try:
+            for application, work in [(one, Doing(renewing, one, partial(ask, one))) for one in applications]:
+                with pytest.raises(application.error if knows else DeadlineExceeded) as caught:
+                    work.end()
+                assert not knows or "not permitted to log in" in str(caught.value), application.name
+        finally:
+            ps_lab.sql("ALTER ROLE barred LOGIN")
+    matrix.sees(
+        "The server refuses the pooler's login",
+        "from PgBouncer 1.20 on its error at once; before, a wait until the deadline (30 s without one)",
     )

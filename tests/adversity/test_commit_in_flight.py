@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Doing, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application, renewing
 
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 PHASE = "COMMIT under way"
@@ -218,3 +220,42 @@ def test_verdict_of_the_outcome_unknown() -> None:
     """An outcome that is unknown is never taken for "rolled back"."""
     failure = classify(CommitOutcomeUnknown("nobody can tell"))
     assert failure.ran is Ran.UNKNOWN
+
+
+def test_users_of_a_lost_answer(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """The server has committed: nobody is told of an error, and nobody writes again."""
+    numbers = [next(NUMBERS) for _ in applications]
+    with replicas_cut_off(ps_lab) as waiting:
+        works = added(applications, numbers)
+        waiting(len(works))
+        ps_lab.edge.cut("primary")
+    for application, work, number in zip(applications, works, numbers, strict=True):
+        work.end()
+        assert application.look(number, "primary") == [False], application.name
+    matrix.sees("The answer to COMMIT is lost", "nothing: what became of it is looked up; run_transaction is committed once")
+
+
+def test_users_of_a_lost_primary(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """The COMMIT is gone with the primary: it is run again where that is known, and nobody is told that it succeeded."""
+    numbers = [next(NUMBERS) for _ in applications]
+    with replicas_cut_off(ps_lab) as waiting:
+        works = added(applications, numbers)
+        waiting(len(works))
+        ps_lab.crash_primary(detection=0.1)
+    for application, work, number in zip(applications, works, numbers, strict=True):
+        try:
+            work.end()
+            told = [False]
+        except application.error as exc:
+            told = []
+            assert application.is_unknown(exc), application.name  # noqa: PT017 - it may end well, too
+        assert application.look(number, "primary") == told, application.name
+    matrix.sees("COMMIT is lost with the primary", "CommitOutcomeUnknown, or nothing: run_transaction runs again if it is known")
+
+
+def added(applications: list[Application], numbers: list[int]) -> list[Doing]:
+    """Let each application add a row."""
+    return [
+        Doing(renewing, application, partial(application.add, number))
+        for application, number in zip(applications, numbers, strict=True)
+    ]

@@ -1,5 +1,8 @@
 """Two transactions want the same: 40001 and 40P01. The caller's to run again, as a whole."""
 
+import threading
+from functools import partial
+
 import psycopg
 import pytest
 from psycopg import IsolationLevel
@@ -8,6 +11,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import Doing, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application, renewing
 
 
 @pytest.mark.parametrize("path", ["primary", "direct"])
@@ -71,3 +75,63 @@ def test_deadlock(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None
             )
     finally:
         ps_lab.sql("ALTER DATABASE postgres RESET deadlock_timeout")
+
+
+def test_users_of_rows_that_change(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """A transaction that loses is run again as a whole."""
+    prepare(ps_lab)
+    ps_lab.sql("INSERT INTO ledger VALUES (1)")
+    for application in applications:
+        calls: list[int] = []
+
+        def change(calls: list[int] = calls) -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                ps_lab.sql("UPDATE ledger SET id = id")
+
+        application.add(
+            number := next(NUMBERS),
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            "SELECT * FROM ledger",
+            "UPDATE ledger SET held = NULL",
+            each=change,
+        )
+        assert len(calls) == 2, application.name
+        assert application.look(number, "primary") == [False], application.name
+    matrix.sees("Serialization failure (40001)", "nothing: run_transaction runs it again; its writes are there once")
+
+
+def test_users_who_wait_for_each_other(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """Of two transactions that wait for each other both are committed, one of them in its second run."""
+    prepare(ps_lab)
+    ps_lab.sql("INSERT INTO ledger VALUES (1), (2)")
+    ps_lab.sql("ALTER DATABASE postgres SET deadlock_timeout = '50ms'")
+    update = "UPDATE ledger SET held = NULL WHERE id ="
+    try:
+        for pair in (applications[:2], applications[2:]):
+            both = threading.Barrier(2)
+            calls: list[str] = []
+
+            def meet(name: str, both: threading.Barrier = both, calls: list[str] = calls) -> None:
+                calls.append(name)
+                if calls.count(name) == 1:
+                    both.wait(20)
+
+            numbers = [next(NUMBERS), next(NUMBERS)]
+            works = [
+                Doing(
+                    renewing,
+                    application,
+                    partial(
+                        application.add, number, f"{update} {one}", f"{update} {other}", each=partial(meet, application.name)
+                    ),
+                )
+                for application, number, one, other in zip(pair, numbers, (1, 2), (2, 1), strict=True)
+            ]
+            for work in works:
+                work.end()
+            assert len(calls) == 3, calls
+            assert [applications[0].look(number, "primary") for number in numbers] == [[False]] * 2
+    finally:
+        ps_lab.sql("ALTER DATABASE postgres RESET deadlock_timeout")
+    matrix.sees("Deadlock (40P01)", "nothing: run_transaction runs again the one that was chosen; both are committed, once")

@@ -8,35 +8,15 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import READ_ONLY, Crowd, Met, Ours, Phase, Row, Rules, Verdict, table
+from tests.adversity.harness import IDLE, READ_ONLY, Crowd, Met, Ours, Phase, Row, Rules, Verdict, broken, table
 from tests.adversity.matrix import Matrix
 
 LOGIN: Rules = ("pooler_login_retry", "pooler_server_crashed", "results_hidden_by_driver", None)
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver", "connection_lost")
-PRIMARY: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: (LOGIN, Ours.AGAIN),
-    Phase.IDLE_READ: (LOGIN, Ours.AGAIN),
-    Phase.IDLE_WRITE: (LOGIN, Ours.AGAIN),
-    Phase.IDLE_OPENING: (LOGIN, Ours.AGAIN),
-    Phase.READ: (CRASHED, Ours.AGAIN),
-    Phase.WRITE: (CRASHED, Ours.RAISED),
-    Phase.OPENING: (CRASHED, Ours.AGAIN),
-    Phase.IN_TRANSACTION: (CRASHED, Ours.RAISED),
-    Phase.LATER: (CRASHED, Ours.RAISED),
-    Phase.COMMIT: (CRASHED, (Ours.RAISED, Ours.UNKNOWN)),
-}
-DIRECT: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: ("edge_no_member", Ours.AGAIN),
-    Phase.IDLE_READ: ("connection_lost", Ours.AGAIN),
-    Phase.IDLE_WRITE: ("connection_lost", Ours.AGAIN),
-    Phase.IDLE_OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.READ: ("connection_lost", Ours.AGAIN),
-    Phase.WRITE: ("connection_lost", Ours.RAISED),
-    Phase.OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.RAISED),
-    Phase.LATER: ("connection_lost", Ours.RAISED),
-    Phase.COMMIT: ("connection_lost", (Ours.RAISED, Ours.UNKNOWN)),
-}
+PRIMARY = broken(CRASHED, connect=(LOGIN, Ours.AGAIN), commit=(Ours.RAISED, Ours.UNKNOWN)) | dict.fromkeys(
+    IDLE, (LOGIN, Ours.AGAIN)
+)
+DIRECT = broken("connection_lost", connect=("edge_no_member", Ours.AGAIN), commit=(Ours.RAISED, Ours.UNKNOWN))
 # The replica that is promoted may break its conflicts, and the pooler leaves it; the reads go on or go elsewhere.
 REPLICA: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(READ_ONLY, (None, (Ours.UNNOTICED, Ours.AGAIN)))
 
@@ -47,6 +27,7 @@ def fault(crowd: Crowd) -> Iterator[None]:
     crash = threading.Thread(target=crowd.lab.crash_primary, args=(0.8,))
     crash.start()
     wait_until(lambda: not old.running, "end of the primary")
+    crowd.wait_until_closed("direct")
     yield
     crash.join()
 
@@ -60,3 +41,8 @@ def met(ps_lab: Lab) -> Met:
 def test_crash(met: Met, matrix: Matrix, row: Row) -> None:
     """Reads, idle connections and opening statements wait for the new primary; what was open within a transaction is gone."""
     matrix.crowd(met, row)
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications wait for the new primary, and lose nothing that was acknowledged."""
+    matrix.sees(met.event, f"a wait until a replica is promoted; {met.users.saw(unknown=True)}")

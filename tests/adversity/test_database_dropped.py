@@ -1,6 +1,7 @@
 """The database goes away: on a replica by replay (57P04), behind a pooler by refused logins."""
 
 from dataclasses import replace
+from functools import partial
 
 from ps_core.failures import classify
 from ps_core.topology import Topology
@@ -8,6 +9,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import QUICK, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import at_hand, refused
 
 
 def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
@@ -33,3 +35,19 @@ def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         ours="raised",
         outcome="no answer",
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+    """Who uses the database is told at once."""
+    ps_lab.sql("CREATE DATABASE doomed")
+    with at_hand(ps_lab.url.replace("/postgres?", "/doomed?")) as applications:
+        for application in applications:
+            application.execute("SELECT 1", "direct")
+        ps_lab.sql("DROP DATABASE doomed WITH (FORCE)")
+        for application in applications:
+            ask = partial(application.execute, "SELECT 1", "direct")
+            refused(application, ask)
+            application.renew()
+            error = refused(application, ask)
+            assert 'database "doomed" does not exist' in str(error), application.name
+    matrix.sees("The database is dropped", "an error at once; whoever connects is told that it does not exist")

@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
+from ps_core.context import deadline
+from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import QUICK, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import at_hand
 
 EVENT = "A write where only reads are possible (25006)"
 
@@ -78,3 +83,15 @@ def test_read_only_by_default(ps_lab: Lab, paths: Paths) -> None:
         assert not conn.closed
     finally:
         ps_lab.sql("ALTER ROLE app RESET default_transaction_read_only")
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+    """A write waits for a primary, and is nowhere: given up by the deadline."""
+    prepare(ps_lab)
+    # What a stale route amounts to: the primary's endpoint leads to servers in recovery.
+    with at_hand(ps_lab.url, bouncer="read-pool", replica_bouncer="write-pool") as applications:
+        for application in applications:
+            with deadline("500ms"), pytest.raises(DeadlineExceeded):
+                application.execute("INSERT INTO ledger VALUES (1)", "primary")
+    assert ps_lab.sql("SELECT count(*) FROM ledger") == [(0,)]
+    matrix.sees("A demoted primary still takes connections", "writes wait for the new one, until the deadline (30 s without one)")

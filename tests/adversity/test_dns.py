@@ -2,9 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
+from ps_core.context import deadline
+from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
+from ps_lab import Lab
 from tests.adversity.harness import QUICK, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import at_hand
 
 
 def test_dns(paths: Paths, matrix: Matrix) -> None:
@@ -14,3 +20,13 @@ def test_dns(paths: Paths, matrix: Matrix) -> None:
     ours = raised(paths.ours, paths.link(endpoint, QUICK))
     assert "ps-postgres: tried the endpoint" in ours.__notes__[0]
     matrix.add("DNS fails", "direct", "connecting", classify(error), "dns", ours="raised after its time", outcome="no connection")
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+    """Whoever asks waits for the name to resolve, until the deadline, whose error tells why."""
+    with at_hand(ps_lab.url.replace("localhost", "no-such-host.invalid")) as applications:
+        for application in applications:
+            with deadline("300ms"), pytest.raises(DeadlineExceeded) as caught:
+                application.execute("SELECT 1", "primary")
+            assert classify(caught.value).rule == "dns", application.name
+    matrix.sees("DNS fails", "a wait until the name resolves, until the deadline (30 s without one)")

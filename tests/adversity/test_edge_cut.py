@@ -6,31 +6,18 @@ from contextlib import contextmanager
 import pytest
 
 from ps_lab import Lab
-from tests.adversity.harness import READ_ONLY, Crowd, Met, Ours, Phase, Row, table
+from tests.adversity.harness import PATHS, Crowd, Met, Ours, Phase, Row, broken, of_replica, table
 from tests.adversity.matrix import Matrix
 
-WRITABLE = {
-    Phase.CONNECT: (None, Ours.UNNOTICED),
-    Phase.IDLE_READ: ("connection_lost", Ours.AGAIN),
-    Phase.IDLE_WRITE: ("connection_lost", Ours.AGAIN),
-    Phase.IDLE_OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.READ: ("connection_lost", Ours.AGAIN),
-    Phase.WRITE: ("connection_lost", Ours.RAISED),
-    Phase.OPENING: ("connection_lost", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.RAISED),
-    Phase.LATER: ("connection_lost", Ours.RAISED),
-    # Looked up by its id: the server committed it.
-    Phase.COMMIT: ("connection_lost", Ours.UNNOTICED),
-}
-REPLICA = {phase: WRITABLE[phase] for phase in READ_ONLY} | {
-    Phase.IN_TRANSACTION: ("connection_lost", Ours.AGAIN),
-    Phase.LATER: ("connection_lost", Ours.AGAIN),
-}
+# A COMMIT is looked up by its id: the server committed it.
+WRITABLE = broken("connection_lost", connect=(None, Ours.UNNOTICED), commit=Ours.UNNOTICED)
+REPLICA = of_replica(WRITABLE)
 
 
 @contextmanager
 def fault(crowd: Crowd) -> Iterator[None]:
     crowd.lab.edge.cut()
+    crowd.wait_until_closed(*PATHS)
     yield
 
 
@@ -48,3 +35,8 @@ def test_edge_cut(met: Met, matrix: Matrix, row: Row) -> None:
 def test_an_autocommit_write_was_committed_behind_the_error(met: Met) -> None:
     """The write that was not sent again had indeed been committed: sending it again would have doubled it."""
     assert [client.rows for client in met.clients.values() if client.phase is Phase.WRITE and client.path != "replica"] == [1] * 6
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications do not notice."""
+    matrix.sees(met.event, f"nothing; {met.users.saw()}")

@@ -1,5 +1,7 @@
 """The edge refuses connections, in the words of PlanetScale's error reference."""
 
+from functools import partial
+
 import psycopg
 import pytest
 
@@ -8,6 +10,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import PATHS, Doing, Path, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Users, at_hand, refused
 
 TRANSIENT = {
     "no primary available for branch {branch}": "edge_no_member",
@@ -107,3 +110,23 @@ def test_what_the_edge_says_is_a_driver_error(ps_lab: Lab, paths: Paths) -> None
         error = raised(paths.stock)
     assert isinstance(error, psycopg.OperationalError)
     assert classify(error).transient
+
+
+def test_users(ps_lab: Lab, matrix: Matrix) -> None:
+    """Whatever the edge says of an outage, applications wait for its end."""
+    with Users(ps_lab) as users:
+        for text in TRANSIENT:
+            with ps_lab.edge.refuse("08006", text.format(branch=ps_lab.branch)):
+                ps_lab.edge.cut()
+                users.meet()
+    matrix.sees("The edge refuses for a while (08006)", f"a wait; {users.saw()}", synthetic=True)
+
+
+def test_users_of_no_bouncer(ps_lab: Lab, matrix: Matrix) -> None:
+    """A mistake in the user name is told at once, in the edge's words."""
+    with at_hand(ps_lab.url, bouncer="nosuchpool") as applications:
+        for application in applications:
+            error = refused(application, partial(application.execute, "SELECT 1", "primary"))
+            assert not getattr(error, "__notes__", []), application.name
+            assert "nosuchpool" in str(error), application.name
+    matrix.sees("The edge refuses for good (a wrong user name)", "an error at once, in the edge's words", synthetic=True)

@@ -5,6 +5,8 @@ import pytest
 from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import QUICK, Paths, prepare, raised
+from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application, refused_once
 
 
 @pytest.mark.parametrize("sqlstate", ["08006", "08001", "08003", "08004", "08000"])
@@ -24,3 +26,17 @@ def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
     assert counter.count <= 1
     assert not conn.closed
     conn.rollback()
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """The error is raised as the framework's own, and the connection is kept."""
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'could not connect to server \"other\"' USING ERRCODE = '08006'; END $$"
+    )
+    for application in applications:
+        application.add(next(NUMBERS))
+        with ps_lab.round_trips() as counter:
+            error = refused_once(application, "SELECT remote()")
+        assert (error.sqlstate, counter.startups) == ("08006", 0), application.name
+    matrix.sees("A foreign server is away (08006 from postgres_fdw)", "the error, once; the connection is kept")

@@ -42,3 +42,8 @@ def met(ps_lab: Lab) -> Iterator[Met]:
 def test_login_retry(met: Met, matrix: Matrix, row: Row) -> None:
     """The default policy outlasts the pooler's fifteen seconds; nothing ran meanwhile, so writes go through, too."""
     matrix.crowd(met, row)
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications wait for the pooler to try its login again."""
+    matrix.sees(met.event, f"a wait of up to fifteen seconds; {met.users.saw(unknown=True)}")

@@ -66,3 +66,13 @@ def test_max_client_conn(pooler: Met, matrix: Matrix, row: Row) -> None:
 def test_server_full(server: Met, matrix: Matrix, row: Row) -> None:
     """So is a server that is full, or a role that has all it may have."""
     matrix.crowd(server, row)
+
+
+def test_users_of_a_full_pooler(pooler: Met, matrix: Matrix) -> None:
+    """Who is connected is served; who connects waits."""
+    matrix.sees(pooler.event, f"a wait, for those who connect; {pooler.users.saw()}")
+
+
+def test_users_of_a_full_server(server: Met, matrix: Matrix) -> None:
+    """Poolers have their connections already; whoever needs another one waits."""
+    matrix.sees(server.event, f"a wait, for those who need another connection; {server.users.saw()}")

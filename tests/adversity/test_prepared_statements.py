@@ -10,6 +10,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Users
 
 
 @pytest.fixture
@@ -55,3 +56,10 @@ def test_prepared_statements(unaware: Lab, paths: Paths, matrix: Matrix) -> None
             ours="goes on",
             outcome="answered",
         )
+
+
+def test_users(unaware: Lab, matrix: Matrix) -> None:
+    """Applications prepare nothing behind a pooler's back."""
+    with Users(unaware) as users:
+        users.meet()
+    matrix.sees("A pooler that knows no prepared statements", f"nothing; {users.saw()}")

@@ -10,9 +10,9 @@ from tests.adversity.harness import Crowd, Met, Ours, Phase, Row, Rules, Verdict
 from tests.adversity.matrix import Matrix
 
 IDLE = (Phase.CONNECT, Phase.IDLE_READ, Phase.IDLE_WRITE, Phase.IDLE_OPENING)
-# psycopg's own BEGIN may meet two errors, and report neither.
+# psycopg's own BEGIN may meet two errors, and report neither; the pooler may be about to SET something on the server.
 GIVEN_UP: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(IDLE, ("pooler_query_wait_timeout", Ours.AGAIN)) | {
-    Phase.IDLE_OPENING: (("pooler_query_wait_timeout", "results_hidden_by_driver"), Ours.AGAIN)
+    Phase.IDLE_OPENING: (("pooler_query_wait_timeout", "pooler_varset_failed", "results_hidden_by_driver"), Ours.AGAIN)
 }
 
 
@@ -53,3 +53,13 @@ def test_query_wait_timeout(given_up: Met, matrix: Matrix, row: Row) -> None:
 def test_pause(waited: Met, matrix: Matrix, row: Row) -> None:
     """A pause that ends in time is a wait."""
     matrix.crowd(waited, row)
+
+
+def test_users_who_are_sent_away(given_up: Met, matrix: Matrix) -> None:
+    """Applications wait for longer than the pooler lets them."""
+    matrix.sees(given_up.event, f"a wait until RESUME; {given_up.users.saw()}")
+
+
+def test_users_who_wait(waited: Met, matrix: Matrix) -> None:
+    """Applications wait."""
+    matrix.sees(waited.event, f"a wait until RESUME; {waited.users.saw()}")

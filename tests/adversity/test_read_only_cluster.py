@@ -1,4 +1,4 @@
-"""PlanetScale's cluster read-only mode (disk nearly full). Synthetic: a trigger raises its text; no more is documented."""
+"""PlanetScale's cluster read-only mode (disk full). Synthetic: a trigger raises its text; no more is documented."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, refused_once
 
 
 @pytest.mark.parametrize("path", ["primary", "direct"])
@@ -33,3 +34,17 @@ def test_read_only_cluster(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path
                 outcome="rolled back",
             )
     assert ps_lab.sql("SELECT count(*) FROM ledger") == [(0,)]
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """Writes are refused in PlanetScale's words, and not tried again; reads go on."""
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'invalid statement because cluster is read-only' USING ERRCODE = '25006'; END $$"
+    )
+    ps_lab.sql("CREATE TRIGGER refuse BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION refuse()")
+    for application in applications:
+        assert "cluster is read-only" in str(refused_once(application)), application.name
+        assert application.look(0) == [True], application.name
+    ps_lab.sql("DROP TABLE entry")
+    matrix.sees("The cluster is read-only (disk full)", "a write raises its words, once; reads are answered", synthetic=True)

@@ -1,6 +1,7 @@
 """What a replica replays conflicts with what is read there: 40001, as an error or as the end of the connection."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from psycopg import IsolationLevel
@@ -10,6 +11,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Doing, Paths, raised, running
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, refused, renewing
 
 
 @pytest.fixture
@@ -75,3 +77,19 @@ def test_idle_in_transaction(impatient: Lab, paths: Paths, matrix: Matrix) -> No
         )
     conns[1].rollback()
     assert conns[1].execute("SELECT 2").fetchone() == (2,)
+
+
+def test_users(impatient: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """Whose statement is cancelled is told, and may ask again at once."""
+    query = "SELECT id, pg_sleep(1.5) FROM victim"
+    works = [
+        Doing(renewing, application, partial(refused, application, partial(application.execute, query)))
+        for application in applications
+    ]
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    wait_until(lambda: sum(impatient.sql(asked, server=replica.name)[0][0] for replica in impatient.replicas) == 4, "all reads")
+    impatient.sql("TRUNCATE victim")
+    for work, application in zip(works, applications, strict=True):
+        assert work.end().sqlstate == "40001", application.name
+        assert application.look(0) == [True], application.name
+    matrix.sees("Replay conflicts with a read (40001)", "an error that says so, at once; the next read is answered")

@@ -92,3 +92,13 @@ def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         ours="sent again",
         outcome="answered",
     )
+
+
+def test_users_of_the_other_replica(one: Met, matrix: Matrix) -> None:
+    """Reads of applications go on on the other replica."""
+    matrix.sees(one.event, f"nothing; {one.users.saw()}")
+
+
+def test_users_without_replicas(everyone: Met, matrix: Matrix) -> None:
+    """Reads of applications go to the primary; writes wait for a replica to confirm them."""
+    matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")

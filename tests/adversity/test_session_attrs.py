@@ -2,11 +2,14 @@
 
 import pytest
 
+from ps_core.context import deadline
+from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from tests.adversity.harness import QUICK, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import at_hand
 
 
 @pytest.mark.parametrize(
@@ -27,4 +30,17 @@ def test_session_attrs(ps_lab: Lab, paths: Paths, matrix: Matrix, replica: bool,
         "wrong_session_attrs",
         ours="raised after its time",
         outcome="no connection",
+    )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+    """Whoever asks waits for a server of the right kind, until the deadline, whose error tells why."""
+    with at_hand(f"{ps_lab.url}&target_session_attrs=read-only") as applications:
+        for application in applications:
+            with deadline("300ms"), pytest.raises(DeadlineExceeded) as caught:
+                application.execute("SELECT 1", "direct")
+            assert classify(caught.value).rule == "wrong_session_attrs", application.name
+    matrix.sees(
+        "target_session_attrs meets a server of the other kind",
+        "a wait until it is of the right kind, until the deadline (30 s without one)",
     )

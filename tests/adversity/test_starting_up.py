@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 
@@ -12,6 +14,34 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Doing, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Users
+
+
+@contextmanager
+def starting(lab: Lab) -> Iterator[None]:
+    """Restart the replicas, which accept connections only behind the block."""
+    starts = []
+    for replica in lab.replicas:
+        # It fetches its next segment by a command that takes its time; meanwhile nobody can connect.
+        replica.sql("ALTER SYSTEM SET restore_command = 'while [ -e %p.wait ]; do sleep 0.05; done; false'")
+        replica.stop(signal.SIGKILL)
+    try:
+        for replica in lab.replicas:
+            for name in ("RECOVERYXLOG", "RECOVERYHISTORY"):
+                (replica.folder / "pg_wal" / f"{name}.wait").touch()
+            starts.append(threading.Thread(target=replica.start))
+            starts[-1].start()
+        wait_until(lambda: all(replica.running and "starting up" in refusal(replica.dsn()) for replica in lab.replicas), "start")
+        yield
+    finally:
+        for replica in lab.replicas:
+            for waiting in (replica.folder / "pg_wal").glob("*.wait"):
+                waiting.unlink()
+        for start in starts:
+            start.join()
+        for replica in lab.replicas:
+            replica.sql("ALTER SYSTEM RESET restore_command")
+            replica.sql("SELECT pg_reload_conf()")
 
 
 def test_starting_up(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
@@ -20,32 +50,10 @@ def test_starting_up(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     link = paths.link(endpoint)
     conn = paths.ours(link)
     conn.execute("SELECT 1")
-    starts = []
-    for replica in ps_lab.replicas:
-        # It fetches its next segment by a command that takes its time; meanwhile nobody can connect.
-        replica.sql("ALTER SYSTEM SET restore_command = 'while [ -e %p.wait ]; do sleep 0.05; done; false'")
-        replica.stop(signal.SIGKILL)
-    try:
-        for replica in ps_lab.replicas:
-            for name in ("RECOVERYXLOG", "RECOVERYHISTORY"):
-                (replica.folder / "pg_wal" / f"{name}.wait").touch()
-            starts.append(threading.Thread(target=replica.start))
-            starts[-1].start()
-        wait_until(
-            lambda: all(replica.running and "starting up" in refusal(replica.dsn()) for replica in ps_lab.replicas), "start"
-        )
+    with starting(ps_lab):
         error = raised(paths.stock, endpoint)
         read = Doing(lambda: conn.execute("SELECT 2").fetchone())
         wait_until(lambda: link.gate.closed, "the outage to be met")
-    finally:
-        for replica in ps_lab.replicas:
-            for waiting in (replica.folder / "pg_wal").glob("*.wait"):
-                waiting.unlink()
-        for start in starts:
-            start.join()
-        for replica in ps_lab.replicas:
-            replica.sql("ALTER SYSTEM RESET restore_command")
-            replica.sql("SELECT pg_reload_conf()")
     assert read.end() == (2,)
     matrix.add(
         "A replica is starting up (57P03)",
@@ -56,6 +64,11 @@ def test_starting_up(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         ours="sent again",
         outcome="answered",
     )
+
+
+def postmaster(lab: Lab) -> int:
+    """Return the primary's first process."""
+    return int((lab.primary.folder / "postmaster.pid").read_text().split()[0])
 
 
 def refusal(dsn: str) -> str:
@@ -71,8 +84,7 @@ def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A server that waits for its last session to end is taken to be away until it is back."""
     link = paths.link("direct")
     last = paths.stock("direct")
-    postmaster = int((ps_lab.primary.folder / "postmaster.pid").read_text().split()[0])
-    os.kill(postmaster, signal.SIGTERM)  # it ends with its last session
+    os.kill(postmaster(ps_lab), signal.SIGTERM)  # it ends with its last session
     try:
         wait_until(lambda: "shutting down" in refusal(ps_lab.primary.dsn()), "shutdown")
         error = raised(paths.stock, "direct")
@@ -92,3 +104,16 @@ def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         ours="sent again",
         outcome="answered",
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix) -> None:
+    """Reads are answered by the primary while the replicas start; while that one is away, everything waits for it."""
+    with Users(ps_lab) as users:
+        with starting(ps_lab):
+            users.meet()
+        os.kill(postmaster(ps_lab), signal.SIGTERM)  # it ends with its last session
+        users.meet()
+        ps_lab.primary.stop(signal.SIGINT)
+        users.meet()
+        ps_lab.primary.start()
+    matrix.sees("A server is starting up, or shutting down (57P03)", f"a wait, for reads none; {users.saw(unknown=True)}")

@@ -1,11 +1,13 @@
 """Errors of the statement's own: raised as they come, once, on a connection that stays as it is."""
 
+import psycopg
 import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application, refused_once
 
 _RAISE = "DO $$ BEGIN RAISE 'no room' USING ERRCODE = '{}'; END $$"
 STATEMENTS = {
@@ -39,3 +41,14 @@ def test_statement_error(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path, 
     matrix.add(
         f"Statement error: {name}", path, "statement under way", classify(stock), rule, ours="raised", outcome="rolled back"
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """The framework's error, in one attempt, on the connection that was there."""
+    for application in applications:
+        application.add(next(NUMBERS))
+        with ps_lab.round_trips() as counter:
+            error = refused_once(application, "SELECT 1/0")
+        assert isinstance(error, psycopg.errors.DivisionByZero), application.name
+        assert counter.startups == 0, application.name
+    matrix.sees("An error of the statement's own", "the framework's error, once")

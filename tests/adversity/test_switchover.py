@@ -8,7 +8,7 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import READ_ONLY, Crowd, Met, Ours, Phase, Row, Rules, Verdict, table
+from tests.adversity.harness import READ_ONLY, Crowd, Met, Ours, Phase, Row, Rules, Verdict, broken, table
 from tests.adversity.matrix import Matrix
 
 PRIMARY: dict[Phase, tuple[Rules, Verdict]] = {
@@ -17,18 +17,11 @@ PRIMARY: dict[Phase, tuple[Rules, Verdict]] = {
     # Left open for longer than the bouncer waits.
     Phase.IN_TRANSACTION: (("pooler_server_crashed", "admin_shutdown"), Ours.RAISED),
 }
-DIRECT: dict[Phase, tuple[Rules, Verdict]] = {
-    Phase.CONNECT: (("edge_no_member", "server_not_ready", None), (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_READ: ("admin_shutdown", Ours.AGAIN),
-    Phase.IDLE_WRITE: ("admin_shutdown", Ours.AGAIN),
-    Phase.IDLE_OPENING: ("admin_shutdown", Ours.AGAIN),
-    Phase.READ: ("admin_shutdown", Ours.AGAIN),
-    Phase.WRITE: ("admin_shutdown", Ours.RAISED),
-    Phase.OPENING: ("admin_shutdown", Ours.AGAIN),
-    Phase.IN_TRANSACTION: ("admin_shutdown", Ours.RAISED),
-    Phase.LATER: ("admin_shutdown", Ours.RAISED),
-    Phase.COMMIT: ("admin_shutdown", Ours.RAISED),
-}
+DIRECT = broken(
+    "admin_shutdown",
+    connect=(("edge_no_member", "server_not_ready", None), (Ours.AGAIN, Ours.UNNOTICED)),
+    commit=Ours.RAISED,
+)
 REPLICA: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(READ_ONLY, (None, (Ours.UNNOTICED, Ours.AGAIN)))
 
 
@@ -40,6 +33,7 @@ def fault(crowd: Crowd) -> Iterator[None]:
     wait_until(lambda: pauses(crowd.lab) > before, "PAUSE")
     crowd.release("primary")
     wait_until(lambda: not old.running, "end of the old primary")
+    crowd.wait_until_closed("direct")
     yield
     switchover.join()
 
@@ -58,3 +52,8 @@ def met(ps_lab: Lab) -> Met:
 def test_switchover(met: Met, matrix: Matrix, row: Row) -> None:
     """Through the bouncers a switchover is a wait; direct connections break, and are healed where nothing is open on them."""
     matrix.crowd(met, row)
+
+
+def test_users(met: Met, matrix: Matrix) -> None:
+    """Applications wait."""
+    matrix.sees(met.event, f"a wait of as long as it takes; {met.users.saw()}")

@@ -11,6 +11,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, running
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, refused_once
 
 
 def on_stock(conn: psycopg.Connection[Any], **settings: int) -> None:
@@ -163,3 +164,13 @@ def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         ours="sent again",
         outcome="answered",
     )
+
+
+def test_users(matrix: Matrix, applications: list[Application]) -> None:
+    """The framework's error, in one attempt."""
+    for application in applications:
+        with limits(statement="100ms"):
+            error = refused_once(application, "SELECT pg_sleep(5)")
+        assert isinstance(error, psycopg.errors.QueryCanceled), application.name
+        assert application.look(0, "primary") == [False], application.name
+    matrix.sees("A limit of the server's is reached (57014)", "the framework's error, once; nothing of the transaction is left")

@@ -1,13 +1,17 @@
 """Certificates and options that do not fit: settings, not outages."""
 
+import re
+from functools import partial
 from pathlib import Path as File
 
 import pytest
 import trustme
 
 from ps_core.failures import classify
+from ps_lab import Lab
 from tests.adversity.harness import Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import at_hand, refused
 
 
 @pytest.mark.parametrize("mistake", ["unknown authority", "no such file", "wrong host"])
@@ -28,3 +32,15 @@ def test_tls(paths: Paths, matrix: Matrix, mistake: str, tmp_path: File) -> None
     matrix.add(
         f"TLS: {mistake}", "direct", "connecting", classify(error), "client_tls_or_option", ours="raised", outcome="no connection"
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, site: None, tmp_path: File) -> None:
+    """A server whose certificate is not trusted is told at once."""
+    foreign = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(foreign))
+    with at_hand(re.sub("sslrootcert=[^&]*", f"sslrootcert={foreign}", ps_lab.url)) as applications:
+        for application in applications:
+            error = refused(application, partial(application.execute, "SELECT 1", "primary"))
+            assert "certificate verify failed" in str(error), application.name
+            assert not getattr(error, "__notes__", []), application.name
+    matrix.sees("TLS is refused", "an error at once, which says what libpq says of the certificate")

@@ -1,11 +1,14 @@
 """PlanetScale's Traffic Control blocks a query: 53000. Synthetic: a function raises its SQLSTATE and text."""
 
+from functools import partial
+
 import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import PATHS, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application, refused
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -33,3 +36,33 @@ def test_traffic_control(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) 
                 ours="raised",
                 outcome="rolled back",
             )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """A read is refused in PlanetScale's words; a transaction waits for the budget, and is committed once."""
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION block(lasts boolean) RETURNS int LANGUAGE plpgsql AS $$ BEGIN IF lasts THEN RAISE EXCEPTION"
+        " '[PGINSIGHTS] Traffic Control: query exceeded budget ''exports'' (cpu share 20%%)' USING ERRCODE = '53000'; END IF;"
+        " RETURN 1; END $$"
+    )
+    ps_lab.sql("CREATE OR REPLACE VIEW blocked AS SELECT block(true)")
+    ps_lab.wait_replicas_caught_up()
+    for application in applications:
+        error = refused(application, partial(application.execute, "SELECT * FROM blocked"))
+        assert "Traffic Control" in str(error), application.name
+    for application in applications:
+        calls: list[int] = []
+
+        def block_once(calls: list[int] = calls) -> None:
+            calls.append(1)
+            ps_lab.sql(f"CREATE OR REPLACE VIEW blocked AS SELECT block({len(calls) == 1})")
+
+        application.add(number := next(NUMBERS), "SELECT * FROM blocked", each=block_once)
+        assert len(calls) == 2, application.name
+        assert application.look(number, "primary") == [False], application.name
+    ps_lab.sql("DROP VIEW blocked")
+    matrix.sees(
+        "Traffic Control blocks a query (53000)",
+        "a read raises its words at once; run_transaction runs again until block or deadline are over (30 s without one)",
+        synthetic=True,
+    )

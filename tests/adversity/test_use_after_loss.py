@@ -7,6 +7,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import NUMBERS, Application
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -46,7 +47,20 @@ def test_wedged_pipeline(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
         "primary",
         "statement under way",
         classify(error),
-        ("pipeline_wedged", "admin_shutdown", "connection_lost", "pooler_server_crashed"),
+        ("pipeline_wedged", "admin_shutdown", "connection_lost", "pooler_server_crashed", "results_hidden_by_driver"),
         ours="raised",
         outcome="rolled back",
     )
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """Connections that were lost in the pool are replaced when they are next used."""
+    for application in applications:
+        application.look(0)
+        application.look(0, "primary")
+    ps_lab.edge.cut()
+    for application in applications:
+        assert application.look(0) == [True], application.name
+        application.add(number := next(NUMBERS))
+        assert application.look(number, "primary") == [False], application.name
+    matrix.sees("Idle connections are lost", "nothing")

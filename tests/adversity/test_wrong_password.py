@@ -1,6 +1,8 @@
 """Who may not connect is told at once, and nobody tries again in their name."""
 
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -9,6 +11,7 @@ from ps_core.topology import Topology
 from ps_lab import Lab
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Where, at_hand, refused
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -67,3 +70,16 @@ def test_refused_by_the_server(ps_lab: Lab, paths: Paths, matrix: Matrix, change
     finally:
         ps_lab.drop_role("barred")
     matrix.add(name, "direct", "connecting", classify(error), "authentication", ours="raised", outcome="no connection")
+
+
+@pytest.mark.parametrize("where", ["primary", "routed", "direct"])
+def test_users(ps_lab: Lab, matrix: Matrix, site: None, where: Where) -> None:
+    """One attempt, and the framework's error, which says what was refused and holds no password."""
+    with at_hand(re.sub("pscale_pw_[^@]*", "pscale_pw_not_this_one", ps_lab.url)) as applications:
+        for application in applications:
+            with ps_lab.round_trips() as counter:
+                error = refused(application, partial(application.execute, "SELECT 1", where))
+            assert counter.startups == 1, application.name
+            assert "authentication failed" in str(error), application.name
+            assert "pscale_pw" not in repr(error) + "".join(getattr(error, "__notes__", []))
+    matrix.sees("Wrong password", "an error at once, after one attempt, that says what was refused")

@@ -51,8 +51,9 @@ VERDICTS: dict[str, set[Verdict]] = {
     "deadlock": {(Kind.CONFLICT, Ran.ROLLED_BACK, True)},
     "read_only_transaction": {(Kind.NOT_PRIMARY, Ran.ROLLED_BACK, True)},
     "replica_behind": {(Kind.BEHIND, Ran.ROLLED_BACK, True)},
-    "traffic_control": {(Kind.OVERLOAD, Ran.ROLLED_BACK, True)},
-    "cluster_read_only": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
+    # The second ones: said to a connection that is being made.
+    "traffic_control": {(Kind.OVERLOAD, Ran.ROLLED_BACK, True), _FULL},
+    "cluster_read_only": {(Kind.PERMANENT, Ran.ROLLED_BACK, True), (Kind.PERMANENT, Ran.NO, False)},
     "too_many_connections": {_FULL},
     "insufficient_resources": {(Kind.OVERLOAD, Ran.ROLLED_BACK, True)},
     "disk_full": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
@@ -95,7 +96,6 @@ NOT_REPRODUCED: dict[str, str] = {
     "invalid_password": _CONNECTING,
     "pooler_admin": "needs PgBouncer's console, or one that is out of memory",
     "pooler_shutdown": "said by PgBouncer from 1.23 on; these rows are those of 1.18",
-    "pooler_varset_failed": "a race between the pooler's own SET and the end of the server: it cannot be forced",
     "too_many_connections": _CONNECTING,
     "unknown_database": _CONNECTING,
 }

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -249,3 +250,27 @@ def test_use_token_begins_afresh_and_restores() -> None:
         with ps_core.use_token(None):
             assert ps_core.current_token() is None
     assert ps_core.current_token() == before
+
+
+def test_two_databases(ps_lab: Lab) -> None:
+    """Who wrote to one database and read from another one sees the write all the same, in the next request too."""
+    first, second = ps_lab.topology, replace(ps_lab.topology, identity="other")
+    ps_lab.sql("CREATE TABLE twice (id int); GRANT ALL ON twice TO app")
+    ps_lab.wait_replicas_caught_up()
+    ps_lab.set_replay_delay(60)
+    read = "SELECT count(*) FROM twice"
+    try:
+        with ps_core.connect(first, autocommit=True) as writer, ps_core.connect(first, to="replica", autocommit=True) as reader:
+            with ps_core.use_token(None) as tracker, ps_core.connect(second, to="replica", autocommit=True) as other:
+                writer.execute("INSERT INTO twice VALUES (1)")
+                other.execute("SELECT 1")
+                token = str(tracker.token)
+                with pytest.raises(psycopg.errors.InvalidParameterValue, match="replica_behind"):
+                    reader.execute(read)
+            with ps_core.use_token(token), pytest.raises(psycopg.errors.InvalidParameterValue, match="replica_behind"):
+                reader.execute(read)
+            with ps_core.use_token(None):
+                assert reader.execute(read).fetchone() == (0,)
+    finally:
+        ps_lab.set_replay_delay(0)
+        ps_lab.sql("DROP TABLE twice")

@@ -70,6 +70,9 @@ KEEPING = [
     "declare c cursor with hold for select 1",
 ]
 NOT_KEEPING = [
+    "SELECT set_config('TimeZone', %s, false)",
+    "set time zone 'UTC'",
+    "SET DateStyle = 'ISO'",
     "set local a = 1",
     "set transaction read only",
     "select 1",

@@ -108,6 +108,15 @@ def test_persistent_connections(ps_lab: Lab, age: int | None) -> None:
             assert ask(connection, "SELECT 2") == (2,)
 
 
+@pytest.mark.parametrize("alias", ["default", "replica", "direct"])
+def test_lost_connection_heals(ps_lab: Lab, alias: str) -> None:
+    """What a lost connection was set to by Django holds on the next one, on the direct path, too."""
+    with another(alias, TIME_ZONE="Asia/Kathmandu") as connection:
+        for _ in range(2):
+            assert ask(connection, "SELECT current_setting('TimeZone')") == ("Asia/Kathmandu",)
+            ps_lab.edge.cut()
+
+
 def test_server_side_binding(ps_lab: Lab) -> None:
     """With server_side_binding the server binds the parameters, and the timeouts hold all the same."""
     with another("default", OPTIONS={"server_side_binding": True}) as connection:

@@ -1,0 +1,147 @@
+"""Directives whose content is read from the code: a topology's settings, the rules of failures, the help of commands."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
+
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.docutils import SphinxDirective
+
+from ps_cli.main import main
+from ps_core import failures
+from ps_core.failures import Failure
+from ps_core.topology import TopologySettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from docutils.nodes import Node
+    from sphinx.application import Sphinx
+
+__all__ = ["Help", "Rules", "Settings", "setup"]
+
+OTHERWISE: Final = {
+    "commit_outcome_unknown": "`CommitOutcomeUnknown`, raised by this library",
+    "replica_behind": "22023 with `replica_behind`: the guard that a read carried",
+    "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
+    "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
+    "connection_exception": "any other SQLSTATE of class 08 that ended the connection",
+    "recovery_conflict_fatal": "40001 as FATAL: idle in a transaction on a replica",
+    "statement_error": "everything else",
+}
+"""Rules that stand in the code, not in a table: what they are met by."""
+
+
+class _Generated(SphinxDirective):
+    """A directive that makes Markdown."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[Node]:
+        """Return what the Markdown becomes."""
+        return self.parse_text_to_nodes(self.markdown())
+
+    def markdown(self) -> str:
+        """Return the text."""
+        raise NotImplementedError
+
+
+class Settings(_Generated):
+    """The settings of a `Topology`, in their three forms."""
+
+    def markdown(self) -> str:
+        """Return the table."""
+        documented = ModuleAnalyzer.for_module(TopologySettings.__module__).find_attr_docs()
+        return _table(
+            ("keyword", "in the URL", "environment", ""),
+            (
+                (f"`{name}`", f"`ps_{name}`", f"`PS_{name.upper()}`", " ".join(documented.get(("TopologySettings", name), ())))
+                for name in TopologySettings.__annotations__
+            ),
+        )
+
+
+class Rules(_Generated):
+    """The rules by which failures are told apart, in the order of the code."""
+
+    def markdown(self) -> str:
+        """Return the table."""
+        met_by: dict[str, list[str]] = {}
+        for texts in (failures._MIDDLE_TEXTS, failures._CLIENT_TEXTS):
+            for pattern, failure in texts:
+                met_by.setdefault(failure.rule, []).extend(f"`` {part} ``" for part in _alternatives(pattern))
+        for state, failure in failures._SQLSTATES.items():
+            met_by.setdefault(failure.rule, []).append(f"SQLSTATE {state}")
+        return _table(
+            ("rule", "met by", "kind", "the statement", "the connection"),
+            (
+                (
+                    f"[`{failure.rule}`]{{#{failure.rule.replace('_', '-')}}}",
+                    ", ".join(met_by.get(failure.rule) or [OTHERWISE[failure.rule]]),
+                    failure.kind.value,
+                    RAN[failure.ran.value],
+                    "goes on" if failure.usable else "is lost",
+                )
+                for failure in rules()
+            ),
+        )
+
+
+RAN: Final = {"no": "did not run", "rolled back": "was rolled back", "committed": "was committed", "unknown": "may have run"}
+
+
+def rules() -> Iterator[Failure]:
+    """Yield each verdict that `ps_core.failures` writes down, in a table or not, once."""
+    seen = set()
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(failures))) if isinstance(node, ast.Call)]
+    for node in sorted(calls, key=lambda call: call.lineno):
+        if isinstance(node.func, ast.Name) and node.func.id in ("_lost", "_alive"):
+            failure = eval(compile(ast.Expression(node), "failures", "eval"), vars(failures))
+            assert isinstance(failure, Failure)
+            if failure.rule not in seen:
+                seen.add(failure.rule)
+                yield failure
+
+
+def _alternatives(pattern: str) -> Iterator[str]:
+    """Yield the alternatives of a regular expression, readably."""
+    depth, part = 0, ""
+    for character in pattern.replace("\\ ", " "):
+        depth += (character == "(") - (character == ")")
+        if character == "|" and not depth:
+            yield part
+            part = ""
+        else:
+            part += character
+    yield part
+
+
+class Help(_Generated):
+    """What `ps-postgres ... --help` prints; the argument is what stands in the place of the dots."""
+
+    def markdown(self) -> str:
+        """Return it as a block."""
+        printed = StringIO()
+        with patch.dict(os.environ, COLUMNS="100"), redirect_stdout(printed), suppress(SystemExit):
+            main([*(self.arguments[0].split() if self.arguments else ()), "--help"])
+        return f"```text\n{printed.getvalue()}```\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *((" ".join(cell.split()).replace("|", r"\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Called by Sphinx."""
+    app.add_directive("topology-settings", Settings)
+    app.add_directive("failure-rules", Rules)
+    app.add_directive("command-help", Help)
+    return {"parallel_read_safe": True}

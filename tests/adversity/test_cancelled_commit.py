@@ -1,0 +1,195 @@
+"""COMMIT waits for its replica and somebody cancels it: the server then reports a success that a promotion may undo."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from django.db import OperationalError, connections, transaction
+from sqlalchemy import text
+
+import ps_django.transaction
+import ps_sqlalchemy
+from ps_core.context import deadline
+from ps_core.errors import CommitOutcomeUnknown
+from ps_lab import Lab
+from tests.adversity.harness import Doing, Paths, prepare
+from tests.adversity.matrix import Matrix
+from tests.adversity.test_commit_in_flight import WAITS, ledger, replicas_cut_off
+from tests.adversity.users import BOUNCERS
+
+INSERT = "INSERT INTO ledger VALUES (1)"
+CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+@pytest.fixture
+def engine(ps_lab: Lab) -> Iterator[ps_sqlalchemy.Engine]:
+    """An engine as the README makes it."""
+    engine = ps_sqlalchemy.create_engine(ps_lab.url, **BOUNCERS)
+    yield engine
+    engine.dispose()
+
+
+def unknown(work: Doing) -> bool:
+    """Return whether the caller was told, in the error that the framework is known for, that nobody can tell."""
+    with pytest.raises((sa.exc.OperationalError, OperationalError)) as caught:
+        work.end()
+    return isinstance(getattr(caught.value, "orig", caught.value.__cause__), CommitOutcomeUnknown)
+
+
+def in_asyncio(lab: Lab, work: Callable[[ps_sqlalchemy.AsyncEngine], Any]) -> Any:
+    """Run `work` with an asyncio engine of its own."""
+
+    async def run() -> Any:
+        engine = ps_sqlalchemy.create_async_engine(lab.url, **BOUNCERS)
+        try:
+            return await work(engine)
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(run())
+
+
+def in_thread(work: Callable[[], Any]) -> Doing:
+    """Run what uses Django's connections in a thread, and close that thread's connections."""
+
+    def run() -> Any:
+        try:
+            return work()
+        finally:
+            connections.close_all()
+
+    return Doing(run)
+
+
+def execute() -> None:
+    """Write with Django."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(INSERT)
+
+
+def test_nobody_is_told_of_success(ps_lab: Lab, paths: Paths, matrix: Matrix, engine: ps_sqlalchemy.Engine, site: None) -> None:
+    """All hear that the outcome is unknown, and none runs its transaction again: after the promotion nothing is there."""
+    prepare(ps_lab)
+    calls: list[str] = []
+
+    def insert(session: Any) -> None:
+        calls.append("sqlalchemy")
+        session.execute(text(INSERT))
+
+    async def ainsert(session: Any) -> None:
+        calls.append("asyncio")
+        await session.execute(text(INSERT))
+
+    async def arun(engine: ps_sqlalchemy.AsyncEngine) -> None:
+        await ps_sqlalchemy.arun_transaction(ps_sqlalchemy.async_sessionmaker(engine), ainsert)
+
+    def django() -> None:
+        calls.append("django")
+        execute()
+
+    stock = paths.stock("primary", autocommit=False)
+    stock.execute("INSERT INTO ledger VALUES (2)")
+    with replicas_cut_off(ps_lab) as waiting:
+        works = [
+            Doing(ps_sqlalchemy.run_transaction, ps_sqlalchemy.sessionmaker(engine), insert),
+            Doing(in_asyncio, ps_lab, arun),
+            in_thread(lambda: ps_django.transaction.run_transaction(django)),
+        ]
+        believes = Doing(stock.commit)
+        waiting(4)
+        ps_lab.sql(CANCEL)
+        believes.end()  # stock psycopg says that all is well
+        assert [unknown(work) for work in works] == [True] * 3
+        assert ledger(ps_lab) == [1, 1, 1, 2]
+        ps_lab.crash_primary(detection=0.1)
+    assert ledger(ps_lab) == []
+    assert sorted(calls) == ["asyncio", "django", "sqlalchemy"]
+    with ps_sqlalchemy.Session(engine) as session, session.begin():
+        insert(session)
+    assert ledger(ps_lab) == [1]
+    matrix.sees("COMMIT's wait for its replica is cancelled", "an error that says that nobody can tell; never a success")
+
+
+@pytest.mark.parametrize("user", ["sqlalchemy", "asyncio", "django"])
+def test_single_write(ps_lab: Lab, engine: ps_sqlalchemy.Engine, site: None, user: str) -> None:
+    """The same for a write in autocommit, whose COMMIT travels with it."""
+    prepare(ps_lab)
+
+    def sqlalchemy() -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(text(INSERT))
+
+    async def aexecute(engine: ps_sqlalchemy.AsyncEngine) -> None:
+        async with engine.connect() as conn:
+            await conn.execution_options(isolation_level="AUTOCOMMIT")
+            await conn.execute(text(INSERT))
+
+    work = {"sqlalchemy": sqlalchemy, "asyncio": lambda: in_asyncio(ps_lab, aexecute), "django": execute}[user]
+    with replicas_cut_off(ps_lab) as waiting:
+        doing = in_thread(work)
+        waiting(1)
+        ps_lab.sql(CANCEL)
+        assert unknown(doing)
+    assert ledger(ps_lab) == [1]
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_task_is_cancelled(ps_lab: Lab, matrix: Matrix, how: str) -> None:
+    """A task that is cancelled in its COMMIT waits for the answer and is cancelled then, with what it wrote on the replicas."""
+    prepare(ps_lab)
+
+    async def work(engine: ps_sqlalchemy.AsyncEngine) -> None:
+        committing = asyncio.Event()
+
+        async def transact() -> None:
+            async with ps_sqlalchemy.AsyncSession(engine) as session, session.begin():
+                await session.execute(text(INSERT))
+                committing.set()
+
+        with ExitStack() as stack:
+            waiting = await asyncio.to_thread(stack.enter_context, replicas_cut_off(ps_lab))
+            task = asyncio.create_task(transact() if how == "cancel" else asyncio.wait_for(transact(), 0.2))
+            await committing.wait()
+            await asyncio.to_thread(waiting, 1)
+            if how == "cancel":
+                task.cancel()
+            done, _ = await asyncio.wait([task], timeout=0.4)
+            assert not done
+            assert await asyncio.to_thread(ps_lab.sql, WAITS) == [(1,)], "the server was told"
+            await asyncio.to_thread(stack.close)
+        with pytest.raises(asyncio.CancelledError if how == "cancel" else TimeoutError):
+            await task
+        assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        async with ps_sqlalchemy.AsyncSession(engine) as session:
+            assert await session.scalar(text("SELECT count(*) FROM ledger")) == 1
+
+    in_asyncio(ps_lab, work)
+    assert ledger(ps_lab) == [1]
+    matrix.sees("A task is cancelled while its COMMIT waits for its replica", "the cancellation, once the COMMIT is answered")
+
+
+def test_deadline_ends_the_wait(ps_lab: Lab, matrix: Matrix, engine: ps_sqlalchemy.Engine, site: None) -> None:
+    """A deadline bounds the wait for COMMIT's answer, whose outcome is unknown then; the COMMIT itself goes on."""
+    prepare(ps_lab)
+
+    def sqlalchemy() -> None:
+        with deadline(0.3), ps_sqlalchemy.Session(engine) as session, session.begin():
+            session.execute(text(INSERT))
+
+    async def asynchronous(engine: ps_sqlalchemy.AsyncEngine) -> None:
+        with deadline(0.3):
+            async with ps_sqlalchemy.AsyncSession(engine) as session, session.begin():
+                await session.execute(text(INSERT))
+
+    def django() -> None:
+        with deadline(0.3), transaction.atomic():
+            execute()
+
+    with replicas_cut_off(ps_lab):
+        works = [in_thread(sqlalchemy), Doing(in_asyncio, ps_lab, asynchronous), in_thread(django)]
+        assert [unknown(work) for work in works] == [True] * 3
+    assert ledger(ps_lab) == [1, 1, 1]
+    matrix.sees("A deadline passes while COMMIT waits for its replica", "an error that says that nobody can tell, in time")

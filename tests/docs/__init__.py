@@ -1,0 +1,1 @@
+"""The documentation: what its pages say to type, and what they say comes of it."""
