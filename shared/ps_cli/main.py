@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from ps_cli import demo, lab
+from ps_cli import demo, doctor, lab, pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,11 +13,18 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the arguments that it quotes where these may hold a password."""
+        what, _, quoted = message.partition(": ")
+        super().error(f"{what}: not shown, it may hold a password" if "://" in quoted or "=" in quoted else message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sub-command that the arguments (by default the process's) name; return the exit status."""
-    parser = argparse.ArgumentParser(prog="ps-postgres", description="SQLAlchemy and Django on PlanetScale for Postgres.")
+    parser = _Parser(prog="ps-postgres", description="SQLAlchemy and Django on PlanetScale for Postgres.")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (demo, lab):
+    for command in (demo, lab, doctor, pgbouncer):
         command.add_parser(subparsers)
     args = parser.parse_args(argv)
     status: int = args.run(args)

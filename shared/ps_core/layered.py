@@ -9,7 +9,6 @@ Both tiers have caps, and each has to fit the one behind it:
 https://www.pgbouncer.org/config.html; https://planetscale.com/blog/scaling-postgres-connections-with-pgbouncer
 """
 
-import configparser
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -31,7 +30,8 @@ _SSLMODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verif
 _CA_FILE: Final = "/etc/ssl/certs/ca-certificates.crt"
 """The system's roots on Debian and Ubuntu: PgBouncer takes a file."""
 _FILES: Final = {"sslrootcert": "server_tls_ca_file", "sslcert": "server_tls_cert_file", "sslkey": "server_tls_key_file"}
-# One `name=value` of a database's line, as PgBouncer reads it.
+# One line, and one `name=value` of a database's, as PgBouncer reads them.
+_LINE: Final = re.compile(r"([\w.*-]+)\s*=\s*(.*)", re.ASCII)
 _PAIR: Final = re.compile(r"(\w+)\s*=\s*('(?:[^']|'')*'|\S*)")
 
 
@@ -125,7 +125,7 @@ def pgbouncer_ini(
         }
         if clients > load.clients:
             lines.append(f"; {clients} clients here, with the reads that come while no replica can be reached.")
-        lines.append(f"{_name(name)} = " + " ".join(f"{key}={_value(value)}" for key, value in pairs.items()))
+        lines.append(f"{name} = " + " ".join(f"{key}={_value(value)}" for key, value in pairs.items()))
     lines += ["", "[pgbouncer]"]
     for settings, why in _settings(topology, load, auth_file, listen, port, version):
         lines += [f"; {line}" for line in why.splitlines()]
@@ -146,7 +146,6 @@ def _settings(
     yield {"pool_mode": "transaction"}, "As the database's bouncers."
     clients = " + ".join(f"{load.clients_of(endpoint, topology)} of {endpoint.name}" for endpoint in _endpoints(topology))
     yield {"max_client_conn": load.clients_of_all(topology)}, f"{clients}, and {_SPARE} to spare."
-    # What is below default_pool_size of a pool has its own cap in [databases].
     yield {"reserve_pool_size": 0}, "Each pool has its size above, and no more."
     yield _tls(topology), "To the database. PgBouncer knows no sslrootcert=system: name the file that has the system's roots."
     yield (
@@ -173,6 +172,8 @@ def _tls(topology: Topology) -> dict[str, object]:
         if len(files) > 1:
             raise ConfigurationError(f"{param}: PgBouncer has one for all databases: write the same file in each URL")
         file = files.pop()
+        if param == "sslrootcert" and not file and str(settings["server_tls_sslmode"]).startswith("verify"):
+            raise ConfigurationError(f"sslrootcert: PgBouncer has no default for it: write a file, such as {_CA_FILE}")
         if file:
             settings[name] = _CA_FILE if file == "system" else file
     return settings
@@ -187,13 +188,13 @@ def userlist(topology: Topology) -> str:
     """Return the text of `auth_file`: the user name without a suffix, for clients, and those that the database is shown.
 
     Raises:
-        ConfigurationError: a password is missing, has a control character, or is not the only one of its user.
+        ConfigurationError: a password is missing, is not the only one of its user, or something has a control character.
     """
     passwords: dict[str, str] = {}
     for endpoint in _endpoints(topology):
         for user in (_client(topology), endpoint.user) if endpoint is topology.primary else (endpoint.user,):
-            if not endpoint.password or re.search(r"[\x00-\x1f]", user + endpoint.password):
-                raise ConfigurationError(f"password of {endpoint.name}: PgBouncer needs one, without control characters")
+            if not endpoint.password:
+                raise ConfigurationError(f"password of {endpoint.name}: PgBouncer needs one: write it in the URL")
             if passwords.setdefault(user, endpoint.password) != endpoint.password:
                 raise ConfigurationError(f"{user!r} has two passwords in the URLs: PgBouncer knows one of each user")
     return "".join('"{}" "{}"\n'.format(*(text.replace('"', '""') for text in pair)) for pair in passwords.items())
@@ -210,41 +211,42 @@ def application_urls(topology: Topology, *, listen: str = "127.0.0.1", port: int
 
 def check(ini: str, topology: Topology, load: Load) -> list[Remark]:
     """Return what of an ini does not fit the topology and the caps. It is not changed, and nothing in it is secret."""
-    parser = configparser.RawConfigParser(
-        delimiters=("=",), comment_prefixes=(";", "#"), strict=False, allow_no_value=True, empty_lines_in_values=False
-    )
-    parser.optionxform = str  # type: ignore[method-assign,assignment]
-    try:
-        parser.read_string(ini)
-    except configparser.Error as exc:
-        line = getattr(exc, "lineno", None) or getattr(exc, "errors", [(1, "")])[0][0]
-        return [_error(f"line {line} cannot be read: write NAME = VALUE in the sections [databases] and [pgbouncer]")]
-    if re.search(r"^\s*%include", ini, re.MULTILINE):
-        return [_error("%include is not followed: check a file that has all")]
-    return list(_check(_Ini(parser), topology, load))
+    sections: dict[str, dict[str, str]] = {"databases": {}, "pgbouncer": {}}
+    section: dict[str, str] | None = None
+    for number, line in enumerate(map(str.strip, ini.splitlines()), 1):
+        if not line or line[0] in ";#":
+            continue
+        if line.startswith("%include"):
+            return [_error(f"line {number}: %include is not followed: check a file that has all")]
+        if found := re.fullmatch(r"\[(\w+)\]", line):
+            section = sections.setdefault(found[1], {})
+        elif section is not None and (found := _LINE.fullmatch(line)):
+            section[found[1]] = found[2]
+        else:
+            return [_error(f"line {number} cannot be read: write NAME = VALUE in the sections [databases] and [pgbouncer]")]
+    return list(_check(_Ini(sections["databases"], sections["pgbouncer"]), topology, load))
 
 
 class _Ini:
     """The two sections, with PgBouncer's defaults."""
 
-    def __init__(self, parser: configparser.RawConfigParser) -> None:
-        self.settings = {name: value or "" for name, value in parser["pgbouncer"].items()} if "pgbouncer" in parser else {}
-        self.databases: dict[str, dict[str, str]] = {}
-        for name, text in parser["databases"].items() if "databases" in parser else ():
-            self.databases[name] = {
-                key: value[1:-1].replace("''", "'") if value.startswith("'") else value
-                for key, value in _PAIR.findall(text or "")
-            }
+    def __init__(self, databases: dict[str, str], settings: dict[str, str]) -> None:
+        self.settings = settings
+        self.databases = {
+            name: {key: value[1:-1].replace("''", "'") if value.startswith("'") else value for key, value in _PAIR.findall(text)}
+            for name, text in databases.items()
+        }
 
     def number(self, name: str, default: int, line: dict[str, str] | None = None) -> int:
-        text = (line or {}).get(name, self.settings.get(name, ""))
+        text = (line or {}).get(name) or self.settings.get(name, "")
         return int(text) if text.isdecimal() else default
 
     def pool(self, line: dict[str, str]) -> int:
         """Return the server connections of a database's pool, at most."""
-        size = int(line["pool_size"]) if line.get("pool_size", "").isdecimal() else self.number("default_pool_size", 20)
-        reserve = line.get("reserve_pool_size", line.get("reserve_pool", ""))
-        size += int(reserve) if reserve.isdecimal() else self.number("reserve_pool_size", 0)
+        # The name of a line's reserve changed in 1.24.
+        reserve = line.get("reserve_pool_size") or line.get("reserve_pool", "")
+        named = {"default_pool_size": line.get("pool_size", ""), "reserve_pool_size": reserve}
+        size = self.number("default_pool_size", 20, named) + self.number("reserve_pool_size", 0, named)
         cap = self.number("max_db_connections", 0, line)
         return min(size, cap) if cap else size
 
@@ -301,7 +303,14 @@ def _check_pools(ini: _Ini, lines: dict[str, dict[str, str]], endpoint: Endpoint
 
 
 def _endpoints(topology: Topology) -> tuple[Endpoint, ...]:
-    return (topology.primary, *topology.replicas)
+    endpoints = (topology.primary, *topology.replicas)
+    for end in endpoints:
+        # One line could become several.
+        if re.search(
+            r"[\x00-\x1f]", "".join((end.host, end.user, end.password, end.dbname, *(value for _, value in end.params)))
+        ):
+            raise ConfigurationError(f"{end.name}: PgBouncer's files cannot hold control characters: write others in the URL")
+    return endpoints
 
 
 def _databases(topology: Topology) -> dict[str, Endpoint]:
@@ -309,15 +318,12 @@ def _databases(topology: Topology) -> dict[str, Endpoint]:
     name = topology.primary.dbname
     if not name or name == "pgbouncer":
         raise ConfigurationError("the URL names no database (PgBouncer keeps 'pgbouncer' for itself): write HOST/DBNAME")
+    name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)  # all that a key of the ini may have
     return {name if end is topology.primary else f"{name}_{end.name.replace('-', '_')}": end for end in _endpoints(topology)}
 
 
 def _client(topology: Topology) -> str:
     return topology.primary.user.partition("|")[0]
-
-
-def _name(text: str) -> str:
-    return text if re.fullmatch(r"\w+", text, re.ASCII) else '"{}"'.format(text.replace('"', '""'))
 
 
 def _value(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self, TypedDict, Unpack
 
 from ps_core.dsn import Dsn, Pairs
 from ps_core.errors import ConfigurationError
+from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
 __all__ = ["Endpoint", "Topology", "TopologySettings"]
@@ -61,8 +62,8 @@ class TopologySettings(TypedDict, total=False):
     pooled_port: int | str | None
     """The port of the poolers, where it is not 6432."""
     pooled: bool | str | None
-    """Whether the primary is behind a transaction pooler. By default it is taken to be, unless no port is pooled: what
-    works behind a pooler works without one, too."""
+    """Whether the primary is behind a transaction pooler. By default it is taken to be, unless no port is pooled or the host says
+    otherwise (`ps_core.providers`): what works behind a pooler works without one, too."""
     statement_timeout: Duration | None
     transaction_timeout: Duration | None
     idle_in_transaction_timeout: Duration | None
@@ -215,19 +216,23 @@ class Topology:
             raise ConfigurationError(f"bouncers {names}: a bouncer has one target, so write each name once")
 
         planetscale = _is_planetscale(dsn.host) or bool(bouncer or replica_bouncers or direct_replica or dsn.suffix)
-        direct_port, pooled_port = _ports(dsn.port, settings, planetscale=planetscale)
-        if dsn.suffix and dsn.port is not None and dsn.port == direct_port:
+        provider = None if planetscale else paths_of(dsn.host, dsn.port)
+        if provider is not None and provider.leads_to == "replicas":
+            raise ConfigurationError(
+                f"{dsn.host} leads to replicas: write the primary's host in the URL, and this one in ps_replica_urls"
+            )
+        direct_at, pooled_at, use_pooled = _addresses(dsn, settings, provider, planetscale=planetscale)
+        if dsn.suffix and dsn.port is not None and (dsn.host, dsn.port) == direct_at:
             raise ConfigurationError(_bouncer_on_direct(dsn.suffix, dsn.port))
-        use_pooled: bool = pooled_port is not None if get("pooled") is None else settings["pooled"]
-        work_port = pooled_port if use_pooled else direct_port
-        if work_port is None:
+        work_at = pooled_at if use_pooled else direct_at
+        if work_at is None:
             raise ConfigurationError(
                 f"pooled={str(use_pooled).lower()}: the URL names no such port: add "
                 f"{'ps_pooled_port' if use_pooled else 'ps_direct_port'}=PORT"
             )
-        if replica_bouncers and pooled_port is None:
+        if replica_bouncers and pooled_at is None:
             raise ConfigurationError("replica_bouncer: the URL names no pooled port: add ps_pooled_port=PORT")
-        if direct_replica and direct_port is None:
+        if direct_replica and direct_at is None:
             raise ConfigurationError("direct_replica: the URL names no direct port: add ps_direct_port=PORT")
 
         connect = get("connect_timeout", POOLED.connect)
@@ -240,28 +245,27 @@ class Topology:
         patient = Timeouts(lock=get("lock_timeout", DIRECT.lock), connect=connect)
         application_name = get("application_name")
 
-        def path(suffix: str | None, port: int | None, *without: str) -> Dsn:
+        def path(suffix: str | None, at: Address | None, *without: str) -> Dsn:
+            host, port = at or (dsn.host, None)
             user = f"{dsn.base_user}|{suffix}" if suffix else dsn.base_user
             params = tuple(pair for pair in dsn.params if pair[0] not in (*_LIBPQ_SETTINGS, *without))
-            return replace(dsn, user=user, port=port, params=params)
+            return replace(dsn, host=host, user=user, port=port, params=params)
 
         endpoint = partial(_endpoint, application_name=application_name)
-        primary = endpoint(path(bouncer, work_port), "primary", pooled=use_pooled, timeouts=bounded)
+        primary = endpoint(path(bouncer, work_at), "primary", pooled=use_pooled, timeouts=bounded)
         # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
-        paths = [(path(name, pooled_port, "target_session_attrs"), True) for name in replica_bouncers]
+        paths = [(path(name, pooled_at, "target_session_attrs"), True) for name in replica_bouncers]
         if direct_replica:
-            paths.append((path(_REPLICA, direct_port, "target_session_attrs"), False))
-        known = {direct_port: False, pooled_port: True}
-        paths += [
-            _kind(url, known if url.host == dsn.host else {}, default=get("pooled") is not False)
-            for url in get("replica_urls", ())
-        ]
+            paths.append((path(_REPLICA, direct_at, "target_session_attrs"), False))
+        known = {direct_at: False, pooled_at: True}
+        paths += [_kind(url, known, default=get("pooled") is not False) for url in get("replica_urls", ())]
         direct_url = get("direct_url")
         if direct_url is None:
-            direct = path(None, direct_port or pooled_port), direct_port is None
+            direct = path(None, direct_at or pooled_at), direct_at is None
         else:
-            direct = _kind(direct_url, known if direct_url.host == dsn.host else {}, default=False)
-            if direct_url.suffix or direct[1]:
+            direct = _kind(direct_url, known, default=False)
+            provided = paths_of(direct_url.host, direct_url.port)
+            if direct_url.suffix or direct[1] or (provided is not None and provided.leads_to == "replicas"):
                 raise ConfigurationError(
                     "direct_url: it leads to a pooler or a replica: write the port without a pooler (5432 on "
                     "PlanetScale) and a user name without |suffix"
@@ -269,6 +273,8 @@ class Topology:
         weights: tuple[float, ...] = get("replica_weights") or (1.0,) * len(paths)
         if len(weights) != len(paths):
             raise ConfigurationError(f"replica_weights: write one number for each of the {len(paths)} replica endpoints")
+        # Elsewhere than on a host of many tenants, a known provider's user name may have a dot for any reason.
+        identity = dsn.branch if provider is None or provider.shared else ""
         return cls(
             primary=primary,
             replicas=tuple(
@@ -277,7 +283,7 @@ class Topology:
             ),
             replica_fallback=get("replica_fallback", 1.0),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
-            identity=dsn.branch or f"{primary.host}/{primary.dbname}",
+            identity=identity or f"{(direct_at or work_at)[0]}/{primary.dbname}",
         )
 
 
@@ -315,6 +321,24 @@ def _is_planetscale(host: str) -> bool:
     return host.lower().rstrip(".").endswith(".psdb.cloud")
 
 
+def _addresses(
+    dsn: Dsn, settings: Mapping[str, Any], provider: Paths | None, *, planetscale: bool
+) -> tuple[Address | None, Address | None, bool]:
+    """Return the direct and the pooled address (None: nothing is known of it), and whether the primary is to be pooled."""
+    pooled: bool | None = settings.get("pooled")
+    if provider is not None and settings.get("direct_port") is None and settings.get("pooled_port") is None:
+        # A session pooler passes on no startup options, which would bound the primary: its other path can be bounded.
+        use_pooled = provider.leads_to != "server" if pooled is None else pooled
+        if provider.pooled if use_pooled else provider.direct:
+            return provider.direct, provider.pooled, use_pooled
+    direct_port, pooled_port = _ports(dsn.port, settings, planetscale=planetscale)
+    return (
+        (dsn.host, direct_port) if direct_port else None,
+        (dsn.host, pooled_port) if pooled_port else None,
+        pooled_port is not None if pooled is None else pooled,
+    )
+
+
 def _ports(port: int | None, settings: Mapping[str, Any], *, planetscale: bool) -> tuple[int | None, int | None]:
     """Return the direct and the pooled port: None for at most one of them, of which nothing is known."""
     direct, pooled = settings.get("direct_port"), settings.get("pooled_port")
@@ -334,15 +358,18 @@ def _ports(port: int | None, settings: Mapping[str, Any], *, planetscale: bool) 
     return direct, pooled
 
 
-def _kind(dsn: Dsn, known: Mapping[int | None, bool], *, default: bool) -> tuple[Dsn, bool]:
+def _kind(dsn: Dsn, known: Mapping[Address | None, bool], *, default: bool) -> tuple[Dsn, bool]:
     """Return a whole URL that was given for one endpoint, with its port, and whether it is pooled."""
     planetscale = bool(dsn.suffix) or _is_planetscale(dsn.host)
     if dsn.suffix:
         default = dsn.suffix != _REPLICA
+    elif not planetscale and (provider := paths_of(dsn.host, dsn.port)) and provider.leads_to != "session pooler":
+        default = provider.leads_to == "pooler"
     if dsn.port is None:
         return replace(dsn, port=_POOLED_PORT if planetscale and default else _DIRECT_PORT), default
-    ports = {_DIRECT_PORT: False, _POOLED_PORT: True, **known} if planetscale else known
-    return dsn, ports.get(dsn.port, default)
+    if planetscale:
+        default = {_DIRECT_PORT: False, _POOLED_PORT: True}.get(dsn.port, default)
+    return dsn, known.get((dsn.host, dsn.port), default)
 
 
 def _bouncer_on_direct(name: str, port: int) -> str:

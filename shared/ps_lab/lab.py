@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Identifier
 
 from ps_core.topology import Topology
 from ps_lab.edge import Edge
-from ps_lab.pgbouncer import ADMIN, PgBouncer, find_pgbouncer
+from ps_lab.pgbouncer import ADMIN, AppSideBouncer, PgBouncer, find_pgbouncer, scram_secret
 from ps_lab.postgres import SUPERUSER, Binaries, Postgres
 from ps_lab.processes import Account, Guard, wait_until
 from ps_lab.relay import Routes
@@ -52,14 +52,22 @@ class Lab:
     `with Lab() as lab:` starts it; `lab.url` is a role's URL as PlanetScale shows it (with the ports, which are not the usual
     ones), `lab.topology` what the packages make of it with both dedicated bouncers. `pgbouncer` is the path of the program;
     `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. The environment may name the programs,
-    too: PS_LAB_POSTGRES (a bin folder) and PS_LAB_PGBOUNCER.
+    too: PS_LAB_POSTGRES (a bin folder) and PS_LAB_PGBOUNCER. With `app_side_bouncer`, `url` and `topology` lead to a PgBouncer
+    on the application's side, in front of the dedicated ones (`ps_core.layered`).
 
     Raises:
         ValueError: `replicas` is not from 1 to 8.
         RuntimeError: on entering, a program is missing, or does not start.
     """
 
-    def __init__(self, replicas: int = 2, *, pgbouncer: str | Path | None = None, **pgbouncer_settings: object) -> None:
+    def __init__(
+        self,
+        replicas: int = 2,
+        *,
+        pgbouncer: str | Path | None = None,
+        app_side_bouncer: bool = False,
+        **pgbouncer_settings: object,
+    ) -> None:
         if not 1 <= replicas <= 8:
             raise ValueError("replicas: write a number from 1 to 8: COMMIT waits for one of them")
         self.branch = "".join(secrets.choice(_ALPHABET) for _ in range(12))
@@ -67,6 +75,8 @@ class Lab:
         self._replica_count = replicas
         self._pgbouncer = pgbouncer
         self._pgbouncer_settings = pgbouncer_settings
+        self._has_app_side = app_side_bouncer
+        self.app_side: AppSideBouncer | None = None
         self.servers: list[Postgres] = []
         self.bouncers: dict[str, PgBouncer] = {}
         self.primary: Postgres
@@ -99,7 +109,7 @@ class Lab:
     @property
     def url(self) -> str:
         """The application role's URL."""
-        return self.url_of(APP)
+        return self.app_side.url if self.app_side else self.url_of(APP)
 
     def url_of(self, role: str) -> str:
         """Return the URL of a role."""
@@ -113,7 +123,7 @@ class Lab:
     @property
     def topology(self) -> Topology:
         """The primary through `write-pool`, the replicas through `read-pool`, and the direct path."""
-        return Topology.from_url(self.url, bouncer=WRITE_POOL, replica_bouncer=READ_POOL)
+        return Topology.from_url(self.url) if self.app_side else self._dedicated()
 
     @property
     def replicas(self) -> list[Postgres]:
@@ -157,7 +167,7 @@ class Lab:
     def set_password(self, name: str, password: str | None = None) -> str:
         """Give a role another password, a random one by default, and return its URL. What is connected stays connected."""
         self._passwords[self._role(name)] = password or _new_password()
-        self.sql(_ALTER_ROLE.format(role=Identifier(name), password=self._passwords[name]).as_string(None))
+        self.sql(_ALTER_ROLE.format(role=Identifier(name), password=scram_secret(self._passwords[name])).as_string(None))
         self._tell_roles()
         return self.url_of(name)
 
@@ -312,6 +322,14 @@ class Lab:
             replica.start()
         self._start_bouncers(pgbouncer)
         self._tell_edge()
+        if self._has_app_side:
+            app_side = AppSideBouncer(self._guard, pgbouncer, self._dedicated(), admin_password=self._passwords[ADMIN])
+            app_side.start()
+            self.app_side = app_side
+
+    def _dedicated(self) -> Topology:
+        """Return the topology of `app` without a bouncer on the application's side."""
+        return Topology.from_url(self.url_of(APP), bouncer=WRITE_POOL, replica_bouncer=READ_POOL)
 
     def _start_bouncers(self, binary: str) -> None:
         folder = self._guard.folder
@@ -347,7 +365,7 @@ class Lab:
 
     def _make_role(self, name: str, synchronous_commit: str = "on") -> None:
         query = _CREATE_ROLE.format(
-            synchronous_commit=Identifier(synchronous_commit), role=Identifier(name), password=self._passwords[name]
+            synchronous_commit=Identifier(synchronous_commit), role=Identifier(name), password=scram_secret(self._passwords[name])
         )
         self.sql(query.as_string(None))
 
@@ -360,6 +378,9 @@ class Lab:
         self.wait_replicas_caught_up()
         for bouncer in self.bouncers.values():
             bouncer.reload()
+        if self.app_side:
+            self.app_side.topology = self._dedicated()
+            self.app_side.reload()
         self._spread()
 
     # --- how it changes ---
@@ -405,8 +426,11 @@ class Lab:
         self._spread()
 
     def _set_replay_delay(self, server: Postgres) -> None:
-        server.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {int(self._replay_delay * 1000)}")
+        milliseconds = int(self._replay_delay * 1000)
+        server.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {milliseconds}")
         server.sql("SELECT pg_reload_conf()")
+        asked = "SELECT setting FROM pg_settings WHERE name = 'recovery_min_apply_delay'"
+        wait_until(lambda: server.sql(asked) == [(str(milliseconds),)], f"replay delay of {server.name}")
 
     def _point(self, *, tell: bool = True) -> None:
         """Let the bouncers' targets, which are symbolic links, lead to the servers as they are now."""

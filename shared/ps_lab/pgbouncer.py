@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import os
+import secrets
 import select
 import shutil
 import signal
+import unicodedata
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from ps_core.layered import Load, application_urls, pgbouncer_ini, userlist
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
 
+    from ps_core.topology import Topology
     from ps_lab.processes import Guard
 
-__all__ = ["PgBouncer", "find_pgbouncer"]
+__all__ = ["AppSideBouncer", "PgBouncer", "find_pgbouncer", "scram_secret"]
 
 ADMIN = "ps_lab_admin"
+_ITERATIONS = 4096
+
+
+@cache
+def scram_secret(password: str) -> str:
+    """Return what server and poolers know of a password: its SCRAM secret (RFC 5802), the same for both.
+
+    A pooler that has the password itself computes 4,096 hashes with each login, one client after the other.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", unicodedata.normalize("NFKC", password).encode(), salt, _ITERATIONS)
+    client, server = (hmac.digest(salted, text, "sha256") for text in (b"Client Key", b"Server Key"))
+    encoded = (base64.b64encode(part).decode() for part in (salt, hashlib.sha256(client).digest(), server))
+    return "SCRAM-SHA-256${}:{}${}:{}".format(_ITERATIONS, *encoded)
 
 
 def find_pgbouncer(guard: Guard, path: str | Path | None = None) -> str:
@@ -170,17 +194,24 @@ class PgBouncer:
             return False
         return True
 
-    def _configure(self) -> None:
+    def _secrets(self) -> Iterator[tuple[str, str]]:
+        for role, password in self._passwords.items():
+            yield role, scram_secret(password)
+
+    def _users(self) -> str:
+        return "".join('"{}" "{}"\n'.format(*(text.replace('"', '""') for text in pair)) for pair in self._secrets())
+
+    def _ini(self) -> str:
         settings = self._settings | {
             "listen_port": 6432,
             "unix_socket_dir": self.socket_folder,
             "auth_file": self._file("users"),
-            "admin_users": ADMIN,
-            "stats_period": 3600,
         }
-        users = "".join('"{}" "{}"\n'.format(*(text.replace('"', '""') for text in pair)) for pair in self._passwords.items())
-        ini = "".join(f"{name} = {value}\n" for name, value in settings.items())
-        for kind, text in (("users", users), ("ini", f"[databases]\n* = {self._target}\n[pgbouncer]\n{ini}")):
+        return f"[databases]\n* = {self._target}\n[pgbouncer]\n" + "".join(f"{name} = {settings[name]}\n" for name in settings)
+
+    def _configure(self) -> None:
+        console = f"admin_users = {ADMIN}\nstats_period = 3600\n"
+        for kind, text in (("users", self._users()), ("ini", self._ini() + console)):
             path = self._file(kind)
             if not path.exists():
                 path.touch(mode=0o600)
@@ -192,3 +223,31 @@ class PgBouncer:
 
     def _file(self, kind: str) -> Path:
         return self._guard.folder / f"{self.name}.{kind}"
+
+
+class AppSideBouncer(PgBouncer):
+    """One on the application's side, with the ini that `ps-postgres pgbouncer` writes for `topology`."""
+
+    def __init__(self, guard: Guard, binary: str, topology: Topology, *, admin_password: str) -> None:
+        super().__init__("app-side", guard, binary, target="", passwords={ADMIN: admin_password})
+        self.topology = topology
+        """What it leads to; `reload` makes a change of it hold."""
+
+    @property
+    def url(self) -> str:
+        """What the application connects to then."""
+        urls = application_urls(self.topology, listen=str(self.socket_folder))
+        ps = ((name, ",".join(url.render(hide_password=False) for url in urls[name])) for name in ("direct_url", "replica_urls"))
+        return replace(urls["url"][0], ps=tuple(ps)).render(hide_password=False)
+
+    def _users(self) -> str:
+        return super()._users() + userlist(self.topology)
+
+    def _ini(self) -> str:
+        return pgbouncer_ini(
+            self.topology,
+            Load(workers=4, pool_size=10),
+            auth_file=str(self._file("users")),
+            listen=str(self.socket_folder),
+            version=self.version,
+        )
