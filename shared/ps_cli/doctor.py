@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ps_core.layered import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-ASSUMED: Final = {"max_client_conn": 100, "default_pool_size": 20}
+ASSUMED: Final = {"max_client_conn": MAX_CLIENT_CONN, "default_pool_size": DEFAULT_POOL_SIZE}
 """PlanetScale's defaults of each PgBouncer: https://planetscale.com/docs/postgres/connecting/pgbouncer."""
 _OPTIONS: Final = ("bouncer", "replica_bouncer", "replica_urls", "direct_url")
 

@@ -56,8 +56,9 @@ class Load:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ConfigurationError(f"{field.name}: write a whole number from 1 on, not {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigurationError(f"{field.name}: write a whole number from 1 on, not {value}")
 
     @property
     def clients(self) -> int:

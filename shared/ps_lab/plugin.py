@@ -17,7 +17,9 @@ __all__ = ["ps_lab"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--ps-lab`."""
     parser.getgroup("ps-postgres").addoption(
-        "--ps-lab", action="store_true", help="start a local PlanetScale for tests that use the fixture ps_lab; else they are skipped"
+        "--ps-lab",
+        action="store_true",
+        help="start a local PlanetScale for tests that use the fixture ps_lab; else they are skipped",
     )
 
 

@@ -469,12 +469,16 @@ class Relay:
                 tls = await self._negotiate(raw)
             if tls is not None:
                 handed_over = True
-                await self.loop.connect_accepted_socket(lambda: _Client(self, port), raw, ssl=self._tls if tls else None)
+                await self.loop.connect_accepted_socket(lambda: _Client(self, port), raw, **self._tls_options(tls=tls))
         except (OSError, struct.error):  # the client went away, or speaks another protocol
             pass
         finally:
             if not handed_over:
                 raw.close()
+
+    def _tls_options(self, *, tls: bool) -> dict[str, Any]:
+        # An idle client does not answer a close_notify; a real edge does not wait for that.
+        return {"ssl": self._tls, "ssl_shutdown_timeout": 0.1} if tls else {}
 
     async def _negotiate(self, raw: socket.socket) -> bool | None:
         """Return whether TLS is next; None if there is nothing more to do."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ps_core import layered
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,20 +29,11 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class Load(layered.Load):
     """What the application may open, and the caps that a role cannot read from the server."""
 
-    workers: int
-    pool_size: int
-    max_client_conn: int
-    default_pool_size: int
     given: frozenset[str] = frozenset()
-    """Which of the last two were given, and not assumed."""
-
-    @property
-    def clients(self) -> int:
-        """Connections to one endpoint, at most."""
-        return self.workers * self.pool_size
+    """Which of the caps were given, and not assumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
