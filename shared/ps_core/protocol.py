@@ -330,7 +330,9 @@ class Shared(psycopg.BaseConnection[Row]):
             return exc
         except DeadlineExceeded as exc:
             self._give_up()
-            return psycopg.OperationalError(str(exc))
+            lost = psycopg.OperationalError(str(exc))
+            lost.__cause__ = exc  # as which it is raised, but where the outcome of a COMMIT is what matters
+            return lost
         return None
 
     def _answer_gen(self) -> PQGen[list[PGresult]]:

@@ -124,8 +124,9 @@ def test_deadline(ps_lab: Lab) -> None:
         conn.execute("SELECT 1")
         ps_lab.edge.hang()
         try:
-            with pytest.raises(DeadlineExceeded), deadline(0.2):
-                conn.execute("SELECT 1")
+            for statement in ("SELECT 1", "SELECT set_config('a.b', 'c', false)"):
+                with pytest.raises(DeadlineExceeded), deadline(0.2):
+                    conn.execute(statement)
         finally:
             ps_lab.edge.resume()
     assert told(events, Name.DEADLINE_EXCEEDED)
