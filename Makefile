@@ -10,7 +10,7 @@ demo: .venv/ready
 test: .venv/ready
 	.venv/bin/pytest
 
-# Every row of the failure tables against real servers; not yet part of `test`.
+# Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
 	.venv/bin/pytest tests/adversity
 

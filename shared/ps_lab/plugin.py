@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def ps_lab(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """A running `ps_lab.Lab`, the same for all tests of the run. Tests that break something bring it back.
 
-    `ps_lab.url` is what an application is given. `switchover()`, `crash_primary()`, `set_replay_delay(seconds)`, `edge.cut()`,
+    Its `url` is what an application is given. `switchover()`, `crash_primary()`, `set_replay_delay(seconds)`, `edge.cut()`,
     `edge.hang()`, `edge.delay(seconds)` and `restart_bouncer(name)` happen in the middle of a test; `round_trips()` counts.
     """
     if not pytestconfig.getoption("--ps-lab"):
