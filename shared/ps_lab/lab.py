@@ -42,6 +42,7 @@ _CREATE_ROLE: Final = SQL(
 )
 _ALTER_ROLE: Final = SQL("ALTER ROLE {role} PASSWORD {password}")
 _DROP_ROLE: Final = SQL("REASSIGN OWNED BY {role} TO {app}; DROP OWNED BY {role}; DROP ROLE {role}")
+_IS_USED_BY = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
 LOCAL, WRITE_POOL, READ_POOL = "local", "write-pool", "read-pool"
 APP: Final = "app"
 
@@ -161,14 +162,14 @@ class Lab:
             raise ValueError(f"{name!r}: write a new name of lower-case letters, digits and underscores")
         self._passwords[name] = _new_password()
         self._make_role(name)
-        self._tell_roles()
+        self._tell_roles(name)
         return self.url_of(name)
 
     def set_password(self, name: str, password: str | None = None) -> str:
         """Give a role another password, a random one by default, and return its URL. What is connected stays connected."""
         self._passwords[self._role(name)] = password or _new_password()
         self.sql(_ALTER_ROLE.format(role=Identifier(name), password=scram_secret(self._passwords[name])).as_string(None))
-        self._tell_roles()
+        self._tell_roles(name)
         return self.url_of(name)
 
     def drop_role(self, name: str) -> None:
@@ -356,12 +357,17 @@ class Lab:
         if not bouncer.running or not any(replica.running for replica in self.replicas):
             return
         for role in self._passwords.keys() - {ADMIN}:
-            with ExitStack() as stack, suppress(psycopg.OperationalError):
-                busy = [stack.enter_context(closing(bouncer.connect(role, "postgres"))) for _ in range(2 * self._replica_count)]
-                for conn in busy:
-                    conn.pgconn.send_query(b"SELECT pg_sleep(0.02)")
-                for conn in busy:
-                    select.select([conn], [], [], 2)
+            # As many as the pool keeps; more and longer, where it has filled up with the other replicas.
+            for more in range(1, 4):
+                with ExitStack() as stack, suppress(psycopg.OperationalError):
+                    number = 2 * more * self._replica_count
+                    busy = [stack.enter_context(closing(bouncer.connect(role, "postgres"))) for _ in range(number)]
+                    for conn in busy:
+                        conn.pgconn.send_query(b"SELECT pg_sleep(%a)" % (0.02 * more**2))
+                    for conn in busy:
+                        select.select([conn], [], [], 2)
+                if all(server.sql(_IS_USED_BY, role) != [(0,)] for server in self.replicas if server.running):
+                    break
 
     def _make_role(self, name: str, synchronous_commit: str = "on") -> None:
         query = _CREATE_ROLE.format(
@@ -374,14 +380,28 @@ class Lab:
             raise ValueError(f"there is no role {name!r}")
         return name
 
-    def _tell_roles(self) -> None:
+    def _tell_roles(self, role: str | None = None) -> None:
         self.wait_replicas_caught_up()
         for bouncer in self.bouncers.values():
             bouncer.reload()
         if self.app_side:
             self.app_side.topology = self._dedicated()
             self.app_side.reload()
+        if role:
+            self._log_in_anew(role)
         self._spread()
+
+    def _log_in_anew(self, role: str) -> None:
+        """Let the bouncers learn the SCRAM keys of a new password, which they have from the login of a client only.
+
+        One that leads to another bouncer keeps its connections open there, so that the other would never see a login.
+        """
+        bouncer = self.bouncers[WRITE_POOL]
+        if bouncer.running:
+            bouncer.admin("RECONNECT")
+            with suppress(psycopg.OperationalError), closing(bouncer.connect(role, "postgres")) as conn:
+                conn.pgconn.send_query(b"SELECT")
+                select.select([conn], [], [], 2)
 
     # --- how it changes ---
 

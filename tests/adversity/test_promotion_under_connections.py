@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from itertools import count
 from typing import Any
 
@@ -43,9 +43,20 @@ def standby(ps_lab: Lab) -> Iterator[Postgres]:
     ps_lab.restart_replica()
 
 
-def until_on(server: Postgres, ask: Callable[[], tuple[str, bool]], *, promoted: bool = False) -> None:
-    """Ask until `server` has answered."""
-    wait_until(lambda: ask() == (server.name, not promoted), f"an answer of {server.name}", interval=0)
+def until_on(lab: Lab, server: Postgres, ask: Callable[[], tuple[str, bool]], *, promoted: bool = False) -> None:
+    """Ask until `server` has answered.
+
+    The pooler takes its servers in turn: an even number of transactions with each question would always meet the same one.
+    """
+    asked = count()
+
+    def answered() -> bool:
+        if next(asked) % 2:
+            with closing(lab.bouncers["read-pool"].connect("app", "postgres")) as conn:
+                conn.execute("SELECT 1")
+        return ask() == (server.name, not promoted)
+
+    wait_until(answered, f"an answer of {server.name}", interval=0)
 
 
 def written(lab: Lab, server: Postgres) -> tuple[int, int]:
@@ -97,7 +108,7 @@ def test_sqlalchemy(ps_lab: Lab, matrix: Matrix, standby: Postgres) -> None:
                     conns.append(stack.enter_context(side.connect()))
                     return who(conns[-1])
 
-                until_on(standby, connect)
+                until_on(ps_lab, standby, connect)
         standby.promote()
         for conn in conns:
             if conn.get_execution_options()["isolation_level"] == "READ COMMITTED":
@@ -117,7 +128,7 @@ def test_sqlalchemy(ps_lab: Lab, matrix: Matrix, standby: Postgres) -> None:
                     with use_token(None):
                         return tuple(session.execute(text(WHO)).one())
 
-                until_on(standby, ask, promoted=True)
+                until_on(ps_lab, standby, ask, promoted=True)
                 session.scalar(text(f"SELECT put({next(NUMBERS)})"))
                 session.commit()
         assert written(ps_lab, standby) == (2, 0)
@@ -172,7 +183,7 @@ def test_django(ps_lab: Lab, matrix: Matrix, site: None, standby: Postgres) -> N
                 connections["replica"] = wrappers[-1]
                 return ask()
 
-            until_on(standby, connect)
+            until_on(ps_lab, standby, connect)
         standby.promote()
         for wrapper in wrappers:
             connections["replica"] = wrapper
@@ -183,6 +194,6 @@ def test_django(ps_lab: Lab, matrix: Matrix, site: None, standby: Postgres) -> N
                 ask()
                 refused(ask, f"{insert().text} RETURNING 1")
                 transaction.set_rollback(True, using="replica")
-        until_on(standby, ask, promoted=True)
+        until_on(ps_lab, standby, ask, promoted=True)
     assert written(ps_lab, standby) == (2 * len(wrappers), 0)
     matrix.sees(FAULT, LINE)
