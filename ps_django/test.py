@@ -3,29 +3,35 @@
 Under Django's test runner and pytest-django, replica aliases are mirrors of their primary (`TEST: MIRROR`, which `databases()`
 sets): what is asked of them is answered by the primary's connection, so that a `TestCase` sees its own writes through them.
 `lagging_replica()` makes one of them a replica as they are in production, which has not replayed the last writes. Real servers
-with a real replay delay are `ps_lab`'s (`Lab.set_replay_delay`).
+with a real replay delay are `ps_lab`'s (`Lab.set_replay_delay`), to which `databases_at()` leads the aliases.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import psycopg
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import connections, router
 from django.db.backends.postgresql import base
 
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
 from ps_core.protocol import behind_error
+from ps_django.config import databases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LaggingReplica", "assert_routes", "lagging_replica"]
+    from ps_core.topology import TopologySettings
+
+__all__ = ["LaggingReplica", "assert_routes", "databases_at", "lagging_replica"]
+
+_LEADS_THERE = {"ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS", "TEST"}
 
 
 @contextmanager
@@ -127,3 +133,51 @@ def lagging_replica(alias: str = "replica") -> Iterator[LaggingReplica]:
     finally:
         connection.ps_lagging = None
         replica._wrapper.close()
+
+
+@contextmanager
+def databases_at(url: str, **topology: Unpack[TopologySettings]) -> Iterator[None]:
+    """Let the project's aliases lead somewhere else in the block, as to a `ps_lab.Lab`: to real replicas, not to mirrors.
+
+    `with databases_at(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool"): ...`
+
+    `topology` is what `ps_django.databases()` takes. What a project has in its entries besides (ATOMIC_REQUESTS, CONN_MAX_AGE,
+    TIME_ZONE, ...) stays. Nothing is made or removed there: `call_command("migrate")` comes first. For all threads that first use
+    a connection in the block; not in a `TestCase`, whose transactions are on the connections outside.
+
+    Raises:
+        ConfigurationError: what is asked for cannot work.
+    """
+    usual, usual_settings = settings.DATABASES, connections.settings
+    entries = databases(url, **topology)
+    for alias, entry in entries.items():
+        entry |= {name: value for name, value in usual.get(alias, {}).items() if name not in _LEADS_THERE}
+    outside = {alias: connections[alias] for alias in connections}
+    _close_pools()
+    try:
+        _lead_to(entries, connections.configure_settings(entries))
+        yield
+    finally:
+        connections.close_all()
+        _close_pools()
+        _lead_to(usual, usual_settings)
+        for alias, connection in outside.items():
+            connections[alias] = connection
+
+
+def _lead_to(entries: dict[str, dict[str, Any]], configured: dict[str, dict[str, Any]]) -> None:
+    for alias in connections:
+        with suppress(AttributeError):
+            del connections[alias]
+    settings.DATABASES = entries
+    connections.settings = configured
+    router.__dict__.pop("routers", None)  # they are made of the settings, and will be again
+
+
+def _close_pools() -> None:
+    """Close them: Django keeps them by alias, wherever that leads."""
+    for alias in connections:
+        connection: Any = connections[alias]
+        if alias in getattr(connection, "_connection_pools", ()):
+            connection.close()
+            connection.close_pool()

@@ -14,8 +14,8 @@ HIDDEN: Rules = ("pooler_login_retry", "results_hidden_by_driver", None)
 EXPECTED: dict[Phase, tuple[Rules, Verdict]] = {
     Phase.CONNECT: (("pooler_login_retry", None), (Ours.AGAIN, Ours.UNNOTICED)),
     # Those who are queued before the first login has failed are not told, and wait.
-    Phase.IDLE_READ: (("pooler_login_retry", None), (Ours.AGAIN, Ours.UNNOTICED)),
-    Phase.IDLE_WRITE: (("pooler_login_retry", None), (Ours.AGAIN, Ours.UNNOTICED)),
+    Phase.IDLE_READ: (("pooler_login_retry", "pooler_varset_failed", None), (Ours.AGAIN, Ours.UNNOTICED)),
+    Phase.IDLE_WRITE: (("pooler_login_retry", "pooler_varset_failed", None), (Ours.AGAIN, Ours.UNNOTICED)),
     Phase.IDLE_OPENING: (HIDDEN, (Ours.AGAIN, Ours.UNNOTICED)),
 }
 

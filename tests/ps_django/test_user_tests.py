@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,3 +166,65 @@ def test_pytest_django(ps_lab: Lab, project: Path) -> None:
     assert "10 passed" in done.stdout
     assert "warning" not in done.stdout
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
+
+
+def user_of(connection: Any) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        (user,) = cursor.fetchone()
+    return user
+
+
+def test_databases_elsewhere(ps_lab: Lab, site: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aliases lead to another role in the block, in all threads, with the project's other settings; and back."""
+    from django.conf import settings
+    from django.db import connections, router
+
+    from ps_django.test import databases_at
+
+    def users() -> list[str]:
+        return [
+            connections[alias].cursor().execute("SELECT current_user").fetchone()[0] for alias in ("default", "replica", "direct")
+        ]
+
+    def users_of_thread() -> list[str]:
+        try:
+            return users()
+        finally:
+            connections.close_all()
+
+    monkeypatch.setitem(settings.DATABASES["default"], "ATOMIC_REQUESTS", True)
+    outside, routers, entries = connections["default"], router.routers, settings.DATABASES
+    url = ps_lab.create_role("elsewhere")
+    try:
+        with databases_at(url, bouncer="write-pool", replica_bouncer="read-pool"), ThreadPoolExecutor() as pool:
+            assert users() == pool.submit(users_of_thread).result() == ["elsewhere"] * 3
+            assert connections["default"].settings_dict["ATOMIC_REQUESTS"]
+            assert router.routers is not routers
+        with ThreadPoolExecutor() as pool:
+            assert users() == pool.submit(users_of_thread).result() == ["app"] * 3
+        assert (connections["default"], settings.DATABASES) == (outside, entries)
+    finally:
+        ps_lab.drop_role("elsewhere")
+
+
+def test_pools_elsewhere(ps_lab: Lab, site: None) -> None:
+    """A pool that Django keeps by alias is not that of the other place."""
+    from django.db import connections
+
+    from ps_django.test import databases_at
+
+    def user() -> str:
+        return user_of(connections["default"])
+
+    url = ps_lab.create_role("pooled")
+    try:
+        with databases_at(ps_lab.url):
+            connections["default"].settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1}
+            assert user() == "app"
+            with databases_at(url):
+                connections["default"].settings_dict["OPTIONS"]["pool"] = {"min_size": 1, "max_size": 1}
+                assert user() == "pooled"
+            assert user() == "app"
+    finally:
+        ps_lab.drop_role("pooled")
