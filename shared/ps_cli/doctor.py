@@ -79,7 +79,7 @@ def _picture(text: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
     if not args.json and find_spec("rich") is None:
-        print("rich: not installed; pip install rich, or write --json", file=sys.stderr)
+        print("rich: not installed; pip install 'ps-postgres[cli]', or write --json", file=sys.stderr)
         return 2
     try:
         return _check(args)

@@ -24,6 +24,7 @@ __all__ = [
     "SYNC_REP_ROUTINE",
     "TRANSACTION_SQL",
     "UNBOUNDED",
+    "UNDECIDED",
     "Lookup",
     "Outcome",
     "TransactionId",
@@ -43,7 +44,19 @@ class Outcome(Enum):
     COMMITTED = "committed"
     ROLLED_BACK = "rolled back"
     IN_PROGRESS = "in progress"
+    OVER = "committed or rolled back"
+    NO_TRACE = "of no effect until now"
     UNKNOWN = "unknown"
+
+    def then(self, later: Outcome) -> Outcome:
+        """Return what the next lookup's answer adds: a transaction without a trace may still commit, unless it is over."""
+        if later is Outcome.NO_TRACE:
+            return Outcome.ROLLED_BACK if self is Outcome.OVER else Outcome.UNKNOWN
+        return later
+
+
+UNDECIDED: Final = (Outcome.UNKNOWN, Outcome.OVER)
+"""Outcomes after which the next lookup is asked, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +148,19 @@ def lookup_of_marker(marker: str) -> Lookup:
 
 def lookup_of_verify(query: str) -> Lookup:
     """Return the caller's own question: a query whose first column is true where the transaction took effect."""
-    return Lookup(query, (), lambda row: Outcome.COMMITTED if row and row[0] else Outcome.ROLLED_BACK)
+    return Lookup(query, (), lambda row: Outcome.COMMITTED if row and row[0] else Outcome.NO_TRACE)
 
 
 def judge(transaction: TransactionId, *, status: str | None, timeline: str, restarted: bool | None) -> Outcome:
-    """Return what the primary's answer proves. `status` None: the id is too old to be known."""
+    """Return what the primary's answer proves. `status` None: the id is too old to be known.
+
+    An id of another timeline, or from before a restart, may be another transaction's by now; the one that is asked for is over.
+    """
     if status == "aborted":
         return Outcome.ROLLED_BACK
     same = timeline == transaction.timeline and not restarted
     if status == "in progress":
-        return Outcome.IN_PROGRESS if same else Outcome.UNKNOWN
+        return Outcome.IN_PROGRESS if same else Outcome.OVER
     if status == "committed" and same:
         return Outcome.COMMITTED
-    return Outcome.UNKNOWN
+    return Outcome.OVER

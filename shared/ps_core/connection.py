@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import psycopg
 import tenacity
 
-from ps_core.commit import Outcome
+from ps_core.commit import UNDECIDED, Outcome
 from ps_core.cursors import AsyncCursor, Cursor
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.healing import Attempts, bounded, deadline_unwrapped, verdict_of_failure
@@ -166,8 +166,8 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         lookups, self._unsettled = self._unsettled, ()
         verdict = Outcome.UNKNOWN
         for lookup in lookups:
-            if verdict is Outcome.UNKNOWN:
-                verdict = self._look_up(lookup, unknown)
+            if verdict in UNDECIDED:
+                verdict = verdict.then(self._look_up(lookup, unknown))
         self._conclude(verdict, unknown)
 
     def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
@@ -291,8 +291,8 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         lookups, self._unsettled = self._unsettled, ()
         verdict = Outcome.UNKNOWN
         for lookup in lookups:
-            if verdict is Outcome.UNKNOWN:
-                verdict = await self._look_up(lookup, unknown)
+            if verdict in UNDECIDED:
+                verdict = verdict.then(await self._look_up(lookup, unknown))
         self._conclude(verdict, unknown)
 
     async def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:

@@ -321,7 +321,8 @@ def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
 
     `marker` writes a row into the table `ps_commit_marker` (`ps_core.commit.MARKER_TABLE_SQL`) with each COMMIT, in the same
     message; its presence is exact. `verify` is a query whose first column is true where the transaction took effect; it is asked
-    where the transaction's id does not settle it.
+    where the transaction's id does not settle it. A false answer counts as a rollback only where the id says that the transaction
+    is over, which may otherwise still commit: `CommitOutcomeUnknown`, else.
     """
     return block(verify=verify, marker=marker)
 

@@ -198,19 +198,19 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
         """Let the first write of an explicit transaction bring the transaction's id back."""
-        if reads or self._transaction is not None or self.link.endpoint.read_only or not self.link.tracks:
+        if reads or self._transaction is not None or self.link.endpoint.read_only or not self._needs_transaction():
             return plan
         return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
 
     def _asks_for_transaction(self, text: str) -> bool:
         """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
         link = self.link
-        if link.endpoint.pooled and (not link.tracks or self._transaction is not None or link.endpoint.read_only):
+        if link.endpoint.pooled and (self._transaction is not None or link.endpoint.read_only or not self._needs_transaction()):
             return False
         statement = analyse(text)
         self._note_state(statement)
         return (
-            link.tracks
+            self._needs_transaction()
             and self._transaction is None
             and not link.endpoint.read_only
             and statement.single
@@ -218,6 +218,10 @@ class Shared(psycopg.BaseConnection[Row]):
             and not self._pipeline
             and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
         )
+
+    def _needs_transaction(self) -> bool:
+        """Return whether a transaction's id is wanted: for the token, and because only with it `verify` can tell a rollback."""
+        return self.link.tracks or current().verify is not None
 
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
@@ -309,6 +313,8 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
         """Turn a verdict into what `commit` does: return, or raise."""
+        if verdict is Outcome.OVER:
+            verdict = Outcome.UNKNOWN
         emit(Event(name=Name.COMMIT_OUTCOME, endpoint=self.link.endpoint.name, reason=verdict.value))
         if verdict is Outcome.COMMITTED:
             self._in_block = False

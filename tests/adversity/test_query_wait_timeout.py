@@ -11,9 +11,9 @@ from tests.adversity.matrix import Matrix
 
 IDLE = (Phase.CONNECT, Phase.IDLE_READ, Phase.IDLE_WRITE, Phase.IDLE_OPENING)
 # psycopg's own BEGIN may meet two errors, and report neither; the pooler may be about to SET something on the server.
-GIVEN_UP: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(IDLE, ("pooler_query_wait_timeout", Ours.AGAIN)) | {
-    Phase.IDLE_OPENING: (("pooler_query_wait_timeout", "pooler_varset_failed", "results_hidden_by_driver"), Ours.AGAIN)
-}
+GIVEN_UP: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(
+    IDLE, (("pooler_query_wait_timeout", "pooler_varset_failed"), Ours.AGAIN)
+) | {Phase.IDLE_OPENING: (("pooler_query_wait_timeout", "pooler_varset_failed", "results_hidden_by_driver"), Ours.AGAIN)}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ from psycopg.pq import TransactionStatus
 import ps_core
 from ps_core.commit import MARKER_TABLE_SQL
 from ps_core.connection import Connection
+from ps_core.errors import CommitOutcomeUnknown
 from ps_core.link import Link
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import commit_waits, count, raised_by
 
@@ -208,8 +211,6 @@ def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: Link, tabl
                 conn.commit()
                 outcomes.append("committed")
 
-        import threading
-
         with commit_waits(ps_lab) as waiting:
             thread = threading.Thread(target=work)
             thread.start()
@@ -229,6 +230,37 @@ def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: Link, tabl
         conn.execute(f"INSERT INTO {table} VALUES (4)")
         assert isinstance(raised_by(conn.commit), psycopg.errors.UndefinedTable)
     assert count(ps_lab, table) == 3
+
+
+def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, primary: Link, table: str) -> None:
+    """What is not to be seen yet may still commit: with the id that is waited for, without one nobody can tell."""
+    link = Link(endpoint=primary.endpoint)
+    write = f"INSERT INTO {table} VALUES (1)"
+    for text, expected in ((write, []), (f"{write}; SELECT 2", [CommitOutcomeUnknown])):
+        before = count(ps_lab, table)
+        errors: list[BaseException] = []
+
+        def work(text: str = text, before: int = before, errors: list[BaseException] = errors) -> None:
+            with ps_core.commit_check(verify=f"SELECT count(*) > {before} FROM {table}"):
+                conn = Connection.open(link)
+                try:
+                    conn.execute(text)
+                    conn.commit()
+                except psycopg.Error as exc:
+                    errors.append(exc)
+                finally:
+                    conn.close()
+
+        with commit_waits(ps_lab) as waiting:
+            thread = threading.Thread(target=work)
+            thread.start()
+            waiting()
+            ps_lab.edge.cut("primary")
+            asked = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'SELECT pg_xact_status%'"
+            wait_until(lambda thread=thread, asked=asked: not thread.is_alive() or ps_lab.sql(asked), "a lookup")
+        thread.join(30)
+        assert [type(error) for error in errors] == expected
+        assert count(ps_lab, table) == before + 1
 
 
 @pytest.mark.parametrize("token", ["", "1.b", "garbage", "1.other.0-1.5", "2.b.0-1.5"])

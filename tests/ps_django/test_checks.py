@@ -12,6 +12,7 @@ from django.db import connections
 import ps_django
 from ps_django.checks import check_databases, check_settings
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 
 URL = "postgresql://app.branch:pw@x.horizon.psdb.cloud/db"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "django-checks.md"
@@ -116,6 +117,13 @@ def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path, sql: str) -> None:
 
 def test_servers(ps_lab: Lab) -> None:
     """The lab has nothing to complain of, asked as `check --database` asks."""
+
+    def is_replica() -> bool:
+        with connections["replica"].cursor() as cursor:
+            cursor.execute("SELECT pg_is_in_recovery()")
+            return bool(cursor.fetchone()[0])
+
+    wait_until(is_replica, "the end of the fallback to the primary that an earlier test left")
     assert [m for m in run_checks(databases=["default", "replica", "direct"]) if str(m.id).startswith("ps_django")] == [
         m for m in check_settings() if str(m.id).startswith("ps_django")
     ]
