@@ -43,6 +43,8 @@ _CREATE_ROLE: Final = SQL(
 _ALTER_ROLE: Final = SQL("ALTER ROLE {role} PASSWORD {password}")
 _DROP_ROLE: Final = SQL("REASSIGN OWNED BY {role} TO {app}; DROP OWNED BY {role}; DROP ROLE {role}")
 _IS_USED_BY = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+# What was flushed until now may end within a record, of which the rest can take another 15 s in a server that is idle.
+_FLUSH = "SELECT pg_logical_emit_message(true, 'ps_lab', '')::text, set_config('synchronous_commit', 'local', true)"
 LOCAL, WRITE_POOL, READ_POOL = "local", "write-pool", "read-pool"
 APP: Final = "app"
 
@@ -287,7 +289,7 @@ class Lab:
             TimeoutError: they have not within `timeout` seconds, apart from the replay delay.
         """
         self._settle()
-        position = self.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0]
+        position, _ = self.sql(_FLUSH)[0]
         for replica in self.replicas:
             if replica.running:
                 what = f"replay of {position} on {replica.name}"
