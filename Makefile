@@ -1,7 +1,7 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench compare demo docs lint scale soak stress test test-fast adversity test-suite-django test-suite-sqlalchemy
+.PHONY: bench compare demo docs lint scale soak stress test test-fast test-tools adversity test-suite-django test-suite-sqlalchemy
 .PHONY: test-applications test-browser example-django example-django-pairs
 
 demo: .venv/ready
@@ -16,6 +16,10 @@ adversity: .venv/ready
 
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
+
+# Benchmarks, comparison and soak, each for some seconds.
+test-tools: .venv/ready
+	.venv/bin/pytest -m tools
 
 # Django's own tests, stock and ours, direct and through a bouncer. ARGS="basic lookup"
 test-suite-django: .venv/ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,7 +18,7 @@ from ps_core.failures import classify
 from ps_core.replicas import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from ps_core.link import Link
     from ps_core.protocol import Shared
@@ -65,6 +66,9 @@ class Attempts:
         self._by_deadline = left is not None and left < bound
         self._first = first
         self.options = link.policy.loop_options(retry=self._go_on, remaining=left)
+        if replicas is not None and replicas.fallback is not None:
+            self.options["wait"] = partial(self._wait, self.options["wait"], replicas.fallback)
+        self._hurried = False
         self._history: list[str] = []
         if first is not None:
             self._note(first)
@@ -87,6 +91,14 @@ class Attempts:
                 self.link = other
         self._failed = False
         return self.link
+
+    def _wait(self, usual: Callable[[Any], float], fallback: Link, state: Any) -> float:
+        """Return how long to wait: not beyond the patience, after which the primary is asked; the tries might end before that."""
+        seconds, left = usual(state), self._patient_until - time.monotonic()
+        if self.link is fallback or (left <= 0 and self._hurried):
+            return seconds
+        self._hurried = self._hurried or left <= 0
+        return max(0.0, min(seconds, left))
 
     def _go_on(self, exc: BaseException) -> bool:
         self._failed = True

@@ -21,7 +21,11 @@ def everything(request: pytest.FixtureRequest, ps_lab: Lab) -> None:
     """Skip where only a part of the folder runs."""
     session, config = request.session, request.config
     files = {item.path for item in session.items if item.path.parent == HERE}
-    chosen = config.getoption("keyword") or config.getoption("markexpr") or any("::" in word for word in config.args)
+    chosen = (
+        config.getoption("keyword")
+        or config.getoption("markexpr") not in ("", "not tools")
+        or any("::" in word for word in config.args)
+    )
     if chosen or files != set(HERE.glob("test_*.py")):
         pytest.skip("only a part of tests/adversity runs")
     if ps_lab.bouncers["local"].version != (1, 18):

@@ -1,4 +1,4 @@
-"""The stress, for a quarter of a minute."""
+"""The stress, for eight seconds."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.adversity.stress import Stress
 def test_stress() -> None:
     """Under random faults no autocommit read fails, no acknowledged write is lost or doubled, no setting is left to others."""
     with Lab(server_round_robin=1) as lab:
-        report = Stress(lab, seed=7).run(15)
+        report = Stress(lab, seed=7).run(8)
     assert report.wrong == []
     assert report.acknowledged
     assert sum(report.faults.values()) > 5

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from ps_lab import Lab
 from tests.benchmarks.bench import LABELS, QUICK, TARGETS, benchmark
 
 
+@pytest.mark.tools
 def test_quick(ps_lab: Lab, tmp_path: Path) -> None:
     """A run of a few iterations measures every unit of work on every path, and makes the report and the picture."""
     report = benchmark(ps_lab, QUICK, tmp_path).read_text()

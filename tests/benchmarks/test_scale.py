@@ -22,6 +22,7 @@ def roomy_bouncers(ps_lab: Lab) -> Iterator[None]:
         bouncer.reload(max_client_conn=100)
 
 
+@pytest.mark.tools
 @pytest.mark.usefixtures("roomy_bouncers")
 def test_many_connections(ps_lab: Lab) -> None:
     """100 connections of 2 processes, a switchover and an outage: no failed read, and no more attempts than the gates allow."""
@@ -32,6 +33,7 @@ def test_many_connections(ps_lab: Lab) -> None:
     assert found.attempts(begin, end) <= QUICK.processes * GATES * (ceil((end - begin) / OutageGate.MIN_INTERVAL) + 2)
 
 
+@pytest.mark.tools
 @pytest.mark.usefixtures("roomy_bouncers")
 def test_report(ps_lab: Lab, tmp_path: Path) -> None:
     """A run of the smallest size measures everything, and the report has a row for each."""
@@ -43,6 +45,7 @@ def test_report(ps_lab: Lab, tmp_path: Path) -> None:
     assert [text.count(f"\n| {row} |") for row in (*sums(Fleet(), 1.0), *found.traffic)] == [1] * 12
 
 
+@pytest.mark.tools
 def test_distinct_statements() -> None:
     """10,000 distinct statements leave 1,024 in the memory of hidden writes, in 128 KiB, and 1,024 analysed texts in 1 MiB."""
     found = memories()

@@ -78,6 +78,7 @@ def test_files() -> None:
     assert files == set(SYSTEMS)
 
 
+@pytest.mark.tools
 def test_compare(ps_lab: Lab) -> None:
     """Stock SQLAlchemy and ours run on the lab; round trips are exact, replicas answer ours alone, and ours fails nothing."""
     found = compare(ps_lab, ["sqlalchemy_stock", "sqlalchemy_ours"], replace(QUICK, pairs=3))

@@ -251,6 +251,7 @@ def test_refused_minutes(minutes: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "write a number of minutes from 0.1 to 1440" in capsys.readouterr().err
 
 
+@pytest.mark.tools
 def test_soak(tmp_path: Path) -> None:
     """A short soak finds no violation, and its report tells of faults and of each application's work."""
     done = subprocess.run(

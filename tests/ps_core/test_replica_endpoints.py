@@ -114,6 +114,15 @@ def test_fallback_forbidden(ps_lab: Lab) -> None:
         assert trips.by_path["primary"] == 0
 
 
+def test_fallback_comes_before_the_end(ps_lab: Lab) -> None:
+    """However long the next wait would be, the primary is asked once the patience is over."""
+    replicas = fresh(ps_lab.topology)
+    policy = ps_core.RetryPolicy(first_wait=30, max_wait=30, max_elapsed=1.5)
+    replicas.links = tuple(type(link)(endpoint=link.endpoint, policy=policy) for link in replicas.links)
+    with down(ps_lab), Connection.open(replicas.links[0], replicas=replicas, autocommit=True) as conn:
+        assert conn.link is replicas.fallback
+
+
 def test_fallback_capped(ps_lab: Lab) -> None:
     """No more connections than allowed go to the primary at once; one that is closed makes room."""
     replicas = fresh(ps_lab.topology)

@@ -44,6 +44,7 @@ def test_visit(ps_lab: Lab, site: dict[str, str], server: str) -> None:
         assert counter.by_path["replica"] == counter.count > 0
 
 
+@pytest.mark.tools
 def test_pairs(ps_lab: Lab, site: dict[str, str]) -> None:
     """Nobody misses what they wrote just now, over two workers, while replicas half a second late answer others."""
     with run.serve(run.SERVERS["gunicorn"], site) as base:
