@@ -9,6 +9,7 @@ from django.core.management import call_command
 from django.db import OperationalError, connection, connections, transaction
 
 import ps_django
+from ps_core.context import limits
 from ps_core.errors import ConfigurationError
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -50,7 +51,7 @@ def test_timeouts_hold(alias: str) -> None:
         with transaction.atomic(using=alias):
             assert one("SHOW statement_timeout", alias) == "2s"
             assert one("SHOW transaction_timeout", alias) == "3s"
-    with pytest.raises(OperationalError) as failure:
+    with limits(statement="300ms"), pytest.raises(OperationalError) as failure:
         one("SELECT pg_sleep(20)", alias)
     assert isinstance(failure.value.__cause__, psycopg.errors.QueryCanceled)
     assert one("SELECT 1", alias) == 1

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import select, text
 
+from ps_core.context import limits
 from ps_core.errors import ConfigurationError
 from ps_lab import Lab
 from ps_sqlalchemy import (
@@ -65,7 +66,7 @@ def test_timeouts_hold(engine: Engine, side: str) -> None:
         with pool.begin() as conn:
             assert conn.scalar(text("SHOW statement_timeout")) == "2s"
             assert conn.scalar(text("SHOW transaction_timeout")) == "3s"
-    with pool.connect() as conn, pytest.raises(sa.exc.OperationalError) as failure:
+    with limits(statement="300ms"), pool.connect() as conn, pytest.raises(sa.exc.OperationalError) as failure:
         conn.execute(text("SELECT pg_sleep(20)"))
     assert isinstance(failure.value.orig, psycopg.errors.QueryCanceled)
 
