@@ -17,7 +17,7 @@ adversity: .venv/ready
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
 
-# Benchmarks, comparison and soak, each for some seconds.
+# Demo, benchmarks, comparison and soak, each for some seconds.
 test-tools: .venv/ready
 	.venv/bin/pytest -m tools
 

@@ -255,6 +255,7 @@ def test_shop_is_whole(ps_lab: Lab) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.tools
 def test_demo(tmp_path: Path) -> None:
     """The whole demo: no read fails, no acknowledged write is lost or doubled, and there is a picture."""
     done = subprocess.run(
@@ -271,6 +272,7 @@ def test_demo(tmp_path: Path) -> None:
         assert f"{event}, over after" in done.stdout
 
 
+@pytest.mark.tools
 def test_ctrl_c() -> None:
     """Ctrl-C ends the demo in the midst of its work, with the usual status and no process left."""
     with subprocess.Popen(
