@@ -142,7 +142,7 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         ConfigurationError: an entry names a primary that there is not.
     """
     found = {}
-    for alias, entry in entries.items():
+    for alias, entry in tuple(entries.items()):
         primary = (entry.get("OPTIONS") or {}).get("ps_primary")
         if primary is not None:
             if primary not in entries:
@@ -155,7 +155,7 @@ def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Repli
     """Return the replicas of a primary's alias, each endpoint named as its alias; None where it has none."""
     endpoints = [
         endpoint_of(alias, entry)
-        for alias, entry in entries.items()
+        for alias, entry in tuple(entries.items())  # another thread may add an alias to `connections.settings` meanwhile
         if (options := entry.get("OPTIONS") or {}).get("ps_primary") == primary and options.get("ps_role") == "replica"
     ]
     if not endpoints:

@@ -346,6 +346,24 @@ def test_unknown_primary_is_refused() -> None:
         families({"replica": {"OPTIONS": {"ps_primary": "main"}}})
 
 
+class Growing(dict[str, Any]):
+    """An entry during whose reading another thread adds an alias, as sites with a database for each tenant do."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Add an alias, then look."""
+        self["entries"].setdefault(f"tenant_{len(self['entries'])}", {})
+        return super().get(key, default)
+
+
+def test_aliases_added_meanwhile(ps_lab: Lab) -> None:
+    """A connection that is made, and the router, stand it that an alias is added to the settings at that moment."""
+    entries: dict[str, Any] = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    usual = replicas_of(DEFAULT, entries)
+    entries[DEFAULT] = Growing(entries[DEFAULT], entries=entries)
+    assert families(entries) == {REPLICA: DEFAULT, "direct": DEFAULT}
+    assert replicas_of(DEFAULT, entries) is usual
+
+
 # --- stale writes ---
 
 
