@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
@@ -24,6 +25,7 @@ from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ps_core.failures import Failure
     from ps_core.replicas import Replicas
 
 __all__ = ["PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
@@ -32,19 +34,30 @@ _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid 
 
 PRIMARY: Final = "primary"
 """A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
-_falls_back: Final[ContextVar[tuple[Kind, ...]]] = ContextVar("ps_sqlalchemy_falls_back", default=())
-_refused: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_refused", default=False)
+
+
+class Refusals:
+    """The kinds of failures that a caller handles by asking the primary."""
+
+    def __init__(self, kinds: tuple[Kind, ...]) -> None:
+        self.kinds = kinds
+        self.error: BaseException | None = None
+        """The one that was met."""
+        self.failure: Failure | None = None
+        """What it was."""
+
+
+_falls_back: Final[ContextVar[Refusals | None]] = ContextVar("ps_sqlalchemy_falls_back", default=None)
 
 
 @contextmanager
-def falling_back(kinds: tuple[Kind, ...]) -> Iterator[None]:
+def falling_back(kinds: tuple[Kind, ...]) -> Iterator[Refusals]:
     """Within the block, a refusal of these kinds is handled: `handle_error` is for failures that users see."""
-    outer, quiet = _falls_back.set(kinds), _refused.set(False)
+    outer = _falls_back.set(refusals := Refusals(kinds))
     try:
-        yield
+        yield refusals
     finally:
         _falls_back.reset(outer)
-        _refused.reset(quiet)
 
 
 class PSDialect(PGDialect_psycopg):
@@ -117,7 +130,8 @@ class PSDialect(PGDialect_psycopg):
 
     @property
     def _has_events(self) -> bool:
-        return self.__dict__.get("_has_events", False) and not _refused.get()
+        refusals = _falls_back.get()
+        return self.__dict__.get("_has_events", False) and (refusals is None or refusals.error is None)
 
     @_has_events.setter
     def _has_events(self, value: bool) -> None:
@@ -127,9 +141,32 @@ class PSDialect(PGDialect_psycopg):
         try:
             cursor.execute(statement, parameters)
         except self.loaded_dbapi.Error as exc:
-            if (kinds := _falls_back.get()) and classify(exc).kind in kinds:
-                _refused.set(True)
+            _note_refusal(exc, context)
             raise
+
+    def do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
+        try:
+            cursor.executemany(statement, parameters)
+        except self.loaded_dbapi.Error as exc:
+            _note_refusal(exc, context)
+            raise
+
+    def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
+        try:
+            cursor.execute(statement)
+        except self.loaded_dbapi.Error as exc:
+            _note_refusal(exc, context)
+            raise
+
+
+def _note_refusal(exc: Exception, context: Any) -> None:
+    refusals = _falls_back.get()
+    if context is None or refusals is None or (failure := classify(exc)).kind not in refusals.kinds:
+        return
+    driver = context.root_connection.connection.driver_connection
+    if failure.kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != TransactionStatus.IDLE:
+        return  # a transaction with a snapshot of its own: the primary cannot go on with that
+    refusals.error, refusals.failure = exc, failure
 
 
 class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):

@@ -18,7 +18,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback, emit_route
-from ps_core.failures import FOR_PRIMARY, Kind, classify
+from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY
 from ps_core.replicas import shares
 from ps_core.routing import BY_SHARE, WROTE, Decision, Route, Situation, decide
 from ps_core.statements import analyse
@@ -98,21 +98,20 @@ class Session(orm.Session):
             return self._ps_execute(statement, params, **kwargs)
 
     def _ps_execute(self, statement: Any, params: Any, **kwargs: Any) -> Any:
-        """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+        """Run on the primary what the replica could not do (`FOR_PRIMARY`)."""
         self._ps_begin()
         self._ps_statement = statement
         if self._ps_asked is Route.PRIMARY:
             return super()._execute_internal(statement, params, **kwargs)
-        kinds = (Kind.BEHIND,) if self._ps_read_only else FOR_PRIMARY
+        kinds = READ_FOR_PRIMARY if self._ps_read_only else FOR_PRIMARY
         self._ps_route = None
         try:
-            with falling_back(kinds):
+            with falling_back(kinds) as refusals:
                 return super()._execute_internal(statement, params, **kwargs)
         except sa.exc.DBAPIError as exc:
-            failure = classify(exc)
-            if self._ps_route is not Route.REPLICA or failure.kind not in kinds:
+            if self._ps_route is not Route.REPLICA or refusals.failure is None or refusals.error is not exc.orig:
                 raise
-            emit_fallback("replica", failure)
+            emit_fallback("replica", refusals.failure)
         outer, self._ps_asked = self._ps_asked, Route.PRIMARY
         try:
             return super()._execute_internal(statement, params, **kwargs)

@@ -32,7 +32,8 @@ OTHERWISE: Final = {
     "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
     "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
     "connection_exception": "any other SQLSTATE of class 08 that ended the connection",
-    "recovery_conflict_fatal": "40001 as FATAL: idle in a transaction on a replica",
+    "recovery_conflict": "40001 or 40P01 with `due to conflict with recovery`: a read on a replica",
+    "recovery_conflict_fatal": "the same as FATAL: idle in a transaction on a replica",
     "statement_error": "everything else",
 }
 """Rules that stand in the code, not in a table: what they are met by."""

@@ -54,7 +54,7 @@ class _Driver:
 
 
 class _FallingBack(CursorWrapper):
-    """Run on the primary what the replica could not do: it lags behind what the caller has seen, or the statement writes."""
+    """Run on the primary what the replica could not do (`FOR_PRIMARY`)."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
         try:

@@ -198,6 +198,8 @@ class _Composing(ClientCursorMixin[Any, Row]):
         conn: Shared[Any] = self._conn
         if conn.pgconn.status != pq.ConnStatus.OK or not plan.first:
             return None
+        if plan.read_only and not plan.again and conn._is_cancelled_by_replay(results[-1]):
+            return replace(conn._make_plan(text), again=True)
         state = results[-1].error_field(pq.DiagnosticField.SQLSTATE)
         if state == b"25006" and conn.link.endpoint.read_only:
             conn.link.hidden_writes.add(text)

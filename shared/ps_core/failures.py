@@ -20,7 +20,18 @@ import psycopg
 
 from ps_core.errors import CommitOutcomeUnknown
 
-__all__ = ["DEMOTED", "FOR_PRIMARY", "LOST_AT_COMMIT", "RUN_AGAIN", "Failure", "Kind", "Ran", "classify", "is_made_by_pooler"]
+__all__ = [
+    "DEMOTED",
+    "FOR_PRIMARY",
+    "LOST_AT_COMMIT",
+    "READ_FOR_PRIMARY",
+    "RUN_AGAIN",
+    "Failure",
+    "Kind",
+    "Ran",
+    "classify",
+    "is_made_by_pooler",
+]
 
 
 class Kind(Enum):
@@ -31,7 +42,9 @@ class Kind(Enum):
     TIMEOUT = "timeout"
     """A limit was reached (statement, transaction, lock, idle): not a failover, never retried by itself."""
     CONFLICT = "conflict"
-    """Serialization failure, deadlock, recovery conflict: the whole transaction may run again."""
+    """Serialization failure, deadlock: the whole transaction may run again."""
+    RECOVERY_CONFLICT = "recovery_conflict"
+    """A replica ended it in favour of what it replays: it may run again, there or on the primary."""
     NOT_PRIMARY = "not_primary"
     """A write where only reads are possible (25006)."""
     BEHIND = "behind"
@@ -44,9 +57,12 @@ class Kind(Enum):
     """Everything else: the statement itself is wrong."""
 
 
-FOR_PRIMARY: Final = (Kind.BEHIND, Kind.NOT_PRIMARY)
-"""What a replica refuses, and the primary can do: it lags behind what the caller has seen, or the statement writes."""
-RUN_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT)
+READ_FOR_PRIMARY: Final = (Kind.BEHIND, Kind.RECOVERY_CONFLICT)
+"""Why a replica does not answer a read that the primary can answer: it lags behind what the caller has seen, or replays what
+conflicts with it."""
+FOR_PRIMARY: Final = (*READ_FOR_PRIMARY, Kind.NOT_PRIMARY)
+"""The same of any statement: it may turn out to write."""
+RUN_AGAIN: Final = (Kind.TRANSIENT, Kind.OVERLOAD, Kind.CONFLICT, Kind.RECOVERY_CONFLICT)
 """Why a whole transaction may run again, unless the outcome of its COMMIT is unknown."""
 
 
@@ -149,6 +165,8 @@ _MIDDLE: Final = tuple((re.compile(pattern), failure) for pattern, failure in _M
 _TRAFFIC_CONTROL: Final = "[PGINSIGHTS] Traffic Control:"
 _READ_ONLY_CLUSTER: Final = "invalid statement because cluster is read-only"
 _BEHIND: Final = "replica_behind"
+_RECOVERY: Final = "due to conflict with recovery"
+"""PostgreSQL, tcop/postgres.c and ipc/standby.c."""
 
 # --- SQLSTATEs (PostgreSQL, appendix A; "reproduced" in the adversity tests) ---
 
@@ -264,9 +282,10 @@ def _by_sqlstate(error: psycopg.Error, state: str, message: str) -> Failure:
         if state[:2] == "08" and state != "08P01":
             return _lost("connection_exception")
         return replace(_PERMANENT, usable=not fatal)
-    if state == "40001" and fatal:
-        # "terminating connection due to conflict with recovery": idle in a transaction on a replica.
-        return _lost("recovery_conflict_fatal", kind=Kind.CONFLICT, ran=Ran.ROLLED_BACK)
+    if state in ("40001", "40P01") and _RECOVERY in message:
+        if fatal:
+            return _lost("recovery_conflict_fatal", kind=Kind.RECOVERY_CONFLICT, ran=Ran.ROLLED_BACK)
+        return _alive("recovery_conflict", Kind.RECOVERY_CONFLICT)
     if is_made_by_pooler(error):
         # PgBouncer >= 1.20 passes on why the server refused the pooler's own login: the statement never left the pooler.
         return replace(failure, usable=False, ran=Ran.NO)

@@ -47,5 +47,7 @@ class Plan:
     """An explicit transaction is opened."""
     read_only: bool = False
     """This one statement is sent READ ONLY, which nobody asked for: a refusal (25006) is ours to handle."""
+    again: bool = False
+    """It was sent before, and a replica cancelled it."""
     apart: bool = False
     """The opening travels in a message of its own, the statement after it."""

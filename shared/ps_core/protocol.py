@@ -29,7 +29,7 @@ from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
-from ps_core.failures import LOST_AT_COMMIT, Ran, classify, is_made_by_pooler
+from ps_core.failures import LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
 from ps_core.healing import RETRYABLE, StillRunning, bounded
 from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
 from ps_core.script import Script
@@ -408,6 +408,14 @@ class Shared(psycopg.BaseConnection[Row]):
         emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
         self.link.generation += 1
         self._give_up()
+        return True
+
+    def _is_cancelled_by_replay(self, refused: PGresult) -> bool:
+        """Return whether a read was cancelled on a replica in favour of what it replays. That goes on now, and may be through."""
+        failure = classify(self._error(refused)) if self.link.endpoint.read_only else None
+        if failure is None or failure.kind is not Kind.RECOVERY_CONFLICT:
+            return False
+        emit(Event(name=Name.RETRY, endpoint=self.link.endpoint.name, reason=failure.rule, attempt=1))
         return True
 
     def _is_gone(self) -> bool:

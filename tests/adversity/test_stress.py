@@ -6,6 +6,7 @@ from ps_lab import Lab
 from tests.adversity.stress import Stress
 
 
+@pytest.mark.tools
 @pytest.mark.timeout(120)
 def test_stress() -> None:
     """Under random faults no autocommit read fails, no acknowledged write is lost or doubled, no setting is left to others."""

@@ -59,6 +59,7 @@ def up(command: Command) -> tuple[subprocess.Popen[str], list[str]]:
     raise AssertionError(process.communicate())
 
 
+@pytest.mark.tools
 def test_two_terminals(command: Command) -> None:
     """`up` shows parts, and lines to paste that work; the other verbs act on it; a second `up` is refused; `down` ends it."""
     lab, lines = up(command)
@@ -94,6 +95,7 @@ def test_two_terminals(command: Command) -> None:
         assert result(command(verb)) == (1, "no lab is up: start one with `ps-postgres lab up` in another terminal\n")
 
 
+@pytest.mark.tools
 def test_killed_and_started_again(command: Command, tmp_path: Path) -> None:
     """What a killed lab leaves in the state folder does not stop the next one; Ctrl-C ends that without a word of Python's."""
     lab, _ = up(command)

@@ -40,7 +40,7 @@ BEHAVIOURS = {
     "11: writes that do not stick": "test_routing.test_without_sticky_writes",
     "12: a dead replica is left out, then comes back": """
         test_routing.test_lost_replicas_are_replaced_by_the_primary test_migrating.test_dead_replica test_routing.test_weights""",
-    "13: a conflict with recovery is a retry": "test_behaviours.test_conflict_with_recovery",
+    "13: a conflict with recovery is a retry": "adversity.test_recovery_conflict.test_users",
     "14: unrelated errors are raised at once": "test_behaviours.test_unrelated_errors",
     "15: nothing goes on silently inside atomic(); a first connect inside it is allowed": """
         test_settings.test_lost_inside_atomic test_first_path.test_connection_closed_loop_is_gone
@@ -64,8 +64,9 @@ def test_every_behaviour_has_its_test() -> None:
     assert [int(title.split(":")[0]) for title in BEHAVIOURS] == list(range(1, 23))
     for names in BEHAVIOURS.values():
         for name in names.split():
-            module, function = name.split(".")
-            assert callable(getattr(import_module(f"tests.ps_django.{module}"), function))
+            module, function = name.rsplit(".", 1)
+            path = f"tests.{module}" if "." in module else f"tests.ps_django.{module}"
+            assert callable(getattr(import_module(path), function))
 
 
 @pytest.fixture
@@ -79,25 +80,6 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
     with use_token(None):
         yield Product
     Product.objects.all().delete()
-
-
-def test_conflict_with_recovery(ps_lab: Lab, shop: Any) -> None:
-    """13. A read that a replica's recovery cancels is asked again by itself (GitLab: three times, then the primary)."""
-    stop = threading.Event()
-
-    def churn() -> None:
-        while not stop.is_set():
-            ps_lab.sql("UPDATE shop_product SET stock = stock")
-            ps_lab.sql("VACUUM FULL shop_product")
-
-    thread = threading.Thread(target=churn)
-    thread.start()
-    try:
-        with ps_django.reading():
-            assert {shop.objects.count() for _ in range(100)} == {50}
-    finally:
-        stop.set()
-        thread.join(30)
 
 
 def test_unrelated_errors(ps_lab: Lab) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import select, text
+from sqlalchemy import text
 
 from ps_core import use_token
 from ps_lab import Lab
@@ -106,31 +106,6 @@ def test_temporary_state_of_a_block_is_not_kept(engine: Engine) -> None:
         conn.close()
         with engine.connect() as again:
             assert again.scalar(text("SHOW work_mem")) != "7MB"
-
-
-def test_conflict_with_recovery_is_a_retry(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
-    """A read that a replica's recovery cancels is asked again by itself (GitLab: three times, then the primary)."""
-    with Session(engine) as session:
-        session.add_all([items(id=number, note="x" * 100) for number in range(50)])
-        session.commit()
-    ps_lab.wait_replicas_caught_up()
-    stop = threading.Event()
-
-    def churn() -> None:
-        while not stop.is_set():
-            ps_lab.sql("UPDATE sa_item SET note = note")
-            ps_lab.sql("VACUUM FULL sa_item")
-
-    with use_token(None):
-        thread = threading.Thread(target=churn)
-        thread.start()
-        try:
-            for _ in range(100):
-                with Session(engine) as session:
-                    assert session.scalar(select(sa.func.count()).select_from(items)) == 50
-        finally:
-            stop.set()
-            thread.join(30)
 
 
 def test_unknown_failures_are_raised_at_once(engine: Engine, items: type[Item]) -> None:

@@ -33,7 +33,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("server", run.SERVERS)
-def test_visit(ps_lab: Lab, site: dict[str, str], chromium: Any, server: str) -> None:
+def test_visit(ps_lab: Lab, chromium: Any, site: dict[str, str], server: str) -> None:
     """A user logs in, creates, lists, and reads what they wrote, though the replicas are 2 s late; then replicas answer."""
     with run.serve(run.SERVERS[server], site) as base:
         page = chromium.new_context().new_page()
