@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import exc, pool
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncAdaptedQueuePool", "QueuePool"]
 
 
+_checking_out: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_checking_out", default=False)
+
+
 class QueuePool(pool.QueuePool):
     """`sqlalchemy.pool.QueuePool`, bounded by the deadline."""
 
@@ -21,7 +25,8 @@ class QueuePool(pool.QueuePool):
 
     @property
     def _timeout(self) -> float:
-        left = remaining()
+        # `recreate()` hands it to the next pool, for good.
+        left = remaining() if _checking_out.get() else None
         return self._ps_timeout if left is None else min(left, self._ps_timeout)
 
     @_timeout.setter
@@ -33,11 +38,14 @@ class QueuePool(pool.QueuePool):
         return self._ps_timeout
 
     def _do_get(self) -> ConnectionPoolEntry:
+        waits = _checking_out.set(True)
         try:
             return super()._do_get()
         except exc.TimeoutError:
             remaining()  # where the deadline was first, this says so
             raise
+        finally:
+            _checking_out.reset(waits)
 
     def _invalidate(self, connection: Any, exception: BaseException | None = None, _checkin: bool = True) -> None:
         # One lost connection says nothing about the others: each heals by itself, and a demotion drops their generation.

@@ -70,7 +70,8 @@ class TransactionId:
     """The server's clock when the transaction began."""
 
 
-# Rides behind the first write. It assigns no id: a transaction that turns out not to write has none, and the answer is NULL.
+# Rides behind the first write, or before the COMMIT where none was noticed. It assigns no id: a transaction that turns out not to
+# write has none, and the answer is NULL.
 TRANSACTION_SQL: Final = b"SELECT pg_current_xact_id_if_assigned(),left(pg_walfile_name(pg_current_wal_insert_lsn()),8),now()"
 # Without this a statement timeout could end COMMIT's wait for the synchronous replica: the server then reports success, and the
 # transaction may be gone after a promotion.

@@ -30,6 +30,7 @@ import psycopg
 import tenacity
 
 from ps_core.commit import UNDECIDED, Outcome
+from ps_core.context import hold_tracker
 from ps_core.cursors import AsyncCursor, Cursor
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.healing import Attempts, bounded, deadline_unwrapped, verdict_of_failure
@@ -162,6 +163,12 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         except CommitOutcomeUnknown as unknown:
             self._settle(unknown)
 
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Like psycopg's. A connection that is lost in it can be used again afterwards."""
+        with self._unwedging(), super().pipeline() as pipeline:
+            yield pipeline
+
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         lookups, self._unsettled = self._unsettled, ()
         verdict = Outcome.UNKNOWN
@@ -270,6 +277,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
     async def commit(self) -> None:
         """Like `Connection.commit`. Cancellation waits for its answer."""
         self._unsettled = ()
+        hold_tracker()  # the COMMIT is a task of its own
         try:
             await _uncancelled(super().commit())
         except CommitOutcomeUnknown as unknown:
@@ -286,6 +294,13 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
                 yield transaction
         except CommitOutcomeUnknown as unknown:
             await self._settle(unknown)
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        """Like `Connection.pipeline`."""
+        with self._unwedging():
+            async with super().pipeline() as pipeline:
+                yield pipeline
 
     async def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         lookups, self._unsettled = self._unsettled, ()

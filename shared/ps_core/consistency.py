@@ -95,6 +95,13 @@ class Token:
             return None if self.expired(now) else self
         return _joined(token for token in _alone(self) if not token.expired(now))
 
+    def without_pin(self, identity: str) -> Token | None:
+        """Return the same without a branch of which the position could not be learned."""
+        token = self.of(identity)
+        if token is None or token.position is not None:
+            return self
+        return _joined(other for other in _alone(self) if other.identity != identity)
+
     def taken_by(self, now: float) -> Token:
         """Return the same as of `now` at the latest: what a process has seen stays seen when its clock is set back."""
         joined = _joined(replace(token, at=min(token.at, now)) for token in _alone(self))
@@ -177,5 +184,7 @@ def guard_sql(position: int) -> bytes:
 POSITION_SQL: Final = (
     b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
     b" WHEN current_setting('synchronous_commit')='off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END"
+    b",pg_is_in_recovery()"
 )
-"""Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot."""
+"""Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot. And
+whether it is a standby."""

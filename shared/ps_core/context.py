@@ -36,8 +36,10 @@ __all__ = [
     "current_token",
     "deadline",
     "forget_token",
+    "hold_tracker",
     "limits",
     "local_settings",
+    "pins",
     "reading",
     "remaining",
     "see",
@@ -91,12 +93,13 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_first", "_lock", "_token", "_wrote")
+    __slots__ = ("_first", "_lock", "_pins", "_token", "_wrote")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
         self._token = self._first = token
         self._wrote = False
+        self._pins = 0
 
     @property
     def token(self) -> Token | None:
@@ -115,10 +118,22 @@ class Tracker:
             return True
         return _positions(self._token) != _positions(self._first)
 
-    def see(self, token: Token, *, wrote: bool = False) -> None:
-        """Merge what was seen, and whether it was seen by writing."""
+    @property
+    def pins(self) -> int:
+        """How often something was seen whose position could not be learned."""
+        return self._pins
+
+    def see(self, token: Token, *, wrote: bool = False, pins: int | None = None) -> None:
+        """Merge what was seen, and whether it was seen by writing.
+
+        `pins` says that the primary told the position, and how many pins there were when it was asked: those it covers.
+        """
         with self._lock:
             known = self._token
+            if token.position is None:
+                self._pins += 1
+            elif known is not None and pins == self._pins:
+                known = known.without_pin(token.identity)
             if known is not None and known.at > token.at + CLOCK_SKEW:
                 known = known.taken_by(token.at)  # this machine's clock was set back
             self._token = merge(known, token)
@@ -139,13 +154,25 @@ def current_token() -> Token | None:
     return None if token is None else token.unexpired(time.time())
 
 
-def see(token: Token, *, wrote: bool = False) -> None:
-    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote."""
+def pins() -> int:
+    """Return how often this context has seen something whose position could not be learned."""
+    tracker = _tracker.get()
+    return 0 if tracker is None else tracker.pins
+
+
+def see(token: Token, *, wrote: bool = False, pins: int | None = None) -> None:
+    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote. `pins`: `Tracker.see`."""
     tracker = _tracker.get()
     if tracker is None:
         tracker = Tracker()
         _tracker.set(tracker)
-    tracker.see(token, wrote=wrote)
+    tracker.see(token, wrote=wrote, pins=pins)
+
+
+def hold_tracker() -> None:
+    """Begin to keep a token in this context, if there is none: what a task of it sees is then seen here, too."""
+    if _tracker.get() is None:
+        _tracker.set(Tracker())
 
 
 def forget_token() -> None:

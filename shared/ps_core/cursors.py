@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -24,7 +23,7 @@ from ps_core.statements import analyse
 from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
@@ -35,10 +34,25 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "Cursor", "ServerBindingCu
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
+NO_READ: Final = analyse("UPDATE")
+"""What is known of a query that is no text."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
-class _Composing(ClientCursorMixin[Any, Row]):
+class _Many(BaseCursor[Any, Row]):
+    """The part of the cursors that asks behind `executemany` what `execute` asks behind one statement."""
+
+    __slots__ = ()
+
+    def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        conn: Shared[Any] = self._conn
+        within = not conn._autocommit or bool(conn._num_transactions) or conn.pgconn.transaction_status in IN_TRANSACTION
+        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        statement = analyse(query) if isinstance(query, str) else NO_READ
+        conn._ask_in_pipeline(statement, within=within, alone=conn._many)
+
+
+class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
     """The part of the cursors that composes the message; psycopg's own classes drive it, sync and async."""
 
     __slots__ = ()
@@ -56,6 +70,7 @@ class _Composing(ClientCursorMixin[Any, Row]):
             text = query if isinstance(query, str) else ""
             if not conn._asks_for_transaction(text):
                 yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+                conn._note_write_within(text)
                 return
             plan = Plan(analyse(text), after=TRANSACTION, asks=Asks.TRANSACTION, first=False)
             yield from self._start_query(query)
@@ -110,21 +125,27 @@ class _Composing(ClientCursorMixin[Any, Row]):
         if plan.asks is Asks.COMMITTED_POSITION and any(result.command_status == b"COMMIT" for result in results[done:]):
             lost = None  # it is durable; what came after does not matter but for the position
         elif (refused := next((result for result in results if result.status == FATAL), None)) is not None:
-            other = yield from self._other_way_gen(plan, text, results)
+            error = _error_in_users_text(refused, self._encoding, head)
+            other = yield from conn._other_way_gen(plan, text, error)
             if other is not None:
                 return other
-            raise _error_in_users_text(refused, self._encoding, head)
+            raise error
         elif lost is not None:
             raise lost
         self._check_results(results[: done + 1])
         asked = results.pop() if plan.asks is not Asks.NOTHING and len(results) == done + 1 + len(plan.after.parts) else None
+        if plan.asks is Asks.POSITION and not conn._check_place(asked):
+            conn._give_up()
+            raise psycopg.OperationalError(DEMOTED)  # it only read: `_may_replay`
         if plan.asks in (Asks.POSITION, Asks.COMMITTED_POSITION):
-            conn._see(asked, wrote=plan.asks is Asks.COMMITTED_POSITION)
+            conn._see(asked, wrote=plan.asks is Asks.COMMITTED_POSITION and not plan.statement.repeatable)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         end = len(results) if not plan.after.parts else done + 1
         self._check_results(results[done:end])
         self._set_results(results[done:end])
+        if plan.asks is Asks.NOTHING and plan.first and not plan.begin:
+            conn._pin(plan.statement)
         return None
 
     def _stream_send_gen(
@@ -136,6 +157,8 @@ class _Composing(ClientCursorMixin[Any, Row]):
             return
         before, pgq = yield from self._prepare_gen(query, params)
         self._send_between(before.head(), pgq, NOTHING, binary=binary)
+        if conn._autocommit:
+            conn._pin(analyse(bytes(pgq.query).decode(self._encoding, "replace")))
         if size == 1:
             self._pgconn.set_single_row_mode()
         else:
@@ -162,6 +185,8 @@ class _Composing(ClientCursorMixin[Any, Row]):
             raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
         if results[-1].status == FATAL:
             raise _error_in_users_text(results[-1], self._encoding, before.head())
+        if conn._autocommit and results[-1].status == pq.ExecStatus.COPY_IN:
+            conn._pin_all()
         self._check_copy_result(results[-1])
         self._set_results(results[-1:])
 
@@ -192,39 +217,6 @@ class _Composing(ClientCursorMixin[Any, Row]):
             self._execute_send(pgq, binary=binary)
         finally:
             pgq.query = query
-
-    def _other_way_gen(self, plan: Plan, text: str, results: list[PGresult]) -> PQGen[Plan | None]:
-        """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
-        conn: Shared[Any] = self._conn
-        if conn.pgconn.status != pq.ConnStatus.OK or not plan.first:
-            return None
-        if plan.read_only and not plan.again and conn._is_cancelled_by_replay(results[-1]):
-            return replace(conn._make_plan(text), again=True)
-        state = results[-1].error_field(pq.DiagnosticField.SQLSTATE)
-        if state == b"25006" and conn.link.endpoint.read_only:
-            conn.link.hidden_writes.add(text)
-        demoted = state == b"25006" and not (plan.read_only or conn._read_only or conn.link.endpoint.read_only)
-        failed = conn.pgconn.transaction_status == pq.TransactionStatus.INERROR
-        if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
-            yield from conn._exec_command(b"ROLLBACK")  # nothing but this statement was in it
-        elif failed:
-            return None
-        if demoted and (yield from conn._is_demoted_gen()):
-            raise psycopg.OperationalError(DEMOTED)
-        if plan.begin and not plan.apart:
-            # Either BEGIN did not run, since the message did not parse, or it was rolled back above. The caller expects a failed
-            # transaction, and gets one.
-            return replace(plan, apart=True)
-        if state == b"25006" and plan.read_only:
-            if conn.link.endpoint.read_only:
-                return None
-            conn.link.hidden_writes.add(text)
-        elif state in (b"25001", b"2D000") and plan.before.parts:
-            # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
-            conn.link.loners.add(text)
-        else:
-            return None
-        return conn._make_plan(text)
 
 
 def _add_tags(pgq: Any) -> None:
@@ -268,7 +260,7 @@ class _Calls(BaseCursor[Any, Row]):
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like psycopg's. Never sent again."""
         self._conn.revive()
-        with _unwedging(self):
+        with self._conn._sending_many():
             super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
@@ -305,7 +297,7 @@ class _AsyncCalls(BaseCursor[Any, Row]):
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like `Cursor.executemany`."""
         await self._conn.revive()
-        with _unwedging(self):
+        with self._conn._sending_many():
             await super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
@@ -322,18 +314,7 @@ class _AsyncCalls(BaseCursor[Any, Row]):
             yield copy
 
 
-@contextmanager
-def _unwedging(cursor: BaseCursor[Any, Any]) -> Iterator[None]:
-    """Close a connection that psycopg can no longer use and does not know to be lost: a FATAL met its pipeline."""
-    try:
-        yield
-    except psycopg.Error:
-        if cursor._conn.pgconn.pipeline_status != pq.PipelineStatus.OFF:
-            cursor._conn._give_up()
-        raise
-
-
-class _ServerBound(BaseCursor[Any, Row]):
+class _ServerBound(_Many[Row]):
     """The same guarantees with parameters bound by the server, at the price of messages of their own for what goes around."""
 
     __slots__ = ()
@@ -349,21 +330,32 @@ class _ServerBound(BaseCursor[Any, Row]):
             remaining()
             conn._in_block = True
             yield from execute()
+            conn._note_write_within(query if isinstance(query, str) else "")
             return
         text = query if isinstance(query, str) else ""
-        plan = conn._make_plan(text, bound_by_server=True)
-        conn._plan = plan
+        plan: Plan | None = conn._make_plan(text, bound_by_server=True)
+        while plan is not None:
+            plan = yield from self._send_gen(plan, text, execute)
+
+    def _send_gen(self, plan: Plan, text: str, execute: Callable[[], PQGen[None]]) -> PQGen[Plan | None]:
+        """Send the opening, the statement, and in autocommit its COMMIT, a message each. Return as `_Composing._send_gen`."""
+        conn: Shared[Any] = self._conn
+        conn._plan = None if plan.apart else plan
         if conn._is_gone():
             raise psycopg.OperationalError("the connection is closed")
         conn._note_state(plan.statement)
-        if plan.before.parts:
-            yield from conn._exec_command(plan.before)
-        conn._holding = True
         try:
+            if plan.before.parts:
+                yield from conn._exec_command(plan.before)
+            conn._holding = True
             yield from execute()
-        except psycopg.Error:
+        except psycopg.Error as exc:
             if not plan.begin and conn.pgconn.transaction_status in IN_TRANSACTION:
                 yield from conn._exec_command(b"ROLLBACK")
+            if not plan.apart:
+                other = yield from conn._other_way_gen(plan, text, exc, bound_by_server=True)
+                if other is not None:
+                    return other
             raise
         finally:
             conn._holding = False
@@ -371,6 +363,9 @@ class _ServerBound(BaseCursor[Any, Row]):
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         if plan.before.parts and not plan.begin:
             yield from conn._exec_command(b"COMMIT")
+        elif not plan.begin:
+            conn._pin(plan.statement)
+        return None
 
     def _stream_send_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
         self._check_can_open("stream()")

@@ -65,7 +65,7 @@ class Attempts:
         self._patient_until = time.monotonic() + patience
         self._by_deadline = left is not None and left < bound
         self._first = first
-        self.options = link.policy.loop_options(retry=self._go_on, remaining=left)
+        self.options = link.policy.loop_options(retry=self._go_on, remaining=left, failed=first is not None)
         if replicas is not None and replicas.fallback is not None:
             self.options["wait"] = partial(self._wait, self.options["wait"], replicas.fallback)
         self._hurried = False
@@ -196,7 +196,7 @@ def _until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            if time.monotonic() > until + GRACE:
+            if not ready and time.monotonic() > until + GRACE:  # an answer that is there is taken, however late
                 gen.close()
                 raise deadline_exceeded("the server did not answer before the deadline")
             wanted = gen.send(ready)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -15,6 +16,7 @@ from psycopg import IsolationLevel, generators, pq
 
 from ps_core.commit import (
     SYNC_REP_ROUTINE,
+    TRANSACTION_SQL,
     UNBOUNDED,
     Lookup,
     Outcome,
@@ -24,18 +26,21 @@ from ps_core.commit import (
     lookup_of_verify,
     marker_sql,
     outcome,
+    transaction_id,
 )
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
-from ps_core.context import current, current_token, see
+from ps_core.context import current, current_token, pins, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
-from ps_core.failures import LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
+from ps_core.failures import DEMOTED, LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
 from ps_core.healing import RETRYABLE, StillRunning, bounded
 from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
 from ps_core.script import Script
 from ps_core.statements import Statement, analyse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
@@ -50,6 +55,19 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
+
+
+class _Answer:
+    """Takes, in a cursor's place, the answer to a question of ours out of a pipeline."""
+
+    def __init__(self, take: Callable[[PGresult], None]) -> None:
+        self._take = take
+
+    def _check_results(self, results: list[PGresult]) -> None:
+        """Leave errors to the statement that they belong to."""
+
+    def _set_results(self, results: list[PGresult]) -> None:
+        self._take(results[-1])
 
 
 class Shared(psycopg.BaseConnection[Row]):
@@ -74,6 +92,10 @@ class Shared(psycopg.BaseConnection[Row]):
     _keeps_state = False
     _in_block = False
     _committing = False
+    _pins = 0
+    """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.see`."""
+    _many = False
+    """A pipeline is `executemany`'s own."""
     _sync_wait_cancelled = False
     _transaction: TransactionId | None = None
     """The open transaction, once it has written."""
@@ -111,6 +133,71 @@ class Shared(psycopg.BaseConnection[Row]):
             return
         yield from super()._start_query()
 
+    def _ask_in_pipeline(self, statement: Statement, *, within: bool, alone: bool) -> None:
+        """Ask behind what a pipeline sends what a single statement asks behind itself.
+
+        `within` a transaction that is: for its id. Else for the position behind the commit, where the pipeline is `alone` that
+        of the statement and may be divided.
+        """
+        if self.link.endpoint.read_only or statement.reads:
+            return
+        pipeline: Any = self._pipeline
+        if within:
+            if self._transaction is None:
+                self._enqueue(pipeline, TRANSACTION_SQL, self._take_transaction)
+        elif not (alone and self.link.tracks):
+            self._pin(statement)
+        else:
+            self._pins = pins()
+            pipeline._enqueue_sync()
+            self._enqueue(pipeline, POSITION_SQL, partial(self._see, wrote=True))
+
+    def _enqueue(self, pipeline: Any, sql: bytes, take: Callable[[PGresult], None]) -> None:
+        pipeline.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
+        pipeline.result_queue.append((_Answer(take), None))
+
+    def _take_transaction(self, result: PGresult) -> None:
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            self._transaction = transaction_id(result)
+
+    @contextmanager
+    def _sending_many(self) -> Iterator[None]:
+        """Let `executemany` know whether the pipeline that it sends is its own."""
+        self._many = not self._pipeline
+        try:
+            with self._unwedging():
+                yield
+        finally:
+            self._many = False
+
+    @contextmanager
+    def _unwedging(self) -> Iterator[None]:
+        """Close a connection that psycopg can no longer use and does not know to be lost: a FATAL met its pipeline."""
+        outermost = not self._pipeline
+        try:
+            yield
+        except psycopg.Error:
+            if outermost and self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+                self._give_up()
+            raise
+
+    def _note_write_within(self, text: str) -> None:
+        """Note what a statement wrote that was neither the first of its transaction nor asked for the transaction's id."""
+        if self._pipeline:
+            if self._autocommit and not self._num_transactions:
+                self._pin(analyse(text))
+        elif self.pgconn.transaction_status == IDLE and analyse(text).verb not in ("ROLLBACK", "ABORT"):
+            self._pin_all()  # a COMMIT of the caller's own
+
+    def _pin(self, statement: Statement) -> None:
+        """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
+        if statement.may_change:
+            self._pin_all()
+
+    def _pin_all(self) -> None:
+        if self.link.tracks and not self.link.endpoint.read_only:
+            self._see(None, wrote=True)
+
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
         guard = self._guard()
@@ -141,6 +228,8 @@ class Shared(psycopg.BaseConnection[Row]):
         if not isinstance(command, Script):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
                 return (yield from self._end_gen(command))
+            if command == b"COMMIT" and self._pipeline:
+                self._pin_all()
             result = yield from super()._exec_command(command, result_format)
             return result
         if self._pipeline:
@@ -155,9 +244,42 @@ class Shared(psycopg.BaseConnection[Row]):
                 raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
         return results[0]
 
+    def _other_way_gen(self, plan: Plan, text: str, error: psycopg.Error, *, bound_by_server: bool = False) -> PQGen[Plan | None]:
+        """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
+        if self.pgconn.status != pq.ConnStatus.OK or not plan.first:
+            return None
+        if plan.read_only and not plan.again and self._is_cancelled_by_replay(error):
+            return replace(self._make_plan(text, bound_by_server=bound_by_server), again=True)
+        state, read_only = error.sqlstate, self.link.endpoint.read_only
+        if state == "25006" and read_only:
+            self.link.hidden_writes.add(text)
+        demoted = state == "25006" and not (plan.read_only or self._read_only or read_only)
+        failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
+        if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
+            yield from self._exec_command(b"ROLLBACK")  # nothing but this statement was in it
+        elif failed:
+            return None
+        if demoted and (yield from self._is_demoted_gen()):
+            raise psycopg.OperationalError(DEMOTED)
+        if plan.begin and not plan.apart:
+            # Either BEGIN did not run, since the message did not parse, or it was rolled back above. The caller expects a failed
+            # transaction, and gets one.
+            return replace(plan, apart=True)
+        if state == "25006" and plan.read_only:
+            if read_only:
+                return None
+            self.link.hidden_writes.add(text)
+        elif state in ("25001", "2D000") and plan.before.parts:
+            # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
+            self.link.loners.add(text)
+        else:
+            return None
+        return self._make_plan(text, bound_by_server=bound_by_server)
+
     def _make_plan(self, text: str, *, bound_by_server: bool = False) -> Plan:
         """Decide how a statement travels that arrives while the connection is idle."""
         link, statement = self.link, analyse(text)
+        self._pins = pins()
         reads = statement.reads and text not in link.hidden_writes
         if link.endpoint.read_only and (statement.primary_only or text in link.hidden_writes):
             raise _known_to_write_error()
@@ -198,30 +320,25 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
         """Let the first write of an explicit transaction bring the transaction's id back."""
-        if reads or self._transaction is not None or self.link.endpoint.read_only or not self._needs_transaction():
+        if reads or self._transaction is not None or self.link.endpoint.read_only:
             return plan
         return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
 
     def _asks_for_transaction(self, text: str) -> bool:
         """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
         link = self.link
-        if link.endpoint.pooled and (self._transaction is not None or link.endpoint.read_only or not self._needs_transaction()):
+        if link.endpoint.pooled and (self._transaction is not None or link.endpoint.read_only):
             return False
         statement = analyse(text)
         self._note_state(statement)
         return (
-            self._needs_transaction()
-            and self._transaction is None
+            self._transaction is None
             and not link.endpoint.read_only
             and statement.single
             and not (statement.reads or statement.bare)
             and not self._pipeline
             and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
         )
-
-    def _needs_transaction(self) -> bool:
-        """Return whether a transaction's id is wanted: for the token, and because only with it `verify` can tell a rollback."""
-        return self.link.tracks or current().verify is not None
 
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
@@ -238,9 +355,22 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _see(self, result: PGresult | None, *, wrote: bool) -> None:
         """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
-        value = None if result is None or result.status == FATAL else result.get_value(0, 0)
+        value = None if result is None or result.status != pq.ExecStatus.TUPLES_OK else result.get_value(0, 0)
         position = None if value is None else parse_lsn(bytes(value).decode())
-        see(Token(identity=self.link.identity, position=position, at=time.time()), wrote=wrote)
+        token = Token(identity=self.link.identity, position=position, at=time.time())
+        see(token, wrote=wrote, pins=None if self.link.endpoint.read_only else self._pins)
+
+    def _check_place(self, result: PGresult | None) -> bool:
+        """Return whether the server that told a position is the one that this endpoint is for; else use it no more.
+
+        A primary that was demoted goes on to answer, and lags behind what this caller may have seen.
+        """
+        standby = result is not None and result.status == pq.ExecStatus.TUPLES_OK and result.get_value(0, 1) == b"t"
+        if self.link.endpoint.read_only or not standby:
+            return True
+        emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
+        self.link.generation += 1
+        return False
 
     def _may_read_without_transaction(self) -> bool:
         """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
@@ -257,15 +387,20 @@ class Shared(psycopg.BaseConnection[Row]):
         """Send COMMIT or ROLLBACK, and take the position where one is to be had. Results are read one by one."""
         failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
         commits = command == b"COMMIT" and not failed
+        transaction, self._transaction = self._transaction, None
         parts = [command]
         if commits and self.link.opening(self.pgconn.server_version).parts:
             parts.insert(0, UNBOUNDED)
+        self._pins = pins()
         marker = str(uuid.uuid4()) if commits and current().marker and not self._read_only else None
         if marker is not None:
             parts.insert(0, marker_sql(marker))
+        # A write may have come in a pipeline, by COPY, in a text of several statements, in a function.
+        asks = commits and transaction is None and self.link.tracks and not (self._read_only or self.link.endpoint.read_only)
+        if asks:
+            parts.insert(0, TRANSACTION_SQL)
         if self.link.tracks:
             parts.append(POSITION_SQL)
-        transaction, self._transaction = self._transaction, None
         self._committing = commits
         results: list[PGresult] = []
         try:
@@ -292,7 +427,11 @@ class Shared(psycopg.BaseConnection[Row]):
             raise lost
         self._in_block = False
         if self.link.tracks:
-            self._see(results[-1] if len(results) == len(parts) else None, wrote=commits and transaction is not None)
+            wrote = commits and (transaction is not None or (asks and transaction_id(results[0]) is not None))
+            position = results[-1] if len(results) == len(parts) else None
+            if commits and not self._check_place(position):
+                position = None
+            self._see(position, wrote=wrote)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
 
     @staticmethod
@@ -410,9 +549,9 @@ class Shared(psycopg.BaseConnection[Row]):
         self._give_up()
         return True
 
-    def _is_cancelled_by_replay(self, refused: PGresult) -> bool:
+    def _is_cancelled_by_replay(self, error: psycopg.Error) -> bool:
         """Return whether a read was cancelled on a replica in favour of what it replays. That goes on now, and may be through."""
-        failure = classify(self._error(refused)) if self.link.endpoint.read_only else None
+        failure = classify(error) if self.link.endpoint.read_only else None
         if failure is None or failure.kind is not Kind.RECOVERY_CONFLICT:
             return False
         emit(Event(name=Name.RETRY, endpoint=self.link.endpoint.name, reason=failure.rule, attempt=1))
@@ -475,6 +614,8 @@ class Shared(psycopg.BaseConnection[Row]):
         """
         plan = self._plan
         if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
+            return False
+        if self.link.policy.attempts == 0:
             return False
         if isinstance(exc, CommitOutcomeUnknown):
             return False

@@ -59,12 +59,17 @@ class RetryPolicy:
         if float(self.first_wait) > float(self.max_wait):
             raise ConfigurationError("first_wait: write a duration that is not above max_wait")
 
-    def loop_options(self, *, retry: Callable[[BaseException], bool], remaining: float | None) -> dict[str, Any]:
-        """Return the arguments for `tenacity.Retrying` or `AsyncRetrying`; `remaining` is the caller's deadline in seconds."""
+    def loop_options(
+        self, *, retry: Callable[[BaseException], bool], remaining: float | None, failed: bool = False
+    ) -> dict[str, Any]:
+        """Return the arguments for `tenacity.Retrying` or `AsyncRetrying`.
+
+        `remaining` is the caller's deadline in seconds, `failed` says that the first failure was before the loop.
+        """
         bound = float(self.max_elapsed) if remaining is None else min(float(self.max_elapsed), remaining)
         stop: Any = tenacity.stop_before_delay(bound)
         if self.attempts is not None:
-            stop = stop | tenacity.stop_after_attempt(max(1, self.attempts))
+            stop = stop | tenacity.stop_after_attempt(max(1, self.attempts + (not failed)))
         return {
             "stop": stop,
             "wait": tenacity.wait_random_exponential(multiplier=float(self.first_wait), max=float(self.max_wait)),

@@ -80,6 +80,8 @@ _HARMLESS = frozenset(
     }
     | {"UNLISTEN", "LOAD", "FETCH", "MOVE", "CLOSE", "DECLARE"}
 )
+_CHANGING = frozenset({"EXECUTE", "COPY", "ALTER", "COMMIT"})
+"""What changes something for readers, of what cannot share a message. The others are maintenance, or a session's."""
 _VERB = re.compile(r"[A-Za-z]+")
 # Texts longer than this are analysed each time: they are generated, and would push the others out of the cache.
 _CACHED_LENGTH = 16_384
@@ -117,6 +119,13 @@ class Statement:
     def is_harmless(self) -> bool:
         """Whether it changes no data wherever it runs, although it cannot share a message with what makes it READ ONLY."""
         return self.count <= 1 and self.verb in _HARMLESS
+
+    @property
+    def may_change(self) -> bool:
+        """Whether a reader may see something else after it."""
+        if self.count == 1 and self.bare:
+            return self.verb in _CHANGING
+        return not (self.reads or self.begins or self.repeatable or self.is_harmless)
 
     @property
     def begins(self) -> bool:

@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 import ps_core
 from ps_core.commit import MARKER_TABLE_SQL
 from ps_core.connection import Connection
+from ps_core.cursors import Cursor, ServerBindingCursor
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.link import Link
 from ps_lab import Lab
@@ -180,6 +181,25 @@ def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommi
     stale.commit()
     assert count(ps_lab, table) == 1
     assert other.execute("SELECT pg_is_in_recovery(), current_setting('TimeZone')").fetchone() == (False, "Asia/Tokyo")
+
+
+@pytest.mark.parametrize("factory", [Cursor, ServerBindingCursor])
+def test_reads_leave_a_demoted_server(
+    ps_lab: Lab, direct: Link, table: str, factory: type[psycopg.Cursor[Any]], connect: Connect
+) -> None:
+    """A read that was to be on the primary is not answered by a server that is no longer one; nor is a write."""
+    links = [Link(endpoint=direct.endpoint, identity=ps_lab.branch, tracks=True) for _ in range(2)]
+    real, ps_lab.primary = ps_lab.primary, ps_lab.replicas[0]
+    ps_lab._tell_edge()
+    try:
+        reader, writer = (connect(link, autocommit=True) for link in links)
+    finally:
+        ps_lab.primary = real
+        ps_lab._tell_edge()
+    assert Cursor(reader).execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    factory(writer).execute(f"INSERT INTO {table} VALUES (1)")
+    assert count(ps_lab, table) == 1
+    assert [link.generation for link in links] == [1, 1]
 
 
 def test_read_only_that_was_asked_for_is_no_demotion(primary: Link, table: str, connect: Connect) -> None:

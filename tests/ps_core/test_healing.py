@@ -9,7 +9,6 @@ import psycopg
 import pytest
 
 from ps_core.connection import AsyncConnection, Connection
-from ps_core.errors import CommitOutcomeUnknown
 from ps_core.link import Link
 from ps_core.retry import RetryPolicy
 from ps_lab import Lab
@@ -232,33 +231,6 @@ def test_forked_child_does_not_heal(ps_lab: Lab, primary: Link, connect: Connect
     ps_lab.edge.cut("primary")
     with pytest.raises(psycopg.OperationalError):
         conn.execute("SELECT 1")
-
-
-def test_lost_commit_is_looked_up(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
-    """When the answer to COMMIT is lost, the transaction's id says what became of it: committed is success."""
-    link = Link(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=True)
-    conn = connect(link)
-    conn.execute(f"INSERT INTO {table} VALUES (1)")
-    with commit_waits(ps_lab) as waiting:
-        committer = threading.Thread(target=conn.commit)
-        committer.start()
-        waiting()
-        ps_lab.edge.cut("primary")
-    committer.join(30)
-    assert not committer.is_alive()
-    assert count(ps_lab, table) == 1
-    assert conn.execute("SELECT 1").fetchone() == (1,)
-    conn = connect(primary)
-    conn.execute(f"INSERT INTO {table} VALUES (2)")
-    with commit_waits(ps_lab) as waiting:
-        errors: list[BaseException] = []
-        committer = threading.Thread(target=lambda: errors.append(raised_by(conn.commit)))
-        committer.start()
-        waiting()
-        ps_lab.edge.cut("primary")
-    committer.join(30)
-    # Without an id, which only a link that tracks asks for, nobody can tell.
-    assert [type(error) for error in errors] == [CommitOutcomeUnknown]
 
 
 class commit_waits:  # noqa: N801
