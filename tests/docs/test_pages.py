@@ -115,6 +115,13 @@ def test_drawings(page: Path, shop: Lab) -> None:
         )
         connection.execute("UPDATE product SET stock = stock")  # so that something has been seen
         connection.commit()
+        commit = connection.commit
+
+        def commit_everywhere() -> None:
+            commit()
+            shop.wait_replicas_caught_up()  # the drawing is of a replica that is not behind
+
+        connection.commit = commit_everywhere  # type: ignore[method-assign]
         namespace = {"ps_core": ps_core, "connection": connection, "replica": replica, "direct": direct}
         for number, block in enumerate(blocks):
             if block.language != "python":
