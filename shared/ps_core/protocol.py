@@ -319,9 +319,11 @@ class Shared(psycopg.BaseConnection[Row]):
         return Plan(statement, before=Script(begin, *opening, *self._guard()), read_only=reads)
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
-        """Let the first write of an explicit transaction bring the transaction's id back."""
-        if reads or self._transaction is not None or self.link.endpoint.read_only:
+        """Let the first write of an explicit transaction bring the transaction's id back, a read before it where it was made."""
+        if self.link.endpoint.read_only:
             return plan
+        if reads:
+            return replace(plan, after=POSITION, asks=Asks.POSITION) if self.link.tracks else plan
         return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
 
     def _asks_for_transaction(self, text: str) -> bool:
