@@ -105,6 +105,11 @@ class PSDialect(PGDialect_psycopg):
         finally:
             self._do_autocommit(dbapi_connection, before)  # type: ignore[no-untyped-call]
 
+    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
+        # In autocommit the server does not tell of the level that was just set for transactions.
+        level = self._on_connect_isolation_level
+        return super().get_default_isolation_level(dbapi_conn) if level in (None, "AUTOCOMMIT") else level  # type: ignore[no-untyped-call]
+
     def _type_info_fetch(self, connection: Any, name: str) -> TypeInfo | None:
         # psycopg's `TypeInfo.fetch` asks in a transaction.
         row = connection.exec_driver_sql(_TYPE, (name,)).fetchone()

@@ -215,12 +215,18 @@ def _create(
     engine.replica = None
     if replicas is not None:
         # Whatever connection was used last: over several endpoints, reads should be spread.
-        replica = make(replicas.links[0], sides["replica_"], pool_use_lifo=len(replicas.links) == 1)
-        connect_args = {**options, **sides["replica_"]}.get("connect_args", {})
+        side = sides["replica_"]
+        connect_args = {**options, **side}.get("connect_args", {})
+        execution_options = {**options, **side}.get("execution_options", {})
+        if "isolation_level" in side:  # of the dialect, which both sides share; an engine may have one of its own
+            execution_options = {**execution_options, "isolation_level": side.pop("isolation_level")}
+        # These go to the engine's dialect, so that they have to wait for the one that it keeps.
+        replica = make(replicas.links[0], {**side, "execution_options": {}}, pool_use_lifo=len(replicas.links) == 1)
         replica.pool._creator = _creator(engine.dialect, replica.url, connect_args, replicas)
         replica.__class__ = _Replica
         assert isinstance(replica, _Replica)
         replica._ps_join(engine)
+        replica.update_execution_options(**execution_options)
         engine.replica = replica
         replicas.max_fallback = _max_fallback(topology.replica_fallback, engine)
     engine._ps_make_direct = lambda: make(direct, sides["direct_"])

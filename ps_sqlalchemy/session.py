@@ -146,10 +146,10 @@ class Session(orm.Session):
             return engine
         if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
             clause, self._ps_statement = self._ps_statement, None
-        self._ps_route = self._ps_decide(clause)
+        self._ps_route = self._ps_decide(clause, replica)
         return replica if self._ps_route is Route.REPLICA else engine
 
-    def _ps_decide(self, clause: Any) -> Route:
+    def _ps_decide(self, clause: Any, replica: sa.Engine) -> Route:
         transaction, context = self._ps_root_transaction(), current()
         if self._flushing:
             decision = Decision(Route.PRIMARY, "flush")
@@ -162,9 +162,11 @@ class Session(orm.Session):
             decision = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared))
             if decision.route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
                 decision = BY_SHARE
+        if decision.route is Route.REPLICA and _is_serializable(replica):
+            decision = _SERIALIZABLE
         emit_route(decision)
         route = decision.route
-        if decision is WROTE or transaction is None:
+        if decision is WROTE or decision is _SERIALIZABLE or transaction is None:
             return route
         if route is Route.REPLICA:
             self._ps_saw_replica = ref(transaction)
@@ -195,7 +197,10 @@ class Session(orm.Session):
         replica = _replica_of(engine)
         self._ps_route = self._ps_asked or Route.REPLICA
         if replica is not None and self._ps_route is Route.REPLICA:
-            return replica
+            if not _is_serializable(replica):
+                return replica
+            emit_route(_SERIALIZABLE)
+            self._ps_route = Route.PRIMARY
         return _reader(engine, PRIMARY) if isinstance(engine, sa.Engine) else engine
 
     def flush(self, objects: Any = None) -> None:
@@ -217,6 +222,8 @@ class Session(orm.Session):
         check_rows(self, self._ps_checked[1])
 
 
+_SERIALIZABLE: Final = Decision(Route.PRIMARY, "SERIALIZABLE")
+"""PostgreSQL has no such transactions on a standby."""
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
 
 
@@ -234,6 +241,11 @@ def _replica_of(engine: Any) -> sa.Engine | None:
     if replica is None and isinstance(engine, sa.Engine) and getattr(engine.dialect, "ps_replicas", None) is not None:
         return _reader(engine)
     return replica
+
+
+def _is_serializable(engine: sa.Engine) -> bool:
+    level = engine.get_execution_options().get("isolation_level", engine.dialect._on_connect_isolation_level)
+    return str(level).replace("_", " ").upper() == "SERIALIZABLE"
 
 
 def _is(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.ext.asyncio
 from sqlalchemy import orm, select, text
 from sqlalchemy.orm.exc import StaleDataError
 
 import ps_sqlalchemy
-from ps_core import ConfigurationError, limits, local_settings, set_replica_share, use_token
+from ps_core import ConfigurationError, limits, local_settings, set_replica_share, subscribe, use_token
 from ps_lab import Lab
 from ps_sqlalchemy import AsyncSession, Engine, Session, sessionmaker, using_primary, using_replica, without_sticky_writes
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Base, Item
@@ -363,3 +364,79 @@ def test_async_session(ps_lab: Lab, items: type[Item]) -> None:
             await engine.dispose()
 
     asyncio.run(main())
+
+
+# --- isolation levels ---
+
+
+@pytest.mark.parametrize("of_all", [True, False], ids=["create_engine", "execution_options"])
+@pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
+async def test_serializable_is_the_primarys(ps_lab: Lab, made: str, *, of_all: bool) -> None:
+    """At SERIALIZABLE, which PostgreSQL has on no standby, sessions of every kind read on the primary, and the log says why."""
+    url = f"{ps_lab.url}&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
+    level = {"isolation_level": "SERIALIZABLE"}
+    given = level if of_all else {}
+    if made == "by create_engine":
+        engine: Any = ps_sqlalchemy.create_engine(url, **given)
+        aengine: Any = ps_sqlalchemy.create_async_engine(url, **given)
+    else:
+        engine = sa.create_engine(url.replace("postgresql:", "postgresql+ps:"), **given)
+        aengine = sa.ext.asyncio.create_async_engine(url.replace("postgresql:", "postgresql+ps_async:"), **given)
+    strict, astrict = (engine, aengine) if of_all else (engine.execution_options(**level), aengine.execution_options(**level))
+    told: list[str] = []
+    unsubscribe = subscribe(lambda event: told.append(event.reason) if event.name == "route" else None)
+    shown = text("SELECT pg_is_in_recovery(), current_setting('transaction_isolation'), current_setting('transaction_read_only')")
+    try:
+        for read_only in (False, True):
+            expected = (False, "serializable", "on" if read_only else "off")
+            with Session(strict, read_only=read_only) as session:
+                for _ in range(2):
+                    assert session.execute(shown).one() == expected
+                with using_replica():
+                    assert session.execute(shown, execution_options={"ps_route": "replica"}).one() == expected
+            async with AsyncSession(astrict, read_only=read_only) as asession:
+                assert (await asession.execute(shown)).one() == expected
+        assert set(told) == {"SERIALIZABLE"}
+        if not of_all:
+            with Session(engine) as session:
+                assert on_replica(session)
+    finally:
+        unsubscribe()
+        engine.dispose()
+        await aengine.dispose()
+
+
+@pytest.mark.parametrize("name", ["replica_isolation_level", "replica_execution_options", "execution_options"])
+def test_isolation_level_of_the_replicas(ps_lab: Lab, items: type[Item], name: str) -> None:
+    """The replicas may have a level of their own; the primary has the engine's, also after a connection had another one."""
+    options: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
+    if name == "execution_options":
+        options[name] = {"isolation_level": "REPEATABLE READ"}
+        of_primary = "repeatable read"
+    else:
+        own = "REPEATABLE READ" if name == "replica_isolation_level" else {"isolation_level": "REPEATABLE READ"}
+        options |= {"isolation_level": "SERIALIZABLE", name: own}
+        of_primary = "serializable"
+    engine = ps_sqlalchemy.create_engine(ps_lab.url, **options)
+    shown = text("SELECT pg_is_in_recovery(), current_setting('transaction_isolation')")
+    try:
+        for number in (1, 2):
+            for read_only in (False, True):
+                with use_token(None), Session(engine, read_only=read_only) as session:
+                    assert session.execute(shown).one() == (True, "repeatable read")
+            with Session(engine) as session:
+                session.add(items(id=number, note="a"))
+                session.commit()
+                with session.begin():
+                    assert session.execute(shown).one() == (False, of_primary)
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+                assert conn.execute(shown).one() == (False, "read committed")
+    finally:
+        engine.dispose()
+
+
+def test_serializable_on_a_replica(engine: Engine) -> None:
+    """Who asks a replica itself for SERIALIZABLE is told by the server what to write."""
+    replica = engine.execution_options(isolation_level="SERIALIZABLE").replica  # type: ignore[attr-defined]
+    with replica.connect() as conn, pytest.raises(sa.exc.NotSupportedError, match=r"(?s)hot standby.*REPEATABLE READ"):
+        conn.execute(text("SELECT 1"))
