@@ -125,10 +125,11 @@ class PSDialect(PGDialect_psycopg):
         connection.go_to(replicas)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        # A connection that was lost with nothing open on it makes a new one by itself when it is next used.
+        # A connection that was lost with nothing open on it makes a new one by itself when it is next used. Where it was refused
+        # for what it was opened with, such as a password that has changed, the pool opens another one (`do_connect`).
         driver = getattr(connection, "driver_connection", connection)
         if isinstance(driver, Connection | AsyncConnection) and driver.can_revive():
-            return False
+            return classify(e).kind is Kind.CONFIGURATION
         return bool(super().is_disconnect(e, connection, cursor))  # type: ignore[no-untyped-call]
 
     # --- what a replica refuses and the primary then does is no failure ---

@@ -98,9 +98,9 @@ def test_processes(ps_lab: Lab, matrix: Matrix, urls: tuple[str, str]) -> None:
 
 
 @contextmanager
-def engine_on(url: str) -> Iterator[ps_sqlalchemy.Engine]:
+def engine_on(url: str, **options: Any) -> Iterator[ps_sqlalchemy.Engine]:
     """An engine as the README makes it."""
-    engine = ps_sqlalchemy.create_engine(url, **BOUNCERS)
+    engine = ps_sqlalchemy.create_engine(url, **BOUNCERS, **options)
     try:
         yield engine
     finally:
@@ -128,24 +128,44 @@ def test_new_engine(ps_lab: Lab, matrix: Matrix, urls: tuple[str, str]) -> None:
     matrix.sees(FAULT, LINE)
 
 
-def test_new_password(ps_lab: Lab, urls: tuple[str, str]) -> None:
-    """SQLAlchemy's `do_connect` event gives new connections the password that holds then; those that are open stay."""
+def use_all(engine: ps_sqlalchemy.Engine) -> list[sa.exc.OperationalError]:
+    """Use two connections of each pool, and return what they raised."""
+    errors = []
+    for side in (engine, engine.replica):
+        assert side is not None
+        with side.connect() as conn, side.connect() as other:
+            for one in (conn, other):
+                try:
+                    one.execute(text("SELECT 1"))
+                except sa.exc.OperationalError as exc:
+                    errors.append(exc)
+    return errors
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"isolation_level": "AUTOCOMMIT"}, {"pool_pre_ping": True}], ids=["transactions", "autocommit", "pre-ping"]
+)
+def test_new_password(ps_lab: Lab, urls: tuple[str, str], options: dict[str, Any]) -> None:
+    """SQLAlchemy's `do_connect` event gives new connections the password that holds then; those that are open stay. One that is
+    lost and refused is replaced by a new one."""
     passwords = [Topology.from_url(urls[0]).primary.password]
 
     def connect(dialect: Any, record: Any, args: Any, params: dict[str, Any]) -> None:
         params["password"] = passwords[-1]
 
-    with engine_on(urls[0]) as engine:
+    with engine_on(urls[0], **options) as engine:
         sa.event.listen(engine, "do_connect", connect)
-        for _ in range(2):
-            for side in (engine, engine.replica):
-                assert side is not None
-                with side.connect() as conn, side.connect() as other:
-                    assert conn.scalar(text("SELECT 1")) == other.scalar(text("SELECT 1"))
-            passwords.append(Topology.from_url(ps_lab.set_password("first")).primary.password)
-            with engine.connect() as conn:
-                assert conn.scalar(text("SELECT 1")) == 1
-            engine.dispose()
+        assert use_all(engine) == []
+        passwords.append(Topology.from_url(ps_lab.set_password("first")).primary.password)
+        assert use_all(engine) == [], "those that are open stay"
+        ps_lab.edge.cut()
+        refusals = use_all(engine)
+        assert len(refusals) <= (0 if "pool_pre_ping" in options else 4)
+        assert {classify(error).kind for error in refusals} <= {Kind.CONFIGURATION}
+        assert use_all(engine) == []
+        passwords.append(Topology.from_url(ps_lab.set_password("first")).primary.password)
+        engine.dispose()
+        assert use_all(engine) == []
 
 
 def test_role_is_deleted_too_early(ps_lab: Lab, urls: tuple[str, str]) -> None:
