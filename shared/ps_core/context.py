@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge
@@ -224,6 +224,10 @@ class Block(AbstractContextManager[None]):
         _current.reset(self._resets.pop())
 
     def __call__(self, func: F) -> F:
+        if isgeneratorfunction(func) or isasyncgenfunction(func):
+            raise TypeError(
+                f"{func!r} is a generator function, whose body would run when the block is over: write the block as `with` in it"
+            )
         # A call may be under way in several threads and tasks at once: each has a block of its own.
         if iscoroutinefunction(func):
 

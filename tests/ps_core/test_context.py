@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -119,3 +120,18 @@ def test_refused_when_made() -> None:
             local_settings({name: "1"})
     with pytest.raises(ConfigurationError, match="NUL"):
         local_settings({"app.a": "\x00"})
+
+
+def test_generator_functions_are_refused() -> None:
+    """A generator's body would run when the block is over, unlike `with` in it: refused when it is decorated."""
+
+    def generate() -> Iterator[None]:
+        yield
+
+    async def agenerate() -> AsyncIterator[None]:
+        yield
+
+    for block in (using_primary(), limits(statement="1s"), deadline(1)):
+        for func in (generate, agenerate):
+            with pytest.raises(TypeError, match="write the block as `with` in it"):
+                block(func)
