@@ -21,6 +21,7 @@ from ps_core.failures import Kind, classify
 from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from ps_sqlalchemy.transaction import note_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +124,10 @@ class PSDialect(PGDialect_psycopg):
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
         connection.go_to(replicas)
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        note_commit()
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         # A connection that was lost with nothing open on it makes a new one by itself when it is next used. Where it was refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -19,11 +20,25 @@ from ps_core.retry import RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["arun_transaction", "run_transaction"]
+__all__ = ["arun_transaction", "note_commit", "run_transaction"]
 
 T = TypeVar("T")
 
-_running: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_run_transaction", default=False)
+
+class _Run:
+    """A `run_transaction` that is under way."""
+
+    done = False
+    """The function has returned: the next COMMIT is its transaction's."""
+    committed = False
+
+    def may_run_again(self, exc: BaseException) -> bool:
+        if self.committed or not isinstance(exc, sa.exc.DBAPIError) or isinstance(exc.orig, CommitOutcomeUnknown):
+            return False
+        return classify(exc).kind in RUN_AGAIN
+
+
+_running: Final[ContextVar[_Run | None]] = ContextVar("ps_sqlalchemy_run_transaction", default=None)
 _POLICY: Final = RetryPolicy()
 
 
@@ -44,16 +59,22 @@ def run_transaction(
     `begin` is a `sessionmaker` (or anything that has its `begin()`), or an `Engine`; `fn` gets a fresh Session, or a Connection,
     each time, and must do nothing that cannot be done twice. A Session or Connection that is in no transaction will do, too; `fn`
     then gets that one. A COMMIT whose outcome nobody can tell is never run again:
-    `verify` and `marker` are `ps_core.context.commit_check`'s.
+    `verify` and `marker` are `ps_core.context.commit_check`'s. Nor is one that succeeded: what an `after_commit` listener raises
+    is raised.
 
     Raises:
         RuntimeError: it is called inside another one, or `begin` is a session that is in a transaction already.
+        TypeError: `fn` is an async function or a generator function, whose body would run after the COMMIT.
         CommitOutcomeUnknown: as SQLAlchemy wraps it (`exc.orig`).
     """
-    with _alone(begin):
-        for attempt in tenacity.Retrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
+    with _alone(begin, fn) as run:
+        for attempt in tenacity.Retrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work:
+                run.done = False
                 result = fn(begin if isinstance(begin, _ITSELF) else work)
+                if isawaitable(result):
+                    raise _async_error(fn, result)
+                run.done = True
     return result
 
 
@@ -66,23 +87,34 @@ async def arun_transaction(
     marker: bool = False,
 ) -> T:
     """Like `run_transaction`, with an `async_sessionmaker` or an `AsyncEngine`."""
-    with _alone(begin):
-        async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
+    with _alone(begin, fn) as run:
+        async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker):
                 async with begin.begin() as work:
+                    run.done = False
                     result = await fn(begin if isinstance(begin, _ITSELF) else work)
+                    run.done = True
     return result
 
 
-def _may_run_again(exc: BaseException) -> bool:
-    if not isinstance(exc, sa.exc.DBAPIError) or isinstance(exc.orig, CommitOutcomeUnknown):
-        return False
-    return classify(exc).kind in RUN_AGAIN
+def _async_error(fn: Any, result: Any) -> TypeError:
+    if iscoroutine(result):
+        result.close()  # Python would warn that nobody awaited it
+    return TypeError(f"{fn!r} is async: write `await arun_transaction(...)`, with an async_sessionmaker or an AsyncEngine")
+
+
+def note_commit() -> None:
+    """Take note of a COMMIT that has returned."""
+    run = _running.get()
+    if run is not None and run.done:
+        run.committed = True
 
 
 @contextmanager
-def _alone(begin: Any) -> Iterator[None]:
-    if _running.get():
+def _alone(begin: Any, fn: Any) -> Iterator[_Run]:
+    if isgeneratorfunction(fn) or isasyncgenfunction(fn):
+        raise TypeError(f"{fn!r} is a generator function, whose body runs when the transaction is over: write one that returns")
+    if _running.get() is not None:
         raise RuntimeError(
             "run_transaction inside run_transaction: the outer one may run all of it again; call the function instead"
         )
@@ -90,8 +122,8 @@ def _alone(begin: Any) -> Iterator[None]:
         raise RuntimeError(
             "run_transaction on a session or connection that is in a transaction: give it the sessionmaker or the engine"
         )
-    token = _running.set(True)
+    token = _running.set(run := _Run())
     try:
-        yield
+        yield run
     finally:
         _running.reset(token)

@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -13,7 +14,7 @@ from sqlalchemy import select, text
 
 from ps_core import current_token, use_token
 from ps_lab import Lab
-from ps_sqlalchemy import Engine, Session, run_transaction, sessionmaker
+from ps_sqlalchemy import AsyncSession, Engine, Session, arun_transaction, create_async_engine, run_transaction, sessionmaker
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
 
 
@@ -144,3 +145,58 @@ def test_run_transaction_refuses_nesting(engine: Engine, items: type[Item]) -> N
     with pytest.raises(sa.exc.IntegrityError):
         run_transaction(factory, lambda session: (calls.append(1), session.execute(sa.insert(items).values(id=1, note=None))))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_nothing_runs_again_after_the_commit(ps_lab: Lab, engine: Engine, items: type[Item], kind: str) -> None:
+    """What an `after_commit` listener raises is raised: the transaction is committed, and its function does not run again."""
+    calls = []
+
+    def after_commit(session: Any) -> None:
+        raise sa.exc.OperationalError("", {}, psycopg.errors.AdminShutdown("synthetic"))
+
+    def work(session: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:  # before the COMMIT it does
+            raise sa.exc.OperationalError("", {}, psycopg.errors.SerializationFailure("synthetic"))
+        session.add(items(id=len(calls), note="a"))
+
+    async def awork(session: Any) -> None:
+        work(session)
+
+    factory, aengine = sessionmaker(engine), create_async_engine(ps_lab.url, bouncer="write-pool")
+    sa.event.listen(factory, "after_commit", after_commit)
+    with pytest.raises(sa.exc.OperationalError, match="AdminShutdown"):
+        if kind == "sync":
+            run_transaction(factory, work)
+        async with AsyncSession(aengine) as asession:
+            sa.event.listen(asession.sync_session, "after_commit", after_commit)
+            await arun_transaction(asession, awork)
+    await aengine.dispose()
+    assert len(calls) == 2
+    assert ps_lab.sql("SELECT id FROM sa_item") == [(2,)]
+
+
+async def test_functions_that_run_when_the_transaction_is_over(ps_lab: Lab, engine: Engine) -> None:
+    """An async function in `run_transaction`, and a generator function in either, is refused with what to write."""
+    factory = sessionmaker(engine)
+
+    async def work(session: Any) -> None:
+        """Would never be awaited."""
+
+    def generate(session: Any) -> Iterator[None]:
+        yield
+
+    async def agenerate(session: Any) -> AsyncIterator[None]:
+        yield
+
+    with ps_lab.round_trips() as trips:
+        for fn in (work, partial(work)):
+            with pytest.raises(TypeError, match="await arun_transaction"):
+                run_transaction(factory, fn)
+        for fn in (generate, agenerate):
+            with pytest.raises(TypeError, match="generator function"):
+                run_transaction(factory, fn)
+            with pytest.raises(TypeError, match="generator function"):
+                await arun_transaction(factory, fn)  # type: ignore[arg-type]
+    assert trips.count == 0
