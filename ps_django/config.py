@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from ps_core.consistency import identity_of
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link, link_to, replicas_at
+from ps_core.link import Link, link_to, policy_for, replicas_at
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
-from ps_core.topology import Endpoint, Topology, TopologySettings
+from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,7 @@ _OWN: Final = frozenset(
         "ps_direct",
         "ps_weight",
         "ps_replica_fallback",
+        "ps_retry_timeout",
         "ps_application_name",
         "ps_identity",
         "ps_tracks",
@@ -61,6 +62,8 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
     else:
         topology = Topology.from_env(os.environ if url is None else url, **settings)
     common = {"ps_identity": identity_of(topology.identity), "ps_tracks": bool(topology.replicas)}
+    if topology.retry_timeout != RETRY_TIMEOUT:
+        common["ps_retry_timeout"] = topology.retry_timeout
     fallback = {0.0: "none", 1.0: "primary"}.get(topology.replica_fallback)
     if fallback is None:
         raise ConfigurationError("replica_fallback: there is no pool of which this could be a share: write 'primary' or 'none'")
@@ -131,7 +134,10 @@ def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
     """Return what all connections of this alias share, in all threads of the process."""
     options = entry.get("OPTIONS") or {}
     return link_to(
-        endpoint_of(alias, entry), identity=options.get("ps_identity", ""), tracks=bool(options.get("ps_tracks", False))
+        endpoint_of(alias, entry),
+        identity=options.get("ps_identity", ""),
+        tracks=bool(options.get("ps_tracks", False)),
+        policy=policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT)),
     )
 
 
@@ -163,4 +169,5 @@ def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Repli
     options = entries[primary].get("OPTIONS") or {}
     falls_back = options.get("ps_replica_fallback", "primary") == "primary"
     fallback = endpoint_of(primary, entries[primary]) if falls_back else None
-    return replicas_at(tuple(endpoints), fallback, identity=options.get("ps_identity", ""))
+    policy = policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT))
+    return replicas_at(tuple(endpoints), fallback, identity=options.get("ps_identity", ""), policy=policy)

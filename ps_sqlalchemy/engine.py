@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
 from ps_core.errors import ConfigurationError
 from ps_core.link import Link, links_of, replicas_of
-from ps_core.retry import RetryPolicy
 from ps_core.topology import Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ps_core.replicas import Replicas
+    from ps_core.retry import RetryPolicy
     from ps_core.topology import Endpoint
 
 __all__ = ["AsyncEngine", "Engine", "create_async_engine", "create_engine"]
@@ -154,6 +154,7 @@ def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None 
     `target` is a role's URL as PlanetScale shows it, or a `Topology`. `options` are the topology's settings (`bouncer`,
     `replica_bouncer`, `statement_timeout`, ...; see `ps_core.topology.TopologySettings`) and all of `sqlalchemy.create_engine`'s,
     which hold for all endpoints; `replica_` or `direct_` before one of them is for that side alone, as in `replica_pool_size=20`.
+    `retry` is the whole policy of which `retry_timeout` is the length.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
@@ -190,12 +191,11 @@ def _create(
             raise ConfigurationError(
                 f"{name}: the topology says how to connect: write the URL's parameters, connect_args, or poolclass"
             )
-    policy = retry or RetryPolicy()
     sides = {
         side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
     }
-    primary, _, direct = links_of(topology, policy=policy)
-    replicas = replicas_of(topology, policy=policy)
+    primary, _, direct = links_of(topology, policy=retry)
+    replicas = replicas_of(topology, policy=retry)
 
     def make(link: Link, side: dict[str, Any], **defaults: Any) -> sa.Engine:
         given = {**options, **side}

@@ -54,9 +54,9 @@ async def connect_async(
 
 
 def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> dict[str, Any]:
-    policy = options.pop("retry", None) or RetryPolicy()
+    policy: RetryPolicy | None = options.pop("retry", None)
     if isinstance(target, Endpoint):
-        return {"link": link_to(target, policy=policy)}
+        return {"link": link_to(target, policy=policy or RetryPolicy())}
     if isinstance(target, str):
         target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
     if to == "replica":

@@ -14,11 +14,14 @@ from ps_core.context import current, remaining
 from ps_core.replicas import Replicas
 from ps_core.retry import OutageGate, RetryPolicy
 from ps_core.script import Script
+from ps_core.timeouts import POOLED
+from ps_core.topology import parse_retry_timeout
 
 if TYPE_CHECKING:
+    from ps_core.timeouts import Duration
     from ps_core.topology import Endpoint, Topology
 
-__all__ = ["Link", "StatementMemory", "link_to", "links_of", "replicas_at", "replicas_of"]
+__all__ = ["Link", "StatementMemory", "link_to", "links_of", "policy_for", "replicas_at", "replicas_of"]
 
 _POLICY: Final = RetryPolicy()
 
@@ -126,6 +129,13 @@ class Link:
         return settings
 
 
+def policy_for(retry_timeout: Duration) -> RetryPolicy:
+    """Return the policy that this setting (of `TopologySettings`) stands for."""
+    seconds = parse_retry_timeout(retry_timeout, name="retry_timeout")
+    # Who never tries again waits for the caller that probes the endpoint, or for a turn, as long as a connect may take.
+    return RetryPolicy(max_elapsed=seconds) if seconds else RetryPolicy(attempts=0, max_elapsed=POOLED.connect)
+
+
 def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, policy: RetryPolicy = _POLICY) -> Link:
     """Return the link of this process to `endpoint`: the same one for everybody, so that all wait at the same gate."""
     return _link_to(endpoint, identity, tracks, policy)
@@ -136,8 +146,9 @@ def _link_to(endpoint: Endpoint, identity: str, tracks: bool, policy: RetryPolic
     return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
 
 
-def links_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> tuple[Link, tuple[Link, ...], Link]:
-    """Return the links to a topology's primary, its replicas and its direct endpoint."""
+def links_of(topology: Topology, *, policy: RetryPolicy | None = None) -> tuple[Link, tuple[Link, ...], Link]:
+    """Return the links to a topology's primary, its replicas and its direct endpoint; a `policy` wins over `retry_timeout`."""
+    policy = policy or policy_for(topology.retry_timeout)
     identity, tracks = identity_of(topology.identity), bool(topology.replicas)
     primary, direct, *replicas = (
         link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
@@ -146,10 +157,11 @@ def links_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> tuple[Link
     return primary, tuple(replicas), direct
 
 
-def replicas_of(topology: Topology, *, policy: RetryPolicy = _POLICY) -> Replicas | None:
+def replicas_of(topology: Topology, *, policy: RetryPolicy | None = None) -> Replicas | None:
     """Return the replicas of a topology, the same object for everybody in this process; None where it has none."""
     if not topology.replicas:
         return None
+    policy = policy or policy_for(topology.retry_timeout)
     primary = topology.primary if topology.replica_fallback else None
     return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity), policy=policy)
 

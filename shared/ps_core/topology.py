@@ -19,7 +19,11 @@ from ps_core.errors import ConfigurationError
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
-__all__ = ["Endpoint", "Topology", "TopologySettings"]
+__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "parse_retry_timeout"]
+
+RETRY_TIMEOUT: Final = 30.0
+"""`ps_core.retry.RetryPolicy.max_elapsed`'s default."""
+
 
 # PlanetScale's ports; elsewhere they mean nothing.
 _DIRECT_PORT: Final = 5432
@@ -71,6 +75,9 @@ class TopologySettings(TypedDict, total=False):
     lock_timeout: Duration | None
     """Applies to the direct endpoint; 5 s by default."""
     connect_timeout: Duration
+    retry_timeout: Duration
+    """How long a lost connection, or a refused connect, is tried again, on other endpoints too: 30 s by default, 0 for never.
+    Keep it below what ends a request or a worker from outside."""
     application_name: str | None
 
 
@@ -168,6 +175,8 @@ class Topology:
     """For DDL, LISTEN, session features: not pooled, unless no other port is known."""
     replica_fallback: float = 1.0
     """Share of the primary's pool that may serve reads while no replica can be reached."""
+    retry_timeout: float = RETRY_TIMEOUT
+    """Seconds for which a lost connection is tried again; 0: never."""
     identity: str
     """The branch where the user name has one, else host and database: what a WAL position belongs to."""
 
@@ -282,6 +291,7 @@ class Topology:
                 for number, ((url, pooled), weight) in enumerate(zip(paths, weights, strict=True), 1)
             ),
             replica_fallback=get("replica_fallback", 1.0),
+            retry_timeout=get("retry_timeout", RETRY_TIMEOUT),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
             identity=identity or f"{(direct_at or work_at)[0]}/{primary.dbname}",
         )
@@ -500,6 +510,20 @@ def _fallback(value: str | float | None, *, name: str) -> float:
     return share
 
 
+def parse_retry_timeout(value: Duration | None, *, name: str) -> float:
+    """Return `value` in seconds; 0 stays 0.
+
+    Raises:
+        ConfigurationError: `value` is no duration, or none at all: there has to be an end.
+    """
+    if value in (0, "0", "0s") and not isinstance(value, bool):
+        return 0.0
+    seconds = parse_duration(value, name=name)
+    if seconds is None:
+        raise ConfigurationError(f'{name}: trying again has to end: write a duration, as in "10s", or 0 for never')
+    return seconds
+
+
 def _urls(value: str | Sequence[str] | None, *, name: str) -> tuple[Dsn, ...]:
     # A comma may also stand between the hosts of one URL.
     items = re.split(r"[,\s]+(?=[\w+]+://)", value) if isinstance(value, str) else value or ()
@@ -522,5 +546,6 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "idle_in_transaction_timeout": parse_duration,
     "lock_timeout": parse_duration,
     "connect_timeout": parse_duration,
+    "retry_timeout": parse_retry_timeout,
     "application_name": _text,
 }

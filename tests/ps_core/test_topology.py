@@ -8,8 +8,10 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ps_core.errors import ConfigurationError
+from ps_core.link import links_of, policy_for, replicas_of
+from ps_core.retry import RetryPolicy
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
-from ps_core.topology import _PARSERS, Endpoint, Topology, TopologySettings
+from ps_core.topology import _PARSERS, RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
 
 pytestmark = pytest.mark.fast
 
@@ -135,6 +137,7 @@ FORMS = {
     "idle_in_transaction_timeout": (60, "1min"),
     "lock_timeout": ("2s", "2s"),
     "connect_timeout": (3, "3s"),
+    "retry_timeout": (0, "0"),
     "application_name": ("shop & co", "shop & co"),
 }
 
@@ -161,6 +164,23 @@ def test_three_forms(name):
     assert Topology.from_url(f"{keywords} ps_{name}='{text}'") == keyword
     if name != "pooled":
         assert keyword != Topology.from_url(base)
+
+
+def test_retry_timeout():
+    """It is the length of every link's policy, which is the default one where nothing is set; a policy that is given wins."""
+    assert policy_for(RETRY_TIMEOUT) == RetryPolicy()
+    assert policy_for("5s") == RetryPolicy(max_elapsed="5s")
+    for never in (0, "0", "0s"):
+        assert policy_for(never).attempts == 0
+    for settings, given, wanted in (
+        ({}, None, 30),
+        ({"retry_timeout": "5s"}, None, 5),
+        ({"retry_timeout": "5s"}, RetryPolicy(max_elapsed=7), 7),
+    ):
+        topology = Topology.from_url(PLANETSCALE, replica_bouncer="read-pool", **settings)
+        primary, replicas, direct = links_of(topology, policy=given)
+        assert {link.policy.max_elapsed for link in (primary, *replicas, direct)} == {wanted}
+        assert replicas_of(topology, policy=given).links == replicas
 
 
 def test_precedence():
@@ -323,6 +343,9 @@ def test_target_session_attrs_stay_with_the_primary():
         (PLANETSCALE, {"statement_timeout": "3s"}, "must be below transaction_timeout"),
         (PLANETSCALE + "?ps_statement_timeout=2", {}, "ps_statement_timeout: '2' is not a duration"),
         (PLANETSCALE, {"connect_timeout": None}, "cannot be off"),
+        (PLANETSCALE, {"retry_timeout": None}, "retry_timeout: trying again has to end"),
+        (PLANETSCALE + "?ps_retry_timeout=off", {}, "or 0 for never"),
+        (PLANETSCALE, {"retry_timeout": False}, "retry_timeout: False is not a duration"),
         (PLANETSCALE + "?connect_timeout=0", {}, "'0s' is not a duration above zero"),
         (PLANETSCALE + "?ps_bounser=a", {}, "no setting ps_bounser: did you mean ps_bouncer"),
         (PLANETSCALE, {"replica_bouncers": "a"}, "no setting replica_bouncers: did you mean replica_bouncer"),

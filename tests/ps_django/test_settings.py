@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import use_token
 from ps_core.connection import Connection
+from ps_django.config import link_of, replicas_of
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
 
@@ -295,3 +296,17 @@ def test_limits_and_local_settings() -> None:
         with ps_django.limits(statement="60s"), ps_django.local_settings({"app.tenant": "7"}):
             assert ask(connections[alias], query) == ("1min", "7")
         assert ask(connections[alias], query) in (("2s", ""), ("2s", None))
+
+
+def test_retry_timeout() -> None:
+    """`databases(retry_timeout=...)`, and `ps_retry_timeout` in an entry's OPTIONS, bound the retries of its links."""
+    url = "postgresql://app.br4nch:secret@x.psdb.cloud/shop"
+    assert "ps_retry_timeout" not in ps_django.databases(url)["default"]["OPTIONS"]
+    entries = ps_django.databases(url, replica_bouncer="read-pool", retry_timeout="5s")
+    links = {alias: link_of(alias, entry) for alias, entry in entries.items()}
+    assert {alias: link.policy.max_elapsed for alias, link in links.items()} == {"default": 5, "replica": 5, "direct": 5}
+    replicas = replicas_of("default", entries)
+    assert replicas is not None
+    assert replicas.links == (links["replica"],)
+    entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
+    assert link_of("default", entries["default"]).policy.max_elapsed == 0.7

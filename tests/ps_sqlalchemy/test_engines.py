@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import ps_core
 import ps_sqlalchemy
 from ps_core import ConfigurationError, DeadlineExceeded, deadline
 from ps_core.connection import AsyncCursor, Cursor
@@ -202,6 +204,25 @@ def test_one_lost_connection_leaves_the_pool_alone(ps_lab: Lab) -> None:
         with engine.connect() as one, engine.connect() as two:
             assert other in (one.connection.driver_connection, two.connection.driver_connection)
             assert one.scalar(text("SELECT 1")) == two.scalar(text("SELECT 1"))
+
+
+@pytest.mark.parametrize("timeout", ["0", "1s"])
+@pytest.mark.parametrize("made", ["by create_engine", "from a URL", "with psycopg"])
+def test_retry_timeout(ps_lab: Lab, made: str, timeout: str) -> None:
+    """`retry_timeout` ends the tries for an endpoint that is down, long before a deadline does, in all its forms."""
+    connect: Any
+    if made == "by create_engine":
+        connect = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", retry_timeout=timeout).connect
+    elif made == "from a URL":
+        connect = sa.create_engine(f"{plain_url(ps_lab)}&ps_retry_timeout={timeout}").connect
+    else:
+        connect = partial(ps_core.connect, f"{ps_lab.url}&ps_bouncer=write-pool&ps_retry_timeout={timeout}")
+    ps_lab.bouncers["write-pool"].stop()
+    try:
+        with deadline("15s"), pytest.raises((sa.exc.OperationalError, psycopg.OperationalError)):
+            connect()
+    finally:
+        ps_lab.restart_bouncer("write-pool")
 
 
 def test_forked_process_makes_its_own_connections(ps_lab: Lab) -> None:
