@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from dataclasses import dataclass, field, replace
@@ -14,16 +15,25 @@ from ps_core.context import current, remaining
 from ps_core.replicas import Replicas
 from ps_core.retry import OutageGate, RetryPolicy
 from ps_core.script import Script
-from ps_core.timeouts import POOLED
+from ps_core.timeouts import POOLED, format_ms
 from ps_core.topology import parse_retry_timeout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ps_core.timeouts import Duration
     from ps_core.topology import Endpoint, Topology
 
 __all__ = ["Link", "StatementMemory", "link_to", "links_of", "policy_for", "replicas_at", "replicas_of"]
 
 _POLICY: Final = RetryPolicy()
+_SETTINGS: Final = {
+    "statement": "statement_timeout",
+    "transaction": "transaction_timeout",
+    "idle_in_transaction": "idle_in_transaction_session_timeout",
+    "lock": "lock_timeout",
+}
+_log: Final = logging.getLogger("ps_core.limits")
 
 _shared: WeakSet[Link | Replicas] = WeakSet()
 
@@ -83,6 +93,8 @@ class Link:
     generation: int = 0
     """Connections of an earlier one are replaced before their next use: the server that they led to was demoted."""
     _openings: dict[int, Script] = field(default_factory=dict)
+    _told: bool = False
+    """Whether it was said that the role's own timeouts are shorter than what is asked for."""
 
     def __post_init__(self) -> None:
         self.forget_threads()
@@ -120,6 +132,8 @@ class Link:
             # The endpoint's own hold for the session, as startup options; but for this one, which servers before 17 refuse there.
             names = {name: None for name in names if name == "transaction_timeout" or wanted.get(name) != own_settings.get(name)}
         role = self.role or {}
+        if limits and not self._told:
+            self._tell_of_role(limits, role)
         settings = {}
         if self.endpoint.assumed_role is not None:
             settings[b"role"] = b"'%s'" % self.endpoint.assumed_role.replace("'", "''").encode()
@@ -127,6 +141,27 @@ class Link:
             ours, theirs = wanted.get(name, 0), role.get(name, 0)
             settings[name.encode()] = b"'%d'" % (min(ours, theirs) if ours and theirs else ours or theirs)
         return settings
+
+    def _tell_of_role(self, limits: Mapping[str, float | None], role: Mapping[str, int]) -> None:
+        """Warn, once, of what `limits()` asks for and the role's own timeout forbids."""
+        if limits.get("statement", 0) != 0 and "transaction" not in limits:
+            limits = {**limits, "transaction": limits["statement"]}  # which the whole transaction has to allow for
+        for name, limit in limits.items():
+            setting = _SETTINGS[name]
+            own = role.get(setting, 0)
+            if own and (limit is None or format_ms(limit) > own):
+                self._told = True
+                _log.warning(
+                    "endpoint %r: limits() asks for %s %s, and %s of the role ends it after %g s: write ALTER ROLE ... RESET %s,"
+                    " or let this work connect with a role of its own",
+                    self.endpoint.name,
+                    setting,
+                    "off" if limit is None else f"{limit:g} s",
+                    setting,
+                    own / 1000,
+                    setting,
+                )
+                return
 
 
 def policy_for(retry_timeout: Duration) -> RetryPolicy:

@@ -10,7 +10,9 @@ import pytest
 
 from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core.context import Context, current, remaining
+from ps_core.link import Link
 from ps_core.routing import Route
+from ps_core.topology import Topology
 
 pytestmark = pytest.mark.fast
 
@@ -135,3 +137,29 @@ def test_generator_functions_are_refused() -> None:
         for func in (generate, agenerate):
             with pytest.raises(TypeError, match="write the block as `with` in it"):
                 block(func)
+
+
+@pytest.mark.parametrize(
+    ("asked", "role", "told"),
+    [
+        ({"statement": "60s"}, {"statement_timeout": 2000, "transaction_timeout": 3000}, "statement_timeout 60 s"),
+        ({"statement": None}, {"statement_timeout": 2000}, "statement_timeout off"),
+        ({"statement": "60s"}, {"transaction_timeout": 3000}, "transaction_timeout 60 s"),
+        ({"lock": "5s"}, {"lock_timeout": 4999}, "lock_timeout 5 s"),
+        ({"statement": "2s"}, {"statement_timeout": 2000, "transaction_timeout": 3000}, None),
+        ({"statement": "60s"}, {}, None),
+        ({}, {"statement_timeout": 1}, None),
+    ],
+)
+def test_limits_above_the_roles_own(
+    asked: dict[str, Any], role: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `limits()` asks for and a timeout of the role forbids is warned of, once for each endpoint and process."""
+    link = Link(endpoint=Topology.from_url("postgresql://app.br4nch:secret@x.psdb.cloud/shop").primary, role=role)
+    with limits(**asked):
+        for _ in range(2):
+            link.settings(180000)
+    assert [record.name for record in caplog.records] == ([] if told is None else ["ps_core.limits"])
+    if told is not None:
+        assert told in caplog.text
+        assert f"ALTER ROLE ... RESET {told.split()[0]}" in caplog.text
