@@ -1,17 +1,24 @@
-"""`connect` and `connect_async`: for those who use psycopg alone."""
+"""`connect` and `connect_async`, and what psycopg_pool connects with: for those who use psycopg alone."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import psycopg
 
 from ps_core.connection import AsyncConnection, Connection
+from ps_core.context import deadline
 from ps_core.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from ps_core.errors import ConfigurationError
 from ps_core.link import link_to, links_of, replicas_of
 from ps_core.retry import RetryPolicy
 from ps_core.topology import Endpoint, Topology, TopologySettings
 
-__all__ = ["connect", "connect_async"]
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+__all__ = ["AsyncPooledConnection", "PooledConnection", "connect", "connect_async"]
 
 _SETTINGS: Final = frozenset(TopologySettings.__annotations__)
 
@@ -66,3 +73,28 @@ def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any])
         return {"link": replicas.first(), "replicas": replicas}
     primary, _, direct = links_of(target, policy=policy)
     return {"link": {"primary": primary, "direct": direct}[to]}
+
+
+class PooledConnection(psycopg.Connection[Any]):
+    """The `connection_class` of a `psycopg_pool.ConnectionPool`, whose `conninfo` and `kwargs` are then `connect`'s arguments."""
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Return `ps_core.connect`'s connection. `connect_timeout`, by which a pool bounds its wait, bounds all tries."""
+        with _bounded(kwargs):
+            return connect(conninfo, **kwargs)
+
+
+class AsyncPooledConnection(psycopg.AsyncConnection[Any]):
+    """The same for `psycopg_pool.AsyncConnectionPool`."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
+        """Like `PooledConnection.connect`."""
+        with _bounded(kwargs):
+            return await connect_async(conninfo, **kwargs)
+
+
+def _bounded(kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+    seconds = kwargs.pop("connect_timeout", None)
+    return nullcontext() if seconds is None else deadline(seconds)
