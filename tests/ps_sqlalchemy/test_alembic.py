@@ -131,11 +131,13 @@ def test_another_role(ps_lab: Lab, project: Project, monkeypatch: pytest.MonkeyP
         ps_lab.drop_role("migrator")
 
 
-def test_offline(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_offline(ps_lab: Lab, project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """`alembic upgrade --sql` prints the statements and connects to nothing."""
     project.env(SYNC)
     (project.folder / "versions" / "a1.py").write_text(dedent(FIRST).split("    shown =")[0] + "def downgrade(): ...\n")
-    command.upgrade(project.config, "head", sql=True)
+    with ps_lab.round_trips() as trips:
+        command.upgrade(project.config, "head", sql=True)
+    assert trips.startups == 0
     assert "CREATE INDEX CONCURRENTLY ix_product_name" in capsys.readouterr().out
     assert project.made() == (None, False, False)
 

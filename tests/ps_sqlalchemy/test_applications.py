@@ -80,14 +80,17 @@ def test_inspect(engine: Engine, items: type[Item]) -> None:
 def test_null_pool(ps_lab: Lab, items: type[Item]) -> None:
     """Without a pool every piece of work has a connection of its own, on both sides."""
     engine = ps_sqlalchemy.create_engine(ps_lab.topology, poolclass=sa.NullPool)
-    connections: set[int] = set()
-    sa.event.listen(engine, "connect", lambda conn, _: connections.add(id(conn)))
+    assert engine.replica is not None
+    for side in (engine, engine.replica):
+        assert isinstance(side.pool, sa.NullPool)
     for number in (1, 2):
-        with Session(engine) as session:
+        with ps_lab.round_trips() as trips, Session(engine) as session:
             assert session.scalar(SERVED_BY_REPLICA) is True
             session.add(items(id=number, note="a"))
             session.commit()
-            assert session.get(items, number) is not None
+            ps_lab.wait_replicas_caught_up()
+            assert session.scalar(SERVED_BY_REPLICA) is True
+        assert trips.startups == 3, "a read, a write, and a read in another transaction"
     engine.dispose()
 
 

@@ -58,15 +58,18 @@ def test_lost_transaction_never_goes_on(ps_lab: Lab, engine: Engine, items: type
     assert ps_lab.sql("SELECT id FROM sa_item") == [(3,)]
 
 
-def test_pin_outlives_a_failed_write(engine: Engine, items: type[Item]) -> None:
+def test_pin_outlives_a_failed_write(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
     """A write that failed keeps its transaction on the primary (Rails writes its marker also when the block raises)."""
+    ps_lab.sql("INSERT INTO sa_item VALUES (1, 'a')")
     with Session(engine) as session:
-        session.execute(sa.insert(items).values(id=1, note="a"))
+        assert session.scalar(SERVED_BY_REPLICA) is True
         savepoint = session.begin_nested()
         with pytest.raises(sa.exc.IntegrityError):
             session.execute(sa.insert(items).values(id=1, note="a"))
         savepoint.rollback()
         assert session.scalar(SERVED_BY_REPLICA) is False
+        session.rollback()
+        assert session.scalar(SERVED_BY_REPLICA) is True
 
 
 def test_errors_keep_their_class(engine: Engine, items: type[Item]) -> None:

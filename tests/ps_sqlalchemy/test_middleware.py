@@ -231,7 +231,7 @@ def test_cookie_goes_out_with_an_error(make: Make, delayed: Callable[[], None]) 
     assert client("GET", "/items").body["ids"] == [1]
 
 
-def test_header(make: Make, delayed: Callable[[], None]) -> None:
+def test_header(make: Make, delayed: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
     """A client without cookies carries the token in a header; it wins over the cookie."""
     client = make(header="PS-Token", cookie=None)
     answer = client("POST", "/items/1")
@@ -239,9 +239,13 @@ def test_header(make: Make, delayed: Callable[[], None]) -> None:
     token = answer.headers["ps-token"]
     assert client("GET", "/items").body["ids"] == []
     assert client("GET", "/items", ps_token=token).body["ids"] == [1]
-    both = make(header="PS-Token")
-    answer = both("POST", "/items/2")
+    answer = make(header="PS-Token")("POST", "/items/2")
     assert answer.cookies[0].startswith(f"ps_token={answer.headers['ps-token']};")
+    both = make(header="PS-Token")
+    assert both("GET", "/items", ps_token=token, cookie="ps_token=forged").body["ids"] == [1, 2]
+    assert not caplog.messages
+    assert both("GET", "/items", ps_token="forged", cookie=f"ps_token={token}").body["ids"] == []
+    assert len(caplog.messages) == 1
 
 
 def test_rotation_of_keys(make: Make, delayed: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
