@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
 import tenacity
@@ -58,6 +58,19 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse: `ps_core.connect()` opens one, and `PooledConnection` is for psycopg_pool.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(_NO_CONNECT)
+
+    @classmethod
+    def _connect(cls, **options: Any) -> Self:
+        return super().connect(**options)
+
+    @classmethod
     def open(cls, link: Link, *, replicas: Replicas | None = None, **options: Any) -> Self:
         """Connect to `link`'s endpoint, trying again while it is down (as the link's policy says).
 
@@ -69,7 +82,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
-                    conn = cls.connect(**_connect_options(link, options, Cursor))
+                    conn = cls._connect(**_connect_options(link, options, Cursor))
                     conn._bind(link, options, replicas, home)
                     if turn.is_probe and link.endpoint.pooled:
                         conn.wait(conn._ping_gen())
@@ -113,7 +126,7 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
                     attempts.connecting = True
-                    donor = Connection.connect(**_connect_options(link, self._options, Cursor))
+                    donor: Connection[Any] = Connection._connect(**_connect_options(link, self._options, Cursor))
                     with self.lock:
                         if (rest := self._adopt(donor, link)) is not None:
                             self.wait(rest)
@@ -203,6 +216,15 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """Like `Connection.connect`."""
+        raise TypeError(_NO_CONNECT)
+
+    @classmethod
+    async def _connect(cls, **options: Any) -> Self:
+        return await super().connect(**options)
+
+    @classmethod
     async def open(cls, link: Link, *, replicas: Replicas | None = None, **options: Any) -> Self:
         """Like `Connection.open`."""
         home, attempts = link, Attempts(link, replicas=replicas)
@@ -210,7 +232,7 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
-                        conn = await cls.connect(**_connect_options(link, options, AsyncCursor))
+                        conn = await cls._connect(**_connect_options(link, options, AsyncCursor))
                         conn._bind(link, options, replicas, home)
                         if turn.is_probe and link.endpoint.pooled:
                             await conn.wait(conn._ping_gen())
@@ -249,7 +271,8 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
                 with attempt:
                     async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
                         attempts.connecting = True
-                        donor = await AsyncConnection.connect(**_connect_options(link, self._options, AsyncCursor))
+                        options = _connect_options(link, self._options, AsyncCursor)
+                        donor: AsyncConnection[Any] = await AsyncConnection._connect(**options)
                         async with self.lock:
                             if (rest := self._adopt(donor, link)) is not None:
                                 await self.wait(rest)
@@ -327,6 +350,12 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         if not self._committing:
             await super()._try_cancel(timeout=timeout)
+
+
+_NO_CONNECT: Final = (
+    "this class has to know the endpoint: write ps_core.connect(...) or connect_async(...); for psycopg_pool,"
+    " `from ps_core.connect import PooledConnection` (or AsyncPooledConnection)"
+)
 
 
 async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:

@@ -1,5 +1,6 @@
 """psycopg_pool over this library's connection."""
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -57,3 +58,11 @@ def test_pool_bounds_its_wait(ps_lab: Lab) -> None:
     finally:
         ps_lab.restart_bouncer("write-pool")
         pool.close()
+
+
+def test_without_an_endpoint(ps_lab: Lab) -> None:
+    """The connections' own classes, which could not know where they are, say what to write."""
+    with pytest.raises(TypeError, match="PooledConnection"):
+        Connection.connect(ps_lab.url)
+    with pytest.raises(TypeError, match="connect_async"):
+        asyncio.run(AsyncConnection.connect(ps_lab.url))

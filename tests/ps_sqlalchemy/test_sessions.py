@@ -28,13 +28,6 @@ class Versioned(Base):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012 - SQLAlchemy's name and form
 
 
-@pytest.fixture(autouse=True)
-def nothing_seen() -> Iterator[None]:
-    """Begin each test without a token."""
-    with use_token(None):
-        yield
-
-
 def on_replica(session: Session) -> bool:
     """Return whether a read of this session is served by a replica."""
     return bool(session.scalar(SERVED_BY_REPLICA))
