@@ -51,8 +51,8 @@ def run_transaction(
     """Run `fn` in `transaction.atomic()`; run all of it again after a lost connection, 40001 or 40P01.
 
     Without `fn` it is a decorator: `@run_transaction(using="default")`. `fn` must do nothing that cannot be done twice; its
-    `on_commit` hooks run once. A COMMIT whose outcome nobody can tell is never run again: `verify` and `marker` are
-    `ps_core.context.commit_check`'s.
+    `on_commit` hooks run once, and what they raise is raised. A COMMIT whose outcome nobody can tell is never run again: `verify`
+    and `marker` are `ps_core.context.commit_check`'s.
 
     Raises:
         RuntimeError: an atomic block is open already.
@@ -74,13 +74,16 @@ def run_transaction(
         raise RuntimeError(
             "run_transaction inside atomic(): the outer block cannot be run again from here; call the function instead"
         )
-    for attempt in tenacity.Retrying(**retry.loop_options(retry=_may_run_again, remaining=remaining())):
+    committed: list[bool] = []
+
+    def may_run_again(exc: BaseException) -> bool:
+        # Hooks run within `atomic`: what one of them met says nothing about the transaction, which is committed by then.
+        if committed or not isinstance(exc, DatabaseError) or isinstance(exc.__cause__, CommitOutcomeUnknown):
+            return False
+        return classify(exc).kind in RUN_AGAIN
+
+    for attempt in tenacity.Retrying(**retry.loop_options(retry=may_run_again, remaining=remaining())):
         with attempt, commit_check(verify=verify, marker=marker), transaction.atomic(using=using):
+            transaction.on_commit(lambda: committed.append(True), using=using)  # the first hook
             result = fn()
     return result
-
-
-def _may_run_again(exc: BaseException) -> bool:
-    if not isinstance(exc, DatabaseError) or isinstance(exc.__cause__, CommitOutcomeUnknown):
-        return False
-    return classify(exc).kind in RUN_AGAIN
