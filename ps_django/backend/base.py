@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -15,10 +16,13 @@ from django.db.backends.utils import CursorWrapper
 from psycopg import pq
 
 from ps_core.connection import Connection
+from ps_core.context import block, current
 from ps_core.cursors import Cursor as PSCursor
 from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
+from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
+from ps_core.healing import GRACE
 from ps_django.config import link_of, replicas_of
 
 if TYPE_CHECKING:
@@ -209,6 +213,21 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 options["pool"] = wanted
         return super().pool
 
+    def _commit(self) -> None:
+        try:
+            super()._commit()  # type: ignore[misc] # not in the stubs
+        except DeadlineExceeded:
+            self.rollback()  # `atomic` rolls back after Django's own errors alone
+            raise
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with _past_the_deadline():
+            super()._savepoint_commit(sid)  # type: ignore[misc]
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        with _past_the_deadline():
+            super()._savepoint_rollback(sid)  # type: ignore[misc]
+
     def chunked_cursor(self) -> Any:
         """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
         if self.ps_link.endpoint.pooled and not self.in_atomic_block:
@@ -271,6 +290,14 @@ class DatabaseWrapper(base.DatabaseWrapper):
             if self.connection is not None:
                 self.connection.close()
             self.connection = pooled
+
+
+@contextmanager
+def _past_the_deadline() -> Iterator[None]:
+    """Let a savepoint be ended past the deadline, too: the block around it may go on without one."""
+    until = current().deadline
+    with block(deadline=None if until is None else max(until, time.monotonic() + GRACE)):
+        yield
 
 
 def _runs_on_direct_path() -> bool:

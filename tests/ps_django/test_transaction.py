@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connections, transaction
 
+import ps_django
 from ps_core import use_token
+from ps_core.context import remaining
+from ps_core.errors import DeadlineExceeded
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 
 
 @pytest.fixture
@@ -53,3 +57,37 @@ def test_hook_that_fails(ps_lab: Lab, products: Any, robust: bool) -> None:
     assert calls == ["work", "hook", *["next"] * robust]
     assert products.count() == 1
     assert connections["default"].run_on_commit == []
+
+
+def test_past_the_deadline(products: Any) -> None:
+    """A block that outlives the deadline is rolled back, its hooks with it, and the next block is a transaction of its own."""
+    hooks: list[str] = []
+    with pytest.raises(DeadlineExceeded), ps_django.deadline(0.2), transaction.atomic():
+        add(products, "late")
+        transaction.on_commit(lambda: hooks.append("late"))
+        wait_until(_is_over, "the deadline")
+    with transaction.atomic():
+        add(products, "in time")
+        transaction.on_commit(lambda: hooks.append("in time"))
+    assert connections["default"].get_autocommit()
+    assert [product.name for product in products.all()] == hooks == ["in time"]
+
+
+def test_inner_block_past_the_deadline(products: Any) -> None:
+    """What an inner block did that failed at its deadline is not there, although the outer one goes on and commits."""
+    with transaction.atomic():
+        add(products, "outer")
+        with pytest.raises(DeadlineExceeded), ps_django.deadline(0.2), transaction.atomic():
+            add(products, "late")
+            wait_until(_is_over, "the deadline")
+            products.count()
+        add(products, "last")
+    assert sorted(product.name for product in products.all()) == ["last", "outer"]
+
+
+def _is_over() -> bool:
+    try:
+        remaining()
+    except DeadlineExceeded:
+        return True
+    return False
