@@ -14,6 +14,7 @@ from ps_core.routing import BY_SHARE, Route, Situation, decide
 from ps_django import stale
 from ps_django.config import families, replicas_of
 from ps_django.settings import current_settings
+from ps_django.transaction import in_transaction, own_blocks
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -25,8 +26,8 @@ class ReplicaRouter:
     """Put it first in `DATABASE_ROUTERS`. Routers behind it choose among databases, this one among a database's endpoints.
 
     Reads go to a replica in a request that only reads (`ConsistencyMiddleware`), inside `with ps_django.reading():`, or
-    everywhere with `PS_DJANGO = {"READS": "replica"}`; never inside `atomic` on the primary, but for the block of ATOMIC_REQUESTS
-    as long as nothing was asked of the primary in it.
+    everywhere with `PS_DJANGO = {"READS": "replica"}`; never in a transaction on the primary (`atomic`, autocommit that is off), but
+    for the block of ATOMIC_REQUESTS as long as nothing was asked of the primary in it.
     """
 
     def __init__(self) -> None:
@@ -88,9 +89,7 @@ class ReplicaRouter:
 def _in_transaction(alias: str) -> bool:
     """Return whether reads belong to a transaction of the application's on the primary."""
     connection: Any = connections[alias]
-    # What TestCase wraps around each test is not the application's.
-    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]
-    if not blocks:
+    if not in_transaction(connection):
         return False
-    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(blocks) == 1 and current().reading
+    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(own_blocks(connection)) == 1 and current().reading
     return not (of_request and (connection.is_idle() or len(connection.atomic_blocks) > 1))

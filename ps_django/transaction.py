@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import tenacity
@@ -52,14 +53,17 @@ def run_transaction(
 
     Without `fn` it is a decorator: `@run_transaction(using="default")`. `fn` must do nothing that cannot be done twice; its
     `on_commit` hooks run once, and what they raise is raised. A COMMIT whose outcome nobody can tell is never run again: `verify`
-    and `marker` are `ps_core.context.commit_check`'s.
+    and `marker` are `ps_core.context.commit_check`'s. In a `TestCase`, whose transaction is around it, `fn` runs once.
 
     Raises:
-        RuntimeError: an atomic block is open already.
+        RuntimeError: a transaction is open already.
+        TypeError: `fn` is async or a generator, which would run when the transaction is over.
     """
     if fn is None:
 
         def decorate(function: Callable[..., T]) -> Callable[..., T]:
+            _check_runs_when_called(function)
+
             @wraps(function)
             def run(*args: Any, **kwargs: Any) -> T:
                 result: T = run_transaction(
@@ -70,10 +74,17 @@ def run_transaction(
             return run
 
         return decorate
-    if transaction.get_connection(using).in_atomic_block:
+    _check_runs_when_called(fn)
+    connection = transaction.get_connection(using)
+    if in_transaction(connection):
         raise RuntimeError(
-            "run_transaction inside atomic(): the outer block cannot be run again from here; call the function instead"
+            "run_transaction inside a transaction, which cannot be run again from here: inside atomic(), call the function"
+            " instead; in a view under ATOMIC_REQUESTS, write @transaction.non_atomic_requests above the view; with autocommit off,"
+            " set_autocommit(True) first"
         )
+    if connection.in_atomic_block:  # a TestCase's
+        with transaction.atomic(using=using):
+            return fn()
     committed: list[bool] = []
 
     def may_run_again(exc: BaseException) -> bool:
@@ -87,3 +98,24 @@ def run_transaction(
             transaction.on_commit(lambda: committed.append(True), using=using)  # the first hook
             result = fn()
     return result
+
+
+def in_transaction(connection: Any) -> bool:
+    """Return whether a transaction of the application's is open: what `TestCase` wraps around each test is none."""
+    if connection.in_atomic_block:
+        return bool(own_blocks(connection))
+    autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
+    return not autocommit
+
+
+def own_blocks(connection: Any) -> list[Any]:
+    """Return the open `atomic` blocks, but for those of a `TestCase`."""
+    return [block for block in connection.atomic_blocks if not block._from_testcase]
+
+
+def _check_runs_when_called(function: Callable[..., Any]) -> None:
+    if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise TypeError(
+            f"run_transaction: {function!r} would run when the transaction is over: write a plain function that returns its result;"
+            " from async code, await sync_to_async(run_transaction)(that function)"
+        )

@@ -1,10 +1,11 @@
 """Transactions: run again as a whole, past a deadline, without autocommit, and in a project's tests."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connections, router, transaction
 
 import ps_django
 from ps_core import use_token
@@ -83,6 +84,49 @@ def test_inner_block_past_the_deadline(products: Any) -> None:
             products.count()
         add(products, "last")
     assert sorted(product.name for product in products.all()) == ["last", "outer"]
+
+
+def test_functions_that_run_later() -> None:
+    """What would run when the transaction is over is refused where it is decorated, or handed over."""
+
+    async def work() -> None:
+        pytest.fail("it ran")
+
+    def works() -> Iterator[None]:
+        yield pytest.fail("it ran")
+
+    async def all_works() -> Any:
+        yield pytest.fail("it ran")
+
+    for function in (work, works, all_works):
+        for give in (run_transaction, run_transaction(using="default"), partial(run_transaction, using="default")):
+            with pytest.raises(TypeError, match="sync_to_async"):
+                give(function)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("block", [ps_django.reading, ps_django.using_replica])
+def test_reads_of_a_manual_transaction(products: Any, block: Any) -> None:
+    """With autocommit off, reads are the transaction's, and see its writes; a whole transaction does not fit into it."""
+    connection = connections["default"]
+    transaction.set_autocommit(False)
+    try:
+        add(products)
+        with block():
+            assert products.count() == 1
+        with pytest.raises(RuntimeError, match="autocommit"):
+            run_transaction(products.count)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+    with block():
+        assert router.db_for_read(products.model) == "replica"
+    connection.close()
+    connection.settings_dict["AUTOCOMMIT"] = False
+    try:
+        with block():
+            assert router.db_for_read(products.model) == "default"  # the connection is made by the first read
+    finally:
+        connection.settings_dict["AUTOCOMMIT"] = True
 
 
 def _is_over() -> bool:

@@ -37,6 +37,7 @@ import ps_django
 from ps_cli.shop.models import Product
 from ps_core import use_token
 from ps_django.test import assert_routes, lagging_replica
+from ps_django.transaction import run_transaction
 
 class Shop(TestCase):
     databases = {"default", "replica"}
@@ -75,6 +76,24 @@ class Shop(TestCase):
     def test_requests(self):
         Product.objects.all().delete()
         assert Product.objects.count() == 0
+
+    def test_whole_transactions(self):
+        hooks = []
+
+        @run_transaction(using="default")
+        def work():
+            Product.objects.create(name="pot", price=1, stock=1)
+            transaction.on_commit(lambda: hooks.append(1))
+            return Product.objects.count()
+
+        with self.captureOnCommitCallbacks() as callbacks:
+            assert work() == 2
+        assert (len(callbacks), hooks) == (1, [])
+        with transaction.atomic(), self.assertRaisesRegex(RuntimeError, "non_atomic_requests"):
+            work()
+        with self.assertRaises(ZeroDivisionError):
+            run_transaction(lambda: Product.objects.all().delete() and 1 / 0)
+        assert Product.objects.count() == 2
 
     def test_no_lag_within_a_transaction(self):
         with self.assertRaisesRegex(ImproperlyConfigured, "TransactionTestCase"):
@@ -151,7 +170,7 @@ def test_djangos_runner(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stderr
-    assert "Ran 10 tests" in done.stderr
+    assert "Ran 11 tests" in done.stderr
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
 
@@ -163,7 +182,7 @@ def test_pytest_django(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 passed" in done.stdout
+    assert "11 passed" in done.stdout
     assert "warning" not in done.stdout
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
