@@ -239,7 +239,7 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
     endpoint = connection.ps_link.endpoint
-    if endpoint.read_only and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
+    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
         yield Warning(
             f"{alias!r} is a replica's alias, and a primary answers.",
             hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",

@@ -26,8 +26,9 @@ class ReplicaRouter:
     """Put it first in `DATABASE_ROUTERS`. Routers behind it choose among databases, this one among a database's endpoints.
 
     Reads go to a replica in a request that only reads (`ConsistencyMiddleware`), inside `with ps_django.reading():`, or
-    everywhere with `PS_DJANGO = {"READS": "replica"}`; never in a transaction on the primary (`atomic`, autocommit that is off), but
-    for the block of ATOMIC_REQUESTS as long as nothing was asked of the primary in it.
+    everywhere with `PS_DJANGO = {"READS": "replica"}`; never in a transaction on the primary (`atomic`, autocommit that is off),
+    but for the block of ATOMIC_REQUESTS as long as nothing was asked of the primary in it. In a test that does not name the
+    replica's alias in its `databases`, the primary's alias answers.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,10 @@ class ReplicaRouter:
         )
         if decision.route is Route.REPLICA and context.route is None and not shares():
             decision = BY_SHARE
-        alias = primary if decision.route is Route.PRIMARY else replicas.preferred().endpoint.name
+        alias = primary
+        if decision.route is Route.REPLICA:
+            replica: Any = connections[replicas.preferred().endpoint.name]
+            alias = primary if replica.ps_forbidden else replica.alias
         emit_route(decision, alias)
         return alias
 

@@ -1,7 +1,8 @@
 """For the tests of a project: which endpoint answered, and a replica that lags behind.
 
 Under Django's test runner and pytest-django, replica aliases are mirrors of their primary (`TEST: MIRROR`, which `databases()`
-sets): what is asked of them is answered by the primary's connection, so that a `TestCase` sees its own writes through them.
+sets): what is asked of them is answered by the primary's connection, so that a `TestCase` sees its own writes through them. Where
+a test does not name them in its `databases`, reads are the primary alias's, and count there (`assertNumQueries`).
 `lagging_replica()` makes one of them a replica as they are in production, which has not replayed the last writes. Real servers
 with a real replay delay are `ps_lab`'s (`Lab.set_replay_delay`), to which `databases_at()` leads the aliases.
 """
@@ -72,6 +73,10 @@ class LaggingReplica:
             raise ImproperlyConfigured(
                 f'lagging_replica({alias!r}): only for replica aliases under a test runner: write "TEST": {{"MIRROR": "default"}}'
             )
+        if connection.ps_forbidden:
+            raise ImproperlyConfigured(
+                f'lagging_replica({alias!r}): the test does not use this alias: write databases = {{"default", {alias!r}}}'
+            )
         if primary.in_atomic_block:
             raise ImproperlyConfigured(
                 "lagging_replica() in a transaction: no replica sees what is not committed; write TransactionTestCase"
@@ -123,7 +128,7 @@ def lagging_replica(alias: str = "replica") -> Iterator[LaggingReplica]:
     more is answered by the primary, as in production; one that forgot the token, or names the alias, reads what was.
 
     Raises:
-        ImproperlyConfigured: the alias is no mirror, or a transaction is open (`TestCase`).
+        ImproperlyConfigured: the alias is no mirror, the test's `databases` is without it, or a transaction is open (`TestCase`).
     """
     connection: Any = connections[alias]
     replica = LaggingReplica(alias)

@@ -79,8 +79,8 @@ def run_transaction(
     if in_transaction(connection):
         raise RuntimeError(
             "run_transaction inside a transaction, which cannot be run again from here: inside atomic(), call the function"
-            " instead; in a view under ATOMIC_REQUESTS, write @transaction.non_atomic_requests above the view; with autocommit off,"
-            " set_autocommit(True) first"
+            " instead; in a view under ATOMIC_REQUESTS, write @transaction.non_atomic_requests above the view; with autocommit"
+            " off, set_autocommit(True) first"
         )
     if connection.in_atomic_block:  # a TestCase's
         with transaction.atomic(using=using):
@@ -116,6 +116,6 @@ def own_blocks(connection: Any) -> list[Any]:
 def _check_runs_when_called(function: Callable[..., Any]) -> None:
     if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
         raise TypeError(
-            f"run_transaction: {function!r} would run when the transaction is over: write a plain function that returns its result;"
-            " from async code, await sync_to_async(run_transaction)(that function)"
+            f"run_transaction: {function!r} would run when the transaction is over: write a plain function that returns its"
+            " result; from async code, await sync_to_async(run_transaction)(that function)"
         )

@@ -136,7 +136,9 @@ class DatabaseCreation(creation.DatabaseCreation):
 
     def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
         super().set_as_test_mirror(primary_settings_dict)
-        cast("DatabaseWrapper", self.connection).ps_mirrors = self.connection.settings_dict["TEST"]["MIRROR"]
+        # The settings are those of all threads (LiveServerTestCase), and are handed to the processes of parallel tests.
+        test = self.connection.settings_dict["TEST"]
+        test["PS_MIRRORS"] = test["MIRROR"]
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
         # A pooler keeps connections to it for a while.
@@ -151,8 +153,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
     SchemaEditorClass = DatabaseSchemaEditor
     client_class = DatabaseClient
     creation_class = DatabaseCreation
-    ps_mirrors: str | None = None
-    """The alias whose connection answers, in tests."""
     ps_lagging: Any = None
     """The connection that answers instead, in a `ps_django.test.lagging_replica()` block."""
 
@@ -168,6 +168,17 @@ class DatabaseWrapper(base.DatabaseWrapper):
         if _runs_on_direct_path() and (direct := self.direct_settings()) is not None:
             return link_of(self.settings_dict["OPTIONS"]["ps_direct"], {**direct, "NAME": self.settings_dict["NAME"]})
         return link_of(self.alias, self.settings_dict)
+
+    @property
+    def ps_mirrors(self) -> str | None:
+        """The alias whose connection answers, in tests; not for another wrapper that is made of the alias's settings."""
+        settings = self.settings_dict
+        return settings["TEST"].get("PS_MIRRORS") if connections.settings.get(self.alias) is settings else None
+
+    @property
+    def ps_forbidden(self) -> bool:
+        """Whether the running test does not name this mirror in its `databases`: Django puts a failure in each method's place."""
+        return self.ps_mirrors is not None and hasattr(self.cursor, "wrapped")
 
     def direct_settings(self) -> dict[str, Any] | None:
         """Return the settings of the direct path; None where there is none."""

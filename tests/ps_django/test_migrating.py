@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from django.conf import settings
 from django.db import InternalError, connections, router, transaction
-from django.db.utils import ConnectionRouter
+from django.db.utils import ConnectionHandler, ConnectionRouter
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, override_settings
 from django.urls import path
@@ -132,7 +132,9 @@ def test_which_are_replicas(ps_lab: Lab) -> None:
     from ps_cli.shop.models import Product
 
     with pytest.MonkeyPatch.context() as patch, ps_django.reading():
-        patch.setattr(settings, "DATABASES", {DEFAULT: entries[DEFAULT], "shadow-1": entries[REPLICA]})
+        by_hand = {DEFAULT: entries[DEFAULT], "shadow-1": entries[REPLICA]}
+        patch.setattr(settings, "DATABASES", by_hand)
+        patch.setattr("ps_django.routers.connections", ConnectionHandler(by_hand))
         routers = ConnectionRouter(["ps_django.routers.ReplicaRouter"])
         patch.setattr("ps_django.routers.router", routers)
         assert (routers.db_for_read(Product), routers.db_for_write(Product)) == ("shadow-1", DEFAULT)

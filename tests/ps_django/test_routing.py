@@ -321,6 +321,7 @@ def test_weights(ps_lab: Lab) -> None:
 
     with pytest.MonkeyPatch.context() as patch, ps_django.reading():
         patch.setattr(settings, "DATABASES", entries)
+        patch.setattr("ps_django.routers.connections", ConnectionHandler(entries))
         assert {ReplicaRouter().db_for_read(Product) for _ in range(30)} == {"replica-2"}
 
 

@@ -22,22 +22,63 @@ import ps_django
 DATABASES = ps_django.databases({url!r}, bouncer="write-pool", replica_bouncer="read-pool")
 DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
 MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
+ROOT_URLCONF = "tests.ps_django.urls"
+STATIC_URL = "/static/"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "ps_cli.shop"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = "tests"
 USE_TZ = True
 """
 TESTS = """
+import json
+from urllib.request import urlopen
 import pytest
 from django.db import transaction
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
-from django.test import TestCase, TransactionTestCase
+from django.test import LiveServerTestCase, SimpleTestCase, TestCase, TransactionTestCase
 import ps_django
 from ps_cli.shop.models import Product
 from ps_core import use_token
 from ps_django.test import assert_routes, lagging_replica
 from ps_django.transaction import run_transaction
+
+class WithoutDatabases(TestCase):
+    def test_requests(self):
+        self.client.post("/products", {"name": "web pot"})
+        with self.assertNumQueries(1):
+            assert self.client.get("/products").json()["names"] == ["web pot"]
+
+    def test_blocks(self):
+        Product.objects.create(name="cup", price=1, stock=1)
+        with ps_django.using_replica(), assert_routes("default", 1):
+            assert Product.objects.get().name == "cup"
+
+    def test_no_lag(self):
+        with self.assertRaisesRegex(ImproperlyConfigured, "databases ="):
+            with lagging_replica():
+                pass
+
+    def test_nothing_is_allowed_besides(self):
+        with self.assertRaisesRegex(AssertionError, "'replica' are not allowed"):
+            Product.objects.using("replica").count()
+
+class WithoutDatabasesAndTransaction(TransactionTestCase):
+    def test_requests(self):
+        self.client.post("/products", {"name": "web pot"})
+        with self.assertNumQueries(1):
+            assert self.client.get("/products").json()["names"] == ["web pot"]
+
+class Live(LiveServerTestCase):
+    def test_requests(self):
+        Product.objects.create(name="web pot", price=1, stock=1)
+        with urlopen(self.live_server_url + "/products") as answer:
+            assert json.load(answer) == {"names": ["web pot"], "by_replica": [False]}
+
+class WithoutAnyDatabase(SimpleTestCase):
+    def test_reads_are_refused(self):
+        with ps_django.reading(), self.assertRaisesRegex(AssertionError, "'default' are not allowed"):
+            Product.objects.count()
 
 class Shop(TestCase):
     databases = {"default", "replica"}
@@ -143,6 +184,28 @@ class Lagging(TransactionTestCase):
                 pass
 """
 
+PYTEST = """
+import pytest
+import ps_django
+from ps_cli.shop.models import Product
+
+pytestmark = pytest.mark.django_db
+
+def test_requests(client, django_assert_num_queries):
+    client.post("/products", {"name": "web pot"})
+    with django_assert_num_queries(1):
+        assert client.get("/products").json()["names"] == ["web pot"]
+
+@pytest.mark.django_db(databases=["default", "replica"])
+def test_replica():
+    Product.objects.create(name="cup", price=1, stock=1)
+    with ps_django.reading():
+        assert Product.objects.get()._state.db == "replica"
+
+def test_live_server(live_server, client):
+    assert client.get("/products").json()["names"] == []
+"""
+
 
 @pytest.fixture
 def project(ps_lab: Lab, tmp_path: Path) -> Path:
@@ -150,6 +213,7 @@ def project(ps_lab: Lab, tmp_path: Path) -> Path:
     (tmp_path / "manage.py").write_text(MANAGE)
     (tmp_path / "project.py").write_text(SETTINGS.format(url=ps_lab.url))
     (tmp_path / "test_shop.py").write_text(TESTS)
+    (tmp_path / "pytest_shop.py").write_text(PYTEST)
     return tmp_path
 
 
@@ -170,7 +234,8 @@ def test_djangos_runner(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stderr
-    assert "Ran 11 tests" in done.stderr
+    assert "Ran 18 tests" in done.stderr
+    assert "WARNING" not in done.stderr
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
 
@@ -178,11 +243,11 @@ def test_pytest_django(ps_lab: Lab, project: Path) -> None:
     """The same under pytest-django."""
     ps_lab.sql("ALTER ROLE app CREATEDB")
     try:
-        done = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=project", "test_shop.py")
+        done = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--ds=project", "test_shop.py", "pytest_shop.py")
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "11 passed" in done.stdout
+    assert "21 passed" in done.stdout
     assert "warning" not in done.stdout
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
