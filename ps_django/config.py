@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from ps_core.consistency import identity_of
+from ps_core.dsn import Dsn
 from ps_core.errors import ConfigurationError
 from ps_core.link import Link, link_to, policy_for, replicas_at
+from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ps_core.replicas import Replicas
+    from ps_core.retry import RetryPolicy
 
 __all__ = ["databases", "families", "link_of", "replicas_of"]
 
@@ -130,15 +133,39 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def link_of(alias: str, entry: Mapping[str, Any]) -> Link:
+def link_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> Link:
     """Return what all connections of this alias share, in all threads of the process."""
+    return link_to(endpoint_of(alias, entry), **_common(alias, entry, entries))
+
+
+class _Common(TypedDict):
+    """What is the same for a primary, its replicas and its direct path."""
+
+    identity: str
+    tracks: bool
+    policy: RetryPolicy
+
+
+def _common(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> _Common:
+    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
+    if primary != alias:
+        entry = entries.get(primary, entry)
     options = entry.get("OPTIONS") or {}
-    return link_to(
-        endpoint_of(alias, entry),
-        identity=options.get("ps_identity", ""),
-        tracks=bool(options.get("ps_tracks", False)),
-        policy=policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT)),
-    )
+    identity, tracks = options.get("ps_identity"), options.get("ps_tracks")
+    return {
+        "identity": identity or _identity(endpoint_of(primary, entry)),
+        "tracks": bool(_replicas(primary, entries) if tracks is None else tracks),
+        "policy": policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT)),
+    }
+
+
+def _identity(endpoint: Endpoint) -> str:
+    """Return the branch as `Topology` names it."""
+    dsn = Dsn(user=endpoint.user)
+    provider = None if dsn.suffix else paths_of(endpoint.host, endpoint.port)
+    branch = dsn.branch if provider is None or provider.shared else ""
+    host, _ = (provider and provider.direct) or (endpoint.host, endpoint.port)
+    return identity_of(branch or f"{host}/{endpoint.dbname}")
 
 
 def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -159,15 +186,18 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Replicas | None:
     """Return the replicas of a primary's alias, each endpoint named as its alias; None where it has none."""
-    endpoints = [
-        endpoint_of(alias, entry)
-        for alias, entry in tuple(entries.items())  # another thread may add an alias to `connections.settings` meanwhile
-        if (options := entry.get("OPTIONS") or {}).get("ps_primary") == primary and options.get("ps_role") == "replica"
-    ]
+    endpoints = tuple(endpoint_of(alias, entry) for alias, entry in _replicas(primary, entries))
     if not endpoints:
         return None
     options = entries[primary].get("OPTIONS") or {}
     falls_back = options.get("ps_replica_fallback", "primary") == "primary"
     fallback = endpoint_of(primary, entries[primary]) if falls_back else None
-    policy = policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT))
-    return replicas_at(tuple(endpoints), fallback, identity=options.get("ps_identity", ""), policy=policy)
+    return replicas_at(endpoints, fallback, **_common(primary, entries[primary], entries))
+
+
+def _replicas(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [
+        (alias, entry)
+        for alias, entry in tuple(entries.items())  # another thread may add an alias to `connections.settings` meanwhile
+        if (options := entry.get("OPTIONS") or {}).get("ps_primary") == primary and options.get("ps_role") == "replica"
+    ]

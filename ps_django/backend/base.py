@@ -166,8 +166,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def ps_link(self) -> Link:
         """The endpoint and what its connections share. Not kept: the test runner changes NAME."""
         if _runs_on_direct_path() and (direct := self.direct_settings()) is not None:
-            return link_of(self.settings_dict["OPTIONS"]["ps_direct"], {**direct, "NAME": self.settings_dict["NAME"]})
-        return link_of(self.alias, self.settings_dict)
+            return link_of(
+                self.settings_dict["OPTIONS"]["ps_direct"], {**direct, "NAME": self.settings_dict["NAME"]}, connections.settings
+            )
+        return link_of(self.alias, self.settings_dict, connections.settings)
 
     @property
     def ps_mirrors(self) -> str | None:

@@ -202,16 +202,23 @@ def replicas_of(topology: Topology, *, policy: RetryPolicy | None = None) -> Rep
 
 
 def replicas_at(
-    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, *, identity: str, policy: RetryPolicy = _POLICY
+    endpoints: tuple[Endpoint, ...],
+    primary: Endpoint | None,
+    *,
+    identity: str,
+    tracks: bool = True,
+    policy: RetryPolicy = _POLICY,
 ) -> Replicas:
     """Return the set of these endpoints, the same for everybody; it falls back to `primary`, if that is given."""
-    return _replicas_at(endpoints, primary, identity, policy)
+    return _replicas_at(endpoints, primary, identity, tracks, policy)
 
 
 @lru_cache(maxsize=256)
-def _replicas_at(endpoints: tuple[Endpoint, ...], primary: Endpoint | None, identity: str, policy: RetryPolicy) -> Replicas:
+def _replicas_at(
+    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, identity: str, tracks: bool, policy: RetryPolicy
+) -> Replicas:
     def link(endpoint: Endpoint) -> Link:
-        return link_to(endpoint, identity=identity, tracks=True, policy=policy)
+        return link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
 
     # With the role of a replica: what is sent there is READ ONLY.
     fallback = None if primary is None else link(replace(primary, name="fallback", role="replica"))
