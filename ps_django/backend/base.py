@@ -16,7 +16,7 @@ from django.db.backends.utils import CursorWrapper
 from psycopg import pq
 
 from ps_core.connection import Connection
-from ps_core.context import block, current
+from ps_core.context import block, current, remaining
 from ps_core.cursors import Cursor as PSCursor
 from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core.errors import DeadlineExceeded
@@ -55,6 +55,25 @@ class _Driver:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
+
+
+class _Pool:
+    """psycopg's pool, whose wait for a connection is bounded by the caller's deadline."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def getconn(self) -> Any:
+        """Return a connection, within the pool's own `timeout` and the deadline."""
+        left = remaining()
+        try:
+            return self._pool.getconn(None if left is None else min(left, self._pool.timeout))
+        except psycopg.OperationalError:
+            remaining()  # where the deadline was first, this says so
+            raise
 
 
 class _FallingBack(CursorWrapper):
@@ -206,7 +225,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @property
     def pool(self) -> Any:
-        """Django's pool (`OPTIONS["pool"]`), of our connections."""
+        """Django's pool (`OPTIONS["pool"]`), of our connections, whose wait for one is bounded by the deadline."""
         options = self.settings_dict["OPTIONS"]
         wanted = options.get("pool")
         if wanted and self.alias not in self._connection_pools:  # type: ignore[attr-defined]
@@ -221,10 +240,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
             options["pool"] = {**(wanted if isinstance(wanted, dict) else {}), "connection_class": Pooled}
             try:
-                return super().pool
+                pool = super().pool
             finally:
                 options["pool"] = wanted
-        return super().pool
+        else:
+            pool = super().pool
+        return None if pool is None else _Pool(pool)
 
     def _commit(self) -> None:
         try:

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import use_token
 from ps_core.connection import Connection
+from ps_core.errors import DeadlineExceeded
 from ps_django.config import link_of, replicas_of
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
@@ -61,6 +62,30 @@ def test_pool(ps_lab: Lab, alias: str) -> None:
             connection.close()
             for pool in pools.values():
                 pool.close()
+
+
+def test_pool_and_deadline(ps_lab: Lab) -> None:
+    """The wait for a connection of the pool ends with the deadline, or, where that is first, with the pool's own timeout."""
+    pytest.importorskip("psycopg_pool")
+    pool = {"min_size": 1, "max_size": 1, "timeout": 60}
+    with another("default", OPTIONS={"pool": pool}) as holder, another("default", OPTIONS={"pool": pool}) as other:
+        pools: dict[str, Any] = {}
+        holder._connection_pools = other._connection_pools = pools
+        try:
+            assert ask(holder, "SELECT 1") == (1,)
+            with pytest.raises(DeadlineExceeded), ps_django.deadline(0.3):
+                ask(other, "SELECT 1")
+            pools["default"].timeout = 0.3
+            with pytest.raises(OperationalError, match="get a connection"), ps_django.deadline(60):
+                ask(other, "SELECT 1")
+            holder.close()
+            with ps_django.deadline(60):
+                assert ask(other, "SELECT 1") == (1,)
+        finally:
+            holder.close()
+            other.close()
+            for one in pools.values():
+                one.close()
 
 
 def test_fork_with_a_pool(ps_lab: Lab) -> None:
