@@ -1,6 +1,7 @@
 """The system checks: each is found where it should be, with its id, and not where all is well."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from django.db import connections
 
 import ps_django
 from ps_django.checks import check_databases, check_settings
+from ps_django.settings import Settings
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -171,11 +173,14 @@ def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
 
 
 def test_document() -> None:
-    """Each id has an entry in the documentation, and the other way round."""
+    """Each id has an entry in the documentation, and the other way round; each key of PS_DJANGO is named."""
     import re
 
     from ps_django import checks
 
+    for page, line in ((DOCUMENT, "`{}`"), (DOCUMENT.parent / "django.md", "| `{}` |")):
+        text = page.read_text()
+        assert [field.name for field in fields(Settings) if line.format(field.name.upper()) not in text] == []
     source = Path(checks.__file__).read_text()
     wanted = set(re.findall(r'id="ps_django\.([EW]\d{3})"', source))
     assert set(re.findall(r"^## ps_django\.([EW]\d{3})", DOCUMENT.read_text(), re.MULTILINE)) == wanted
