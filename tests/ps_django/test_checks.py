@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.checks import run_checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.db import connections
+from django.test import override_settings
 
 import ps_django
 from ps_django.checks import check_databases, check_settings
@@ -126,9 +129,20 @@ def test_servers(ps_lab: Lab) -> None:
             return bool(cursor.fetchone()[0])
 
     wait_until(is_replica, "the end of the fallback to the primary that an earlier test left")
-    assert [m for m in run_checks(databases=["default", "replica", "direct"]) if str(m.id).startswith("ps_django")] == [
-        m for m in check_settings() if str(m.id).startswith("ps_django")
-    ]
+    assert [message for message in run_checks(databases=list(connections)) if str(message.id).startswith("ps_django")] == []
+
+
+def test_command(ps_lab: Lab) -> None:
+    """`manage.py check` runs those of the settings, and with `--database` also those of the servers."""
+    with override_settings(PS_DJANGO={"READ": 1}), pytest.raises(SystemCheckError, match=r"ps_django\.E002"):
+        call_command("check", tags=["ps_django"])
+    ps_lab.sql("REVOKE CREATE ON SCHEMA public FROM app")
+    try:
+        call_command("check", tags=["ps_django"])
+        with pytest.raises(SystemCheckError, match=r"ps_django\.E012"):
+            call_command("check", tags=["database"], databases=["default"])
+    finally:
+        ps_lab.sql("GRANT CREATE ON SCHEMA public TO app")
 
 
 def test_not_pooled(ps_lab: Lab) -> None:
@@ -143,6 +157,43 @@ def test_not_pooled(ps_lab: Lab) -> None:
         found = ids(check_databases(databases=["default"]))
         connection.close()
     assert found == {"W011"}
+
+
+def test_pooled_by_session(ps_lab: Lab) -> None:
+    """A pooler that gives each client a server connection of its own is found."""
+    bouncers = [ps_lab.bouncers[name] for name in ("write-pool", "local")]  # one behind the other
+    connections["default"].close()
+    for bouncer in bouncers:
+        bouncer.reload(pool_mode="session")
+    try:
+        assert ids(check_databases(databases=["default"])) == {"W015"}
+    finally:
+        connections["default"].close()
+        for bouncer in bouncers:
+            bouncer.reload(pool_mode="transaction")
+    assert ids(check_databases(databases=["default"])) == set()
+
+
+OLD = """
+CREATE SCHEMA old;
+GRANT USAGE ON SCHEMA old TO app;
+CREATE FUNCTION old.current_setting(name text) RETURNS text LANGUAGE sql AS
+$$ SELECT CASE name WHEN 'server_version_num' THEN '160004' ELSE pg_catalog.current_setting(name) END $$;
+"""
+
+
+def test_old_server(ps_lab: Lab) -> None:
+    """A server without `transaction_timeout` is found; this one only says that it is old."""
+    ps_lab.sql(OLD)
+    connection: Any = connections["direct"].copy("direct")
+    connection.settings_dict["OPTIONS"]["options"] = "-c search_path=old,pg_catalog,public"
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ps_django.checks.connections", {"direct": connection})
+            assert ids(check_databases(databases=["direct"])) == {"W010"}
+    finally:
+        connection.close()
+        ps_lab.sql("DROP SCHEMA old CASCADE")
 
 
 def test_no_rights_and_no_answer(ps_lab: Lab) -> None:

@@ -41,14 +41,25 @@ def test_forged_cookie_counts_for_nothing(ps_lab: Lab, caplog: pytest.LogCapture
 
 
 def test_async_request(ps_lab: Lab) -> None:
-    """The middleware does the same under ASGI."""
+    """The middleware does the same under ASGI: who wrote is answered by the primary, others by replicas that are late."""
 
-    async def work() -> Any:
-        client = AsyncClient()
+    async def work() -> tuple[Any, Any]:
+        client, other = AsyncClient(), AsyncClient()
         await client.post("/products", {"name": "web async"})
-        return (await client.get("/aproducts")).json()
+        assert client.cookies["ps_token"]["httponly"]
+        return (await client.get("/aproducts")).json(), (await other.get("/aproducts")).json()
 
-    assert "web async" in asyncio.run(work())["names"]
+    Client().post("/products", {"name": "web before"})
+    ps_lab.wait_replicas_caught_up()
+    ps_lab.set_replay_delay(60)
+    try:
+        own, others = asyncio.run(work())
+    finally:
+        ps_lab.set_replay_delay(0)
+    assert "web async" in own["names"]
+    assert "web async" not in others["names"]
+    assert set(own["by_replica"]) == {False}
+    assert set(others["by_replica"]) == {True}
 
 
 def test_deadline_of_a_request() -> None:

@@ -383,12 +383,14 @@ def test_stale_write_warns_with_the_place(shop: Any, caplog: pytest.LogCaptureFi
     assert f"{__file__}:" in record.getMessage()
 
 
-def test_stale_write_refused(shop: Any) -> None:
+def test_stale_write_refused(ps_lab: Lab, shop: Any) -> None:
     """`STALE_WRITES = "refuse"` raises before anything is sent."""
     with ps_django.reading():
         product = type(shop).objects.get(pk=shop.pk)
-    with override_settings(PS_DJANGO={"STALE_WRITES": "refuse"}), pytest.raises(StaleWriteError, match="update_fields"):
-        aliases(product.save)
+    with ps_lab.round_trips() as trips, override_settings(PS_DJANGO={"STALE_WRITES": "refuse"}):
+        with pytest.raises(StaleWriteError, match="update_fields"):
+            product.save()
+    assert trips.count == 0
     with override_settings(PS_DJANGO={"STALE_WRITES": "allow"}):
         product.save()
 
@@ -499,10 +501,15 @@ def test_assert_num_queries(shop: Any) -> None:
         shop.save(update_fields=["stock"])
 
 
-def test_without_sticky_writes(ps_lab: Lab, shop: Any) -> None:
-    """A write outside atomic does not keep the reads that follow from the replicas, with the block or without."""
+@pytest.mark.parametrize("block", [nullcontext, ps_django.without_sticky_writes])
+def test_without_sticky_writes(ps_lab: Lab, shop: Any, block: Callable[[], AbstractContextManager[Any]]) -> None:
+    """With the block and without, a write keeps the reads that follow from the replicas for as long as these do not have it."""
     with ps_django.reading():
-        with ps_django.without_sticky_writes():
-            shop.save(update_fields=["stock"])
-        ps_lab.wait_replicas_caught_up()
+        ps_lab.set_replay_delay(60)
+        try:
+            with block():
+                shop.save(update_fields=["stock"])
+            assert aliases(type(shop).objects.count) == [DEFAULT]
+        finally:
+            ps_lab.set_replay_delay(0)
         assert aliases(type(shop).objects.count) == [REPLICA]
