@@ -258,10 +258,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
         with _past_the_deadline():
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
-    def _savepoint_rollback(self, sid: str) -> None:
-        with _past_the_deadline():
-            super()._savepoint_rollback(sid)  # type: ignore[misc]
-
     def chunked_cursor(self) -> Any:
         """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
         if self.ps_link.endpoint.pooled and not self.in_atomic_block:

@@ -65,9 +65,10 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
         conn._plan = None
         status = conn.pgconn.transaction_status
         if conn._pipeline or status != IDLE:
-            remaining()
-            conn._in_block = True
             text = query if isinstance(query, str) else ""
+            if not text.startswith("ROLLBACK"):  # to a savepoint: the deadline must not keep what is to be undone
+                remaining()
+            conn._in_block = True
             if not conn._asks_for_transaction(text):
                 yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
                 conn._note_write_within(text)
@@ -327,7 +328,8 @@ class _ServerBound(_Many[Row]):
         conn._plan = None
         execute = partial(super()._execute_gen, query, params, prepare=prepare, binary=binary)
         if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            remaining()
+            if not (isinstance(query, str) and query.startswith("ROLLBACK")):
+                remaining()
             conn._in_block = True
             yield from execute()
             conn._note_write_within(query if isinstance(query, str) else "")

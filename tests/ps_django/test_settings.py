@@ -328,10 +328,10 @@ def test_retry_timeout() -> None:
     url = "postgresql://app.br4nch:secret@x.psdb.cloud/shop"
     assert "ps_retry_timeout" not in ps_django.databases(url)["default"]["OPTIONS"]
     entries = ps_django.databases(url, replica_bouncer="read-pool", retry_timeout="5s")
-    links = {alias: link_of(alias, entry) for alias, entry in entries.items()}
+    links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
     assert {alias: link.policy.max_elapsed for alias, link in links.items()} == {"default": 5, "replica": 5, "direct": 5}
     replicas = replicas_of("default", entries)
     assert replicas is not None
     assert replicas.links == (links["replica"],)
     entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
-    assert link_of("default", entries["default"]).policy.max_elapsed == 0.7
+    assert link_of("default", entries["default"], entries).policy.max_elapsed == 0.7
