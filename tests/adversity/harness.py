@@ -507,6 +507,19 @@ class Doing:
         return self.result
 
 
+def refuses(endpoint: Endpoint) -> bool:
+    """Return whether the pooler says at once that its logins fail. Who was queued before the first one failed is not told."""
+
+    def ask() -> None:
+        with stock(endpoint, autocommit=True) as conn:
+            conn.execute("SELECT 1")
+
+    asked = Doing(ask)
+    with suppress(TimeoutError):
+        wait_until(lambda: asked.done, "an answer", timeout=1)
+    return "server_login_retry" in str(asked.error)
+
+
 def running(lab: Lab, text: str) -> bool:
     """Return whether a statement that contains `text` is under way somewhere."""
     asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND state = 'active' AND usename <> 'postgres'"

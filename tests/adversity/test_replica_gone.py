@@ -1,16 +1,33 @@
 """Replicas crash: one of two, or all of them."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from ps_core.context import deadline
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import READ_ONLY, Crowd, Doing, Met, Ours, Paths, Phase, Row, Rules, Verdict, raised, table
+from tests.adversity.harness import (
+    READ_ONLY,
+    Crowd,
+    Doing,
+    Met,
+    Ours,
+    Paths,
+    Phase,
+    Row,
+    Rules,
+    Verdict,
+    raised,
+    refuses,
+    table,
+)
 from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application
 
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
 # A replica that is just back may answer before it is ready.
@@ -94,11 +111,34 @@ def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users_of_the_other_replica(one: Met, matrix: Matrix) -> None:
+def test_users_of_the_other_replica(ps_lab: Lab, one: Met, matrix: Matrix, applications: list[Application]) -> None:
     """Reads of applications go on on the other replica."""
+    for application in applications:
+        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
+    ps_lab.crash_replica(0)
+    try:
+        for application in applications:
+            with deadline("10s"):
+                assert application.look(0) == [True], application.name
+    finally:
+        ps_lab.restart_replica()
     matrix.sees(one.event, f"nothing; {one.users.saw()}")
 
 
-def test_users_without_replicas(everyone: Met, matrix: Matrix) -> None:
+def test_users_without_replicas(
+    ps_lab: Lab, paths: Paths, everyone: Met, matrix: Matrix, applications: list[Application]
+) -> None:
     """Reads of applications go to the primary; writes wait for a replica to confirm them."""
+    for application in applications:
+        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
+    # Not by `crash_replica`, after which the pooler has forgotten its server's greeting, and lets who logs in wait for it.
+    for replica in ps_lab.replicas:
+        replica.stop(signal.SIGKILL)
+    try:
+        wait_until(lambda: refuses(paths.endpoint("replica")), "the pooler to notice")
+        for application in applications:
+            with deadline("10s"):
+                assert application.look(0) == [False], application.name
+    finally:
+        ps_lab.restart_replica()
     matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")

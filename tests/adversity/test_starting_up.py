@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 import psycopg
 
+from ps_core.context import deadline
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import Doing, Paths, raised
+from tests.adversity.harness import Doing, Paths, raised, refuses
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Users
+from tests.adversity.users import Application, Users
 
 
 @contextmanager
@@ -106,8 +107,15 @@ def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix) -> None:
+def test_users(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[Application]) -> None:
     """Reads are answered by the primary while the replicas start; while that one is away, everything waits for it."""
+    for application in applications:
+        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
+    with starting(ps_lab):
+        wait_until(lambda: refuses(paths.endpoint("replica")), "the pooler to notice")
+        for application in applications:
+            with deadline("10s"):
+                assert application.look(0) == [False], application.name
     with Users(ps_lab) as users:
         with starting(ps_lab):
             users.meet()
