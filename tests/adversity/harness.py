@@ -478,6 +478,15 @@ def raised(work: Callable[..., object], *args: object) -> psycopg.Error:
     return caught.value
 
 
+def raised_once(lab: Lab, work: Callable[..., object], *args: object) -> psycopg.Error:
+    """Return the driver's error that `work` raises without another try: on no new connection, and with no note of tries."""
+    with lab.round_trips() as trips:
+        error = raised(work, *args)
+    assert trips.startups == 0
+    assert not getattr(error, "__notes__", [])
+    return error
+
+
 class Doing:
     """Work in a thread, with its result or error."""
 

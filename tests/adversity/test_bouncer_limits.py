@@ -9,7 +9,21 @@ import pytest
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import Crowd, Doing, Met, Ours, Paths, Phase, Row, Rules, Verdict, prepare, raised, table
+from tests.adversity.harness import (
+    Crowd,
+    Doing,
+    Met,
+    Ours,
+    Paths,
+    Phase,
+    Row,
+    Rules,
+    Verdict,
+    prepare,
+    raised,
+    raised_once,
+    table,
+)
 from tests.adversity.matrix import Matrix
 
 
@@ -28,7 +42,7 @@ def test_query_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bo
     """A statement that the pooler ends is a limit, not a failover: raised, and not sent again."""
     stock, ours = paths.stock(autocommit=autocommit), paths.ours(autocommit=autocommit)
     with setting(ps_lab, "write-pool", "query_timeout", 1, 0):
-        works = [Doing(raised, conn.execute, "SELECT pg_sleep(1.9)") for conn in (stock, ours)]
+        works = [Doing(raised_once, ps_lab, conn.execute, "SELECT pg_sleep(1.9)") for conn in (stock, ours)]
         errors = [work.end() for work in works]
     ours.rollback()
     ours.execute("SELECT 1")

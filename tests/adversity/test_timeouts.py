@@ -9,7 +9,7 @@ from ps_core.context import limits
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, running
+from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, raised_once, running
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import Application, refused_once
 
@@ -21,15 +21,16 @@ def on_stock(conn: psycopg.Connection[Any], **settings: int) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_statement_timeout(paths: Paths, matrix: Matrix, path: Path) -> None:
+def test_statement_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
     """57014: the statement is rolled back, the connection lives, and the statement ran once."""
     stock = paths.stock(path, autocommit=False)
     on_stock(stock, statement_timeout=100)
     error = raised(stock.execute, "SELECT pg_sleep(5)")
     for autocommit in (True, False):
         conn = paths.ours(path, autocommit=autocommit)
-        with limits(statement="100ms", transaction="1s"):
-            ours = raised(conn.execute, "SELECT pg_sleep(5)")
+        with limits(statement="100ms", transaction="1s"), ps_lab.round_trips() as trips:
+            ours = raised_once(ps_lab, conn.execute, "SELECT pg_sleep(5)")
+        assert trips.count == 1
         assert classify(ours) == classify(error)
         assert not conn.closed
         conn.rollback()
@@ -68,14 +69,14 @@ def test_cancelled(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_transaction_timeout(paths: Paths, matrix: Matrix, path: Path) -> None:
+def test_transaction_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
     """25P04 ends the connection, and is a limit all the same: not tried again; the connection goes on after rollback()."""
     stock = paths.stock(path, autocommit=False)
     on_stock(stock, transaction_timeout=100)
     error = raised(stock.execute, "SELECT pg_sleep(5)")
     conn = paths.ours(path, autocommit=False)
     with limits(statement="off", transaction="100ms"):
-        ours = raised(conn.execute, "SELECT pg_sleep(5)")
+        ours = raised_once(ps_lab, conn.execute, "SELECT pg_sleep(5)")
     assert classify(ours) == classify(error)
     conn.rollback()
     assert conn.execute("SELECT 1").fetchone() == (1,)
