@@ -57,8 +57,12 @@ def test_outage(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str, path: Path
 @pytest.mark.parametrize("text", CLIENT_FAULTS)
 def test_garbled_startup(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str) -> None:
     """What the edge says of a startup message that came broken is a lost connection like others: PlanetScale says 08006."""
+    link = paths.link()
     with ps_lab.edge.refuse("08006", text):
         error = raised(paths.stock)
+        opening = Doing(lambda: paths.ours(link).execute("SELECT 2").fetchone())
+        wait_until(lambda: link.gate.closed, "the outage to be met")
+    assert opening.end() == (2,)
     matrix.add(
         f"The edge answers 08006 `{text}`",
         "primary",
