@@ -14,4 +14,15 @@ def test_stress() -> None:
         report = Stress(lab, seed=7).run(8)
     assert report.wrong == []
     assert report.acknowledged
+    assert report.done.keys() == {
+        "autocommit read, primary",
+        "autocommit read, replica",
+        "transaction that writes",
+        "read under row-level security",
+        "foreign client, primary",
+        "foreign client, replica",
+        "asyncio autocommit read, primary",
+        "asyncio autocommit read, replica",
+        "asyncio transaction that writes",
+    }
     assert sum(report.faults.values()) > 5
