@@ -3,16 +3,20 @@
 import asyncio
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
 from ps_core.connection import AsyncConnection, Connection
+from ps_core.events import Event, Name, subscribe
 from ps_core.link import Link
 from ps_core.retry import RetryPolicy
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from ps_lab.relay import Path
 from tests.ps_core.conftest import Connect
 
 
@@ -41,47 +45,65 @@ def test_loss_of_an_idle_connection_is_not_noticed(
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_read_under_way_is_sent_again(ps_lab: Lab, autocommit: bool, primary: Link, replica: Link, connect: Connect) -> None:
     """A read whose connection is cut while it runs is sent again, on the primary and on replicas."""
-    for link, path in ((primary, "primary"), (replica, "replica")):
+    paths: tuple[tuple[Link, Path], ...] = ((primary, "primary"), (replica, "replica"))
+    for link, path in paths:
         conn = connect(link, autocommit=autocommit)
-        asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
-        cutter = threading.Thread(target=cut_when, args=(ps_lab, path, asked, [server.name for server in ps_lab.servers]))
-        cutter.start()
-        assert conn.execute("SELECT 7, pg_sleep(0.3)").fetchone() == (7, "")
-        cutter.join()
+        tries: list[Event] = []
+        unsubscribe = subscribe(lambda event: tries.append(event) if event.name is Name.RETRY else None)  # noqa: B023
+        try:
+            with cut_under_way(ps_lab, path):
+                assert conn.execute("SELECT held()").fetchone() == (7,)
+        finally:
+            unsubscribe()
+        assert [(event.endpoint, event.reason) for event in tries] == [(path, "connection_lost")]
         conn.rollback()
 
 
-def cut_when(lab: Lab, path: str, asked: str, servers: list[str]) -> None:
-    """Cut a path as soon as some server answers `asked` with more than zero."""
-    wait_until(lambda: any(lab.sql(asked, server=name)[0][0] for name in servers), "the statement to run")
-    lab.edge.cut(path)
+@contextmanager
+def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
+    """Cut a path as soon as a statement of the block's is under way: `held()` waits until then."""
+    lab.sql(
+        "CREATE OR REPLACE FUNCTION held() RETURNS int LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock_shared(79); RETURN 7; END'"
+    )
+    lab.wait_replicas_caught_up()
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 79 AND NOT granted"
+    with ExitStack() as holders:
+        for server in lab.servers:
+            holders.enter_context(psycopg.connect(server.dsn())).execute("SELECT pg_advisory_xact_lock(79)")
+
+        def cut() -> None:
+            try:
+                wait_until(lambda: any(server.sql(waiting) for server in lab.servers), "the statement to run")
+                lab.edge.cut(path)
+            finally:
+                holders.close()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        try:
+            yield
+        finally:
+            cutter.join()
 
 
 def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
     """An autocommit write whose connection is cut while it runs is not sent again: it may have been committed."""
     conn = connect(primary, autocommit=True)
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
-    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
-    cutter.start()
-    with pytest.raises(psycopg.OperationalError):
-        conn.execute(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.3)")
-    cutter.join()
+    with cut_under_way(ps_lab, "primary"), pytest.raises(psycopg.OperationalError):
+        conn.execute(f"INSERT INTO {table} SELECT 1 FROM held()")
     assert conn.execute(f"SELECT count(*) <= 1 FROM {table}").fetchone() == (True,)
 
 
 def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
     """`SELECT transfer()` looks like a read: it runs once, since the server refuses it READ ONLY before anything happened."""
-    ps_lab.sql(
-        f"CREATE OR REPLACE FUNCTION slow_add() RETURNS int LANGUAGE sql AS"
-        f" 'INSERT INTO {table} VALUES (1); SELECT pg_sleep(0.3); SELECT 1'"
-    )
     conn = connect(Link(endpoint=primary.endpoint), autocommit=True)
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%slow_add()%' AND wait_event = 'PgSleep'"
-    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
-    cutter.start()
-    with pytest.raises(psycopg.OperationalError):
-        conn.execute("SELECT slow_add()")
-    cutter.join()
+    with cut_under_way(ps_lab, "primary"):
+        ps_lab.sql(
+            f"CREATE OR REPLACE FUNCTION held_add() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1); SELECT held()'"
+        )
+        with pytest.raises(psycopg.OperationalError):
+            conn.execute("SELECT held_add()")
     assert count(ps_lab, table) <= 1
 
 
@@ -101,12 +123,8 @@ def test_later_statement_of_a_transaction_is_not_sent_again(ps_lab: Lab, primary
 def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
     """A text of several statements may hold a COMMIT of its own: it is sent once."""
     conn = connect(primary, autocommit=True)
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
-    cutter = threading.Thread(target=cut_when, args=(ps_lab, "primary", asked, [ps_lab.primary.name]))
-    cutter.start()
-    with pytest.raises(psycopg.OperationalError):
-        conn.execute(f"BEGIN; INSERT INTO {table} VALUES (1); COMMIT; SELECT pg_sleep(0.3)")
-    cutter.join()
+    with cut_under_way(ps_lab, "primary"), pytest.raises(psycopg.OperationalError):
+        conn.execute(f"BEGIN; INSERT INTO {table} VALUES (1); COMMIT; SELECT held()")
     assert count(ps_lab, table) == 1
 
 

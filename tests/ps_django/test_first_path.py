@@ -124,17 +124,23 @@ def test_connection_closed_loop_is_gone(ps_lab: Lab) -> None:
     """After a write that was lost under way, the next query works without anybody closing the connection (ticket 24810)."""
     from ps_cli.shop.models import Product
 
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(0.3)%' AND pid <> pg_backend_pid()"
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 80 AND NOT granted"
 
-    def cut() -> None:
-        wait_until(lambda: ps_lab.sql(asked)[0][0], "the statement to run")
-        ps_lab.edge.cut("primary")
+    with psycopg.connect(ps_lab.primary.dsn()) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(80)")
 
-    cutter = threading.Thread(target=cut)
-    cutter.start()
-    with connection.cursor() as cursor, pytest.raises(OperationalError):
-        cursor.execute("INSERT INTO shop_product (name, price, stock) SELECT 'x', 1, 1 FROM pg_sleep(0.3)")
-    cutter.join()
+        def cut() -> None:
+            try:
+                wait_until(lambda: ps_lab.sql(waiting), "the statement to run")
+                ps_lab.edge.cut("primary")
+            finally:
+                holder.rollback()
+
+        cutter = threading.Thread(target=cut)
+        cutter.start()
+        with connection.cursor() as cursor, pytest.raises(OperationalError):
+            cursor.execute("INSERT INTO shop_product (name, price, stock) SELECT 'x', 1, 1 FROM pg_advisory_xact_lock_shared(80)")
+        cutter.join()
     assert one("SELECT 1") == 1
     with pytest.raises(OperationalError), transaction.atomic():
         one("SELECT 1")
