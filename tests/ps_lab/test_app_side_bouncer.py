@@ -4,7 +4,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,6 +15,7 @@ from sqlalchemy import orm, select, text
 
 import ps_core
 from ps_core import use_token
+from ps_core.events import Event, Name, subscribe
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.pgbouncer import AppSideBouncer
@@ -20,6 +23,7 @@ from ps_lab.processes import wait_until
 from ps_sqlalchemy import Engine, Session, create_engine
 
 WHERE = text("SELECT pg_is_in_recovery()")
+LIMIT = "current_setting('statement_timeout')"
 
 
 class Base(orm.DeclarativeBase):
@@ -78,9 +82,47 @@ def test_timeouts_hold_and_do_not_leak(tiers: Lab, engine: Engine) -> None:
     with ps_core.limits(statement="150ms"), Session(engine) as session, pytest.raises(sa.exc.OperationalError) as caught:
         session.execute(text("SELECT pg_sleep(5) FOR UPDATE"))
     assert isinstance(caught.value.orig, psycopg.errors.QueryCanceled)
-    for endpoint in (tiers.topology.primary, *tiers.topology.replicas):
+    for endpoint, writes in ((tiers.topology.primary, True), (tiers.topology.replicas[0], False)):
         with psycopg.connect(**endpoint.conninfo(), autocommit=True, cursor_factory=psycopg.ClientCursor) as conn:  # type: ignore[arg-type]
-            assert conn.execute("SELECT current_setting('statement_timeout')").fetchall() == [("0",)]
+            with ps_core.limits(statement="1500ms"), use_token(None), Session(engine) as session:
+                pid, limit = session.execute(text(f"SELECT pg_backend_pid(), {LIMIT} {'FOR UPDATE' * writes}")).one()
+                session.commit()
+            assert limit == "1500ms"
+            met: dict[int, str] = {}  # the replicas' bouncer takes its server connections in turn
+            wait_until(lambda: met.update(conn.execute(f"SELECT pg_backend_pid(), {LIMIT}")) or pid in met, "the same one")  # noqa: B023
+            assert set(met.values()) == {"0"}
+
+
+def test_read_under_way_is_sent_again(tiers: Lab, engine: Engine) -> None:
+    """A read that is under way when all connections behind the near tier are cut is sent again."""
+    tiers.sql(
+        "CREATE OR REPLACE FUNCTION held() RETURNS bool LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock_shared(81); RETURN pg_is_in_recovery(); END'"
+    )
+    tiers.wait_replicas_caught_up()
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 81 AND NOT granted"
+    answers: list[Any] = []
+    tries: list[Event] = []
+
+    def read() -> None:
+        with use_token(None), Session(engine) as session:
+            answers.append(session.scalar(text("SELECT held()")))
+
+    unsubscribe = subscribe(lambda event: tries.append(event) if event.name is Name.RETRY else None)
+    reader = threading.Thread(target=read)
+    try:
+        with ExitStack() as holders:
+            for server in tiers.servers:
+                holders.enter_context(psycopg.connect(server.dsn())).execute("SELECT pg_advisory_xact_lock(81)")
+            reader.start()
+            wait_until(lambda: any(server.sql(waiting) for server in tiers.servers), "the read to be under way")
+            tiers.edge.cut()
+            wait_until(lambda: tries, "the loss to be noticed")
+        reader.join(30)
+    finally:
+        unsubscribe()
+    assert answers == [True]
+    assert tries[0].endpoint == "replica"
 
 
 def test_own_writes_are_seen(tiers: Lab, engine: Engine) -> None:
