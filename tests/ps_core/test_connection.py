@@ -138,24 +138,29 @@ def test_running_transaction_timer_is_armed_again(ps_lab: Lab, primary: Link, co
 def test_nothing_is_left_on_the_server_connection(ps_lab: Lab, primary: Link, replica: Link, connect: Connect) -> None:
     """Foreign clients of the same pools never see our settings, whatever ended our transactions."""
     names = ("statement_timeout", "transaction_timeout", "lock_timeout", "default_transaction_read_only", "app.tenant")
-    query = sql.SQL("SELECT {}").format(sql.SQL(",").join(sql.SQL("current_setting({}, true)").format(name) for name in names))
+    settings = sql.SQL(",").join(sql.SQL("current_setting({}, true)").format(name) for name in names)
+    query = sql.SQL("SELECT pg_backend_pid(), {}").format(settings)
     for ours in (primary, replica):
         conn = connect(ours)
         strangers = [
             psycopg.connect(**ours.endpoint.conninfo(), autocommit=True, cursor_factory=psycopg.ClientCursor) for _ in range(4)
         ]
-        seen = set()
+        seen, pids, shared = set(), set(), set()
         for turn in range(12):
             with local_settings({"app.tenant": str(turn)}), limits(lock="1s"):
-                conn.execute("SELECT 1")
+                pids |= {pid for (pid,) in conn.execute("SELECT pg_backend_pid()")}
                 if turn % 3 == 0:
                     with pytest.raises(psycopg.Error):
                         conn.execute("SELECT 1 / 0")
                 conn.commit() if turn % 2 else conn.rollback()
-            seen |= {tuple(value or "" for value in stranger.execute(query).fetchone() or ()) for stranger in strangers}
+            for stranger in strangers:
+                pid, *values = stranger.execute(query).fetchone() or ()
+                shared |= pids & {pid}
+                seen.add(tuple(value or "" for value in values))
         for stranger in strangers:
             stranger.close()
         assert seen == {("0", "0", "0", "off", "")}
+        assert shared, "strangers had connections of their own"
 
 
 # --- round trips ---
