@@ -17,6 +17,7 @@ from ps_lab.postgres import Binaries
 from ps_lab.processes import Account, Guard, wait_until
 from ps_lab.relay import Port
 from tests.ps_lab.conftest import Connect, parameters, streaming, whereabouts
+from tests.ps_lab.test_teardown import below
 
 
 def test_url_looks_like_planetscales(ps_lab: Lab) -> None:
@@ -169,6 +170,9 @@ def test_missing_program(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"there is no PgBouncer at .*nowhere"):
         lab.__enter__()
     lab.close()
+    folder = lab._guard.folder
+    assert not folder.exists()
+    assert not [args for args in below(os.getpid()).values() if str(folder) in args]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the servers as somebody else")
