@@ -22,6 +22,7 @@ import pytest
 
 from ps_core.connection import AsyncConnection, Connection
 from ps_core.errors import CommitOutcomeUnknown
+from ps_core.events import Event, Name, subscribe
 from ps_core.failures import Failure, Ran, classify
 from ps_core.link import Link
 from ps_core.retry import RetryPolicy
@@ -478,11 +479,16 @@ def raised(work: Callable[..., object], *args: object) -> psycopg.Error:
     return caught.value
 
 
-def raised_once(lab: Lab, work: Callable[..., object], *args: object) -> psycopg.Error:
-    """Return the driver's error that `work` raises without another try: on no new connection, and with no note of tries."""
-    with lab.round_trips() as trips:
-        error = raised(work, *args)
-    assert trips.startups == 0
+def raised_once(lab: Lab, work: Callable[..., object], *args: object, startups: int = 0) -> psycopg.Error:
+    """Return the driver's error that `work` raises without another try, with so many connections past the edge."""
+    tries: list[Event] = []
+    unsubscribe = subscribe(lambda event: tries.append(event) if event.name is Name.RETRY else None)
+    try:
+        with lab.round_trips() as trips:
+            error = raised(work, *args)
+    finally:
+        unsubscribe()
+    assert (tries, trips.startups) == ([], startups)
     assert not getattr(error, "__notes__", [])
     return error
 

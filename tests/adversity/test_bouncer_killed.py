@@ -6,15 +6,33 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from ps_lab import Lab
-from tests.adversity.harness import IDLE, READ_ONLY, Crowd, Met, Ours, Path, Phase, Row, Rules, Verdict, broken, of_replica, table
+from ps_lab.processes import wait_until
+from tests.adversity.harness import (
+    IDLE,
+    READ_ONLY,
+    Crowd,
+    Met,
+    Ours,
+    Path,
+    Phase,
+    Row,
+    Rules,
+    Verdict,
+    broken,
+    long_limits,
+    of_replica,
+    refuses,
+    table,
+)
 from tests.adversity.matrix import Matrix
 
 DEDICATED = broken("connection_lost", connect=("edge_upstream", Ours.AGAIN), commit=Ours.UNNOTICED)
 REPLICA = of_replica(DEDICATED)
-# The dedicated bouncer's server connections break. Whoever comes next waits, until the first login fails.
-LOGIN: Rules = ("pooler_login_retry", "pooler_server_crashed", "results_hidden_by_driver", None)
-WAITS: tuple[Rules, Verdict] = (LOGIN, (Ours.AGAIN, Ours.UNNOTICED))
-LOCAL = broken("pooler_server_crashed", connect=WAITS, commit=Ours.UNNOTICED) | dict.fromkeys(IDLE, WAITS)
+LOGIN: tuple[Rules, Verdict] = ("pooler_login_retry", Ours.AGAIN)
+LOCAL = broken("pooler_server_crashed", connect=LOGIN, commit=Ours.UNNOTICED) | {
+    **dict.fromkeys(IDLE, LOGIN),
+    Phase.IDLE_OPENING: (("pooler_login_retry", "results_hidden_by_driver"), Ours.AGAIN),
+}
 BOUNCERS: dict[Path, str] = {"primary": "write-pool", "replica": "read-pool"}
 
 
@@ -26,6 +44,9 @@ def killing(*names: str) -> Callable[[Crowd], AbstractContextManager[None]]:
         for name in names:
             crowd.lab.bouncers[name].stop()
         crowd.wait_until_closed(*(path for path, name in BOUNCERS.items() if name in names))
+        if "local" in names:
+            # The dedicated bouncer's server connections break. Who comes before its first login has failed is not told.
+            wait_until(lambda: refuses(long_limits(crowd.lab).primary), "the dedicated bouncer to notice")
         yield
         for name in names:
             crowd.lab.bouncers[name].start()

@@ -136,11 +136,11 @@ def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None
     )
 
 
-def test_startup_parameter(paths: Paths, matrix: Matrix) -> None:
+def test_startup_parameter(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """Startup options through a pooler are a mistake: told at once, not tried again."""
     error = raised(lambda: paths.stock(options="-c statement_timeout=1000"))
     link = paths.link()
-    ours = raised(lambda: paths.ours(link, options="-c statement_timeout=1000"))
+    ours = raised_once(ps_lab, lambda: paths.ours(link, options="-c statement_timeout=1000"), startups=1)
     assert classify(ours).rule == "startup_parameter"
     assert not link.gate.closed
     matrix.add(

@@ -9,13 +9,13 @@ import trustme
 
 from ps_core.failures import classify
 from ps_lab import Lab
-from tests.adversity.harness import Paths, raised
+from tests.adversity.harness import Paths, raised, raised_once
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import at_hand, refused
 
 
 @pytest.mark.parametrize("mistake", ["unknown authority", "no such file", "wrong host"])
-def test_tls(paths: Paths, matrix: Matrix, mistake: str, tmp_path: File) -> None:
+def test_tls(ps_lab: Lab, paths: Paths, matrix: Matrix, mistake: str, tmp_path: File) -> None:
     """What TLS refuses is told at once, and not tried again."""
     foreign = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(foreign))
@@ -26,7 +26,7 @@ def test_tls(paths: Paths, matrix: Matrix, mistake: str, tmp_path: File) -> None
     }[mistake]
     error = raised(lambda: paths.stock("direct", **options))
     link = paths.link("direct")
-    ours = raised(lambda: paths.ours(link, **options))
+    ours = raised_once(ps_lab, lambda: paths.ours(link, **options))
     assert classify(ours).rule == "client_tls_or_option"
     assert not link.gate.closed
     matrix.add(
