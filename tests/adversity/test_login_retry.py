@@ -14,8 +14,9 @@ from tests.adversity.matrix import Matrix
 
 EXPECTED: dict[Phase, tuple[Rules, Verdict]] = {
     Phase.CONNECT: ("pooler_login_retry", Ours.AGAIN),
-    Phase.IDLE_READ: ("pooler_login_retry", Ours.AGAIN),
-    Phase.IDLE_WRITE: ("pooler_login_retry", Ours.AGAIN),
+    # The dedicated bouncer may hear it when it is about to SET something on its connection to the local one.
+    Phase.IDLE_READ: (("pooler_login_retry", "pooler_varset_failed"), Ours.AGAIN),
+    Phase.IDLE_WRITE: (("pooler_login_retry", "pooler_varset_failed"), Ours.AGAIN),
     Phase.IDLE_OPENING: (("pooler_login_retry", "results_hidden_by_driver"), Ours.AGAIN),
 }
 
