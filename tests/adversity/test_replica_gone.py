@@ -27,7 +27,7 @@ from tests.adversity.harness import (
     table,
 )
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application
+from tests.adversity.users import Application, wait_for_replicas
 
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
 # A replica that is just back may answer before it is ready.
@@ -113,8 +113,7 @@ def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
 
 def test_users_of_the_other_replica(ps_lab: Lab, one: Met, matrix: Matrix, applications: list[Application]) -> None:
     """Reads of applications go on on the other replica."""
-    for application in applications:
-        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
+    wait_for_replicas(applications)
     ps_lab.crash_replica(0)
     try:
         for application in applications:
@@ -129,8 +128,7 @@ def test_users_without_replicas(
     ps_lab: Lab, paths: Paths, everyone: Met, matrix: Matrix, applications: list[Application]
 ) -> None:
     """Reads of applications go to the primary; writes wait for a replica to confirm them."""
-    for application in applications:
-        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
+    wait_for_replicas(applications)
     # Not by `crash_replica`, after which the pooler has forgotten its server's greeting, and lets who logs in wait for it.
     for replica in ps_lab.replicas:
         replica.stop(signal.SIGKILL)
@@ -141,4 +139,5 @@ def test_users_without_replicas(
                 assert application.look(0) == [False], application.name
     finally:
         ps_lab.restart_replica()
+    wait_for_replicas(applications)
     matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")

@@ -15,7 +15,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Doing, Paths, raised, refuses
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, Users
+from tests.adversity.users import Application, Users, wait_for_replicas
 
 
 @contextmanager
@@ -109,13 +109,6 @@ def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
 
 def test_users(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[Application]) -> None:
     """Reads are answered by the primary while the replicas start; while that one is away, everything waits for it."""
-    for application in applications:
-        wait_until(lambda: application.look(0) == [True], "an answer of a replica")  # noqa: B023 - called here
-    with starting(ps_lab):
-        wait_until(lambda: refuses(paths.endpoint("replica")), "the pooler to notice")
-        for application in applications:
-            with deadline("10s"):
-                assert application.look(0) == [False], application.name
     with Users(ps_lab) as users:
         with starting(ps_lab):
             users.meet()
@@ -124,4 +117,11 @@ def test_users(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[App
         ps_lab.primary.stop(signal.SIGINT)
         users.meet()
         ps_lab.primary.start()
+    wait_for_replicas(applications)
+    with starting(ps_lab):
+        wait_until(lambda: refuses(paths.endpoint("replica")), "the pooler to notice")
+        for application in applications:
+            with deadline("10s"):
+                assert application.look(0) == [False], application.name
+    wait_for_replicas(applications)
     matrix.sees("A server is starting up, or shutting down (57P03)", f"a wait, for reads none; {users.saw(unknown=True)}")

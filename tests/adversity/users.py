@@ -352,6 +352,12 @@ def refused_once(application: Application, *before: str) -> psycopg.Error:
     return error
 
 
+def wait_for_replicas(applications: list[Application]) -> None:
+    """Return when replicas answer all of them."""
+    for application in applications:
+        wait_until(lambda: application.look(0) == [True], f"an answer of a replica to {application.name}")  # noqa: B023 - here
+
+
 def renewing(application: Application, work: Callable[[], T]) -> T:
     """Do what a thread is for that ends: connections of Django are each thread's own."""
     try:
