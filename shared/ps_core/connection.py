@@ -82,10 +82,10 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
-                    conn = cls._connect(**_connect_options(link, options, Cursor))
-                    conn._bind(link, options, replicas, home)
-                    if turn.is_probe and link.endpoint.pooled:
-                        conn.wait(conn._ping_gen())
+                    with attempts.connecting_in_time():
+                        conn = cls._connect(**_connect_options(link, options, Cursor))
+                        conn._bind(link, options, replicas, home)
+                        conn.wait(conn._arrive_gen(turn))
                     if link.role is None:
                         link.role = conn.wait(conn._read_role_gen())
         return conn
@@ -126,12 +126,12 @@ class Connection(Shared[Row], psycopg.Connection[Row]):
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (link := attempts.next_link()).gate.turn(attempts.remaining()) as turn:
                     attempts.connecting = True
-                    donor: Connection[Any] = Connection._connect(**_connect_options(link, self._options, Cursor))
-                    with self.lock:
-                        if (rest := self._adopt(donor, link)) is not None:
-                            self.wait(rest)
-                    if turn.is_probe and link.endpoint.pooled:
-                        self.wait(self._ping_gen())
+                    with attempts.connecting_in_time():
+                        donor: Connection[Any] = Connection._connect(**_connect_options(link, self._options, Cursor))
+                        with self.lock:
+                            if (rest := self._adopt(donor, link)) is not None:
+                                self.wait(rest)
+                        self.wait(self._arrive_gen(turn))
                     turn.connected()
                     attempts.connecting = False
                     run()
@@ -232,10 +232,10 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
-                        conn = await cls._connect(**_connect_options(link, options, AsyncCursor))
-                        conn._bind(link, options, replicas, home)
-                        if turn.is_probe and link.endpoint.pooled:
-                            await conn.wait(conn._ping_gen())
+                        with attempts.connecting_in_time():
+                            conn = await cls._connect(**_connect_options(link, options, AsyncCursor))
+                            conn._bind(link, options, replicas, home)
+                            await conn.wait(conn._arrive_gen(turn))
                         if link.role is None:
                             link.role = await conn.wait(conn._read_role_gen())
         return conn
@@ -272,12 +272,12 @@ class AsyncConnection(Shared[Row], psycopg.AsyncConnection[Row]):
                     async with (link := attempts.next_link()).gate.aturn(attempts.remaining()) as turn:
                         attempts.connecting = True
                         options = _connect_options(link, self._options, AsyncCursor)
-                        donor: AsyncConnection[Any] = await AsyncConnection._connect(**options)
-                        async with self.lock:
-                            if (rest := self._adopt(donor, link)) is not None:
-                                await self.wait(rest)
-                        if turn.is_probe and link.endpoint.pooled:
-                            await self.wait(self._ping_gen())
+                        with attempts.connecting_in_time():
+                            donor: AsyncConnection[Any] = await AsyncConnection._connect(**options)
+                            async with self.lock:
+                                if (rest := self._adopt(donor, link)) is not None:
+                                    await self.wait(rest)
+                            await self.wait(self._arrive_gen(turn))
                         turn.connected()
                         attempts.connecting = False
                         await run()

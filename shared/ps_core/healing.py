@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -92,6 +93,20 @@ class Attempts:
         self._failed = False
         return self.link
 
+    @contextmanager
+    def connecting_in_time(self) -> Iterator[None]:
+        """Bound a try to connect, where another endpoint could answer in place of this one."""
+        replicas = self._replicas
+        if replicas is None or self.link is replicas.fallback or (replicas.fallback is None and len(replicas.links) == 1):
+            yield
+            return
+        now = time.monotonic()
+        reset = _connecting_until.set(now + max(0.1, min(CONNECT_PATIENCE, (self._until - now) / 2)))
+        try:
+            yield
+        finally:
+            _connecting_until.reset(reset)
+
     def _wait(self, usual: Callable[[Any], float], fallback: Link, state: Any) -> float:
         """Return how long to wait: not beyond the patience, after which the primary is asked; the tries might end before that."""
         seconds, left = usual(state), self._patient_until - time.monotonic()
@@ -166,17 +181,29 @@ GRACE: Final = 0.5
 statement, so that it normally speaks first, and the connection is kept."""
 
 
+CONNECT_PATIENCE: Final = 2.5
+"""Seconds for which a try to connect to a replica endpoint may take while another endpoint could answer: half of what a connect
+may take. A pooler that cannot log in to its server lets its clients wait."""
+
+_connecting_until: Final[ContextVar[float | None]] = ContextVar("ps_core_connecting_until", default=None)
+
+
 def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
-    """Drive one of psycopg's generators no longer than the caller's deadline.
+    """Drive one of psycopg's generators no longer than the caller's deadline, and a try to connect no longer than it may take.
 
     For a pooler that is stopped or a network that swallows everything: nothing in libpq ever ends that wait. psycopg's waiting
     functions come back at least ten times a second.
 
     Raises:
         DeadlineExceeded: the deadline (and `GRACE`) passed first. The connection is in the middle of something, then.
+        psycopg.errors.ConnectionTimeout: the time for this try to connect passed first.
     """
-    until = current().deadline
-    return gen if until is None else _until(until, gen)
+    until, connecting = current().deadline, _connecting_until.get()
+    if connecting is not None and (until is None or connecting < until + GRACE):
+        return _until(connecting, gen, partial(psycopg.errors.ConnectionTimeout, "connection timeout expired"))
+    if until is None:
+        return gen
+    return _until(until + GRACE, gen, partial(deadline_exceeded, "the server did not answer before the deadline"))
 
 
 @contextmanager
@@ -191,14 +218,14 @@ def deadline_unwrapped() -> Iterator[None]:
         raise
 
 
-def _until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
+def _until(until: float, gen: Generator[T, Any, V], error: Callable[[], Exception]) -> Generator[T, Any, V]:
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            if not ready and time.monotonic() > until + GRACE:  # an answer that is there is taken, however late
+            if not ready and time.monotonic() > until:  # an answer that is there is taken, however late
                 gen.close()
-                raise deadline_exceeded("the server did not answer before the deadline")
+                raise error()
             wanted = gen.send(ready)
     except StopIteration as done:
         value: V = done.value

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from ps_core.link import Link
     from ps_core.replicas import Replicas
+    from ps_core.retry import Turn
 
 __all__ = ["Shared"]
 
@@ -106,8 +107,6 @@ class Shared(psycopg.BaseConnection[Row]):
         self.link, self._home = link, home
         self._options = options
         self._replicas = replicas
-        if replicas is not None:
-            replicas.report_connected(self)
         self._pid = os.getpid()
         self._generation = link.generation
         self._read_only = True if link.endpoint.read_only else None
@@ -486,17 +485,25 @@ class Shared(psycopg.BaseConnection[Row]):
         """Send what is in libpq's buffer, and take the results."""
         try:
             results: list[PGresult] = yield from bounded(generators.execute(self.pgconn))
-        except DeadlineExceeded:
+        except (DeadlineExceeded, psycopg.errors.ConnectionTimeout):
             self._give_up()  # the answer may still come, and would be taken for the next one's
             raise
         return results
 
-    def _ping_gen(self) -> PQGen[None]:
-        """Ask for nothing, of a server: a pooler welcomes its clients whether it has one or not."""
-        self.pgconn.send_query(b"SELECT 1")
-        results: list[PGresult] = yield from self._answer_gen()
-        if results and results[-1].status == FATAL:
-            raise self._error(results[-1])
+    def _arrive_gen(self, turn: Turn) -> PQGen[None]:
+        """Make sure of a server, where others wait for that, or an endpoint that was left out would be back.
+
+        A pooler welcomes its clients whether it has one or not.
+        """
+        replicas = self._replicas
+        if self.link.endpoint.pooled and (turn.is_probe or (replicas is not None and self.link in replicas.out)):
+            self.pgconn.send_query(b"SELECT 1")
+            results: list[PGresult] = yield from self._answer_gen()
+            if results and results[-1].status == FATAL:
+                self._give_up()
+                raise self._error(results[-1])
+        if replicas is not None:
+            replicas.report_connected(self)
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
@@ -654,8 +661,6 @@ class Shared(psycopg.BaseConnection[Row]):
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
         self.link, self._generation = link, link.generation
-        if self._replicas is not None:
-            self._replicas.report_connected(self)
         self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()

@@ -1,12 +1,14 @@
 """Replicas crash: one of two, or all of them."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from ps_core.context import deadline
+from ps_core.events import Name, subscribe
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
@@ -134,10 +136,33 @@ def test_users_without_replicas(
         replica.stop(signal.SIGKILL)
     try:
         wait_until(lambda: refuses(paths.endpoint("replica")), "the pooler to notice")
-        for application in applications:
-            with deadline("10s"):
-                assert application.look(0) == [False], application.name
+        told, until = [], time.monotonic() + 4  # some probes: the first after a second, the next after two more
+        unsubscribe = subscribe(lambda event: told.append(event.name))
+        try:
+            while time.monotonic() < until:
+                for application in applications:
+                    with deadline("10s"):
+                        assert application.look(0) == [False], application.name
+        finally:
+            unsubscribe()
+        assert Name.EJECTED in told
+        assert Name.READMITTED not in told  # a login at the pooler is no replica's return
     finally:
         ps_lab.restart_replica()
     wait_for_replicas(applications)
     matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")
+
+
+def test_users_behind_a_cold_pooler(ps_lab: Lab, applications: list[Application]) -> None:
+    """A pooler that was not greeted by a server lets its logins wait: reads are the primary's before a short deadline ends."""
+    wait_for_replicas(applications)
+    for index in range(len(ps_lab.replicas)):
+        ps_lab.crash_replica(index)
+    try:
+        for application in applications:
+            application.renew()  # who is logged in already waits with its statement, which may be a long one: by its own limits
+            with deadline("5s"):
+                assert application.look(0) == [False], application.name
+    finally:
+        ps_lab.restart_replica()
+    wait_for_replicas(applications)
