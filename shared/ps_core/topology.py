@@ -79,7 +79,6 @@ class TopologySettings(TypedDict, total=False):
     """How long a lost connection, or a refused connect, is tried again, on other endpoints too: 30 s by default, 0 for never.
     Keep it below what ends a request or a worker from outside."""
     application_name: str | None
-    """What `pg_stat_activity`, PgBouncer and Traffic Control show; by default libpq's PGAPPNAME, else "ps-postgres"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -141,7 +140,6 @@ class Endpoint:
             "password": self.password,
             "dbname": self.dbname,
             "application_name": self.application_name or "",
-            "fallback_application_name": "ps-postgres",
             "connect_timeout": max(2, math.ceil(self.timeouts.connect)),
             **_KEEPALIVES,
             **dict(self.params),

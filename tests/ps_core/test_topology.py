@@ -215,7 +215,6 @@ def test_environment(monkeypatch):
 
 
 COMMON = {
-    "fallback_application_name": "ps-postgres",
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,

@@ -100,23 +100,6 @@ def test_do_connect_reaches_both_sides(ps_lab: Lab) -> None:
                 assert driver.info.get_parameters()["application_name"] == expected
 
 
-@pytest.mark.parametrize(
-    ("setting", "environment", "expected"), [(None, None, "ps-postgres"), (None, "env", "env"), ("shop", "env", "shop")]
-)
-def test_application_name(
-    ps_lab: Lab, monkeypatch: pytest.MonkeyPatch, setting: str | None, environment: str | None, expected: str
-) -> None:
-    """Every side's connections tell the server who they are: the setting, PGAPPNAME, or this library."""
-    monkeypatch.delenv("PGAPPNAME", raising=False)
-    if environment is not None:
-        monkeypatch.setenv("PGAPPNAME", environment)
-    with engine_for(ps_lab, application_name=setting) as engine:
-        for side in (engine, engine.replica, engine.direct):
-            assert side is not None
-            with side.connect() as conn:
-                assert conn.scalar(text("SHOW application_name")) == expected
-
-
 def test_options_by_side(ps_lab: Lab) -> None:
     """SQLAlchemy's options hold for all sides; with a prefix, for one."""
     with engine_for(ps_lab, pool_size=3, replica_pool_size=7, direct_poolclass=sa.NullPool) as engine:
