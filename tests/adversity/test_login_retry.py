@@ -24,10 +24,12 @@ EXPECTED: dict[Phase, tuple[Rules, Verdict]] = {
 @contextmanager
 def fault(crowd: Crowd) -> Iterator[None]:
     crowd.lab.primary.stop(signal.SIGQUIT)
-    # Those who are queued before the first login has failed are not told, and wait.
-    wait_until(lambda: refuses(long_limits(crowd.lab).primary), "the pooler to notice")
-    yield
-    crowd.lab.primary.start()
+    try:
+        # Those who are queued before the first login has failed are not told, and wait.
+        wait_until(lambda: refuses(long_limits(crowd.lab).primary), "the pooler to notice")
+        yield
+    finally:
+        crowd.lab.primary.start()
 
 
 @pytest.fixture(scope="module")
