@@ -182,8 +182,8 @@ def killed(crowd: Crowd) -> Iterator[None]:
     try:
         console.admin("RESUME postgres")
     except psycopg.OperationalError:
-        # 1.18 can crash of it (a segmentation fault). What supervises a pooler starts it again.
-        wait_until(lambda: not console.running, "the end of the pooler")
+        # 1.18 can crash of it (a segmentation fault), or answer nobody any more. What supervises a pooler starts it again.
+        console.stop()
         console.start()
 
 
