@@ -17,7 +17,7 @@ adversity: .venv/ready
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
 
-# The lab of the command line, demo, benchmarks, stress, comparison and soak, each for some seconds.
+# The tutorials followed, how labs end, the lab of the command line, demo, benchmarks, stress, comparison and soak, each for some seconds.
 test-tools: .venv/ready
 	.venv/bin/pytest -m tools
 

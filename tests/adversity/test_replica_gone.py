@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.adversity.harness import (
     table,
 )
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, wait_for_replicas
+from tests.adversity.users import Application, renewing, wait_for_replicas
 
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
 # A replica that is just back may answer before it is ready.
@@ -153,6 +154,11 @@ def test_users_without_replicas(
     matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")
 
 
+def look_in_time(application: Application) -> list[bool]:
+    with deadline("5s"):
+        return application.look(0)
+
+
 def test_users_behind_a_cold_pooler(ps_lab: Lab, applications: list[Application]) -> None:
     """A pooler that was not greeted by a server lets its logins wait: reads are the primary's before a short deadline ends."""
     wait_for_replicas(applications)
@@ -161,8 +167,9 @@ def test_users_behind_a_cold_pooler(ps_lab: Lab, applications: list[Application]
     try:
         for application in applications:
             application.renew()  # who is logged in already waits with its statement, which may be a long one: by its own limits
-            with deadline("5s"):
-                assert application.look(0) == [False], application.name
+        works = [Doing(renewing, application, partial(look_in_time, application)) for application in applications]
+        for work, application in zip(works, applications, strict=True):
+            assert work.end() == [False], application.name
     finally:
         ps_lab.restart_replica()
     wait_for_replicas(applications)

@@ -41,6 +41,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("name", PAGES)
 def test_page(name: str, followed: dict[str, Future[None]]) -> None:
     """Everything that a page says to do works in an empty folder, and prints what it shows."""

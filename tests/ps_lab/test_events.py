@@ -71,6 +71,7 @@ def ledger(lab: Lab) -> Iterator[Writer]:
     lab.sql("DROP TABLE ledger")
 
 
+@pytest.mark.tools
 def test_ten_switchovers_in_a_row(
     ps_lab: Lab, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from ps_lab.processes import wait_until
 
+pytestmark = pytest.mark.tools
+
 SCRIPT = """
 import sys
 import psycopg
