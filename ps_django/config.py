@@ -11,7 +11,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.link import Link, link_to, policy_for, replicas_at
 from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
-from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
+from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings, database_identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,9 +163,8 @@ def _identity(endpoint: Endpoint) -> str:
     """Return the branch as `Topology` names it."""
     dsn = Dsn(user=endpoint.user)
     provider = None if dsn.suffix else paths_of(endpoint.host, endpoint.port)
-    branch = dsn.branch if provider is None or provider.shared else ""
     host, _ = (provider and provider.direct) or (endpoint.host, endpoint.port)
-    return identity_of(branch or f"{host}/{endpoint.dbname}")
+    return identity_of(database_identity(dsn, provider, host=host, dbname=endpoint.dbname))
 
 
 def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

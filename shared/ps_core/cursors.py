@@ -13,7 +13,6 @@ from psycopg._cursor_base import BaseCursor
 from psycopg.client_cursor import ClientCursorMixin
 
 from ps_core.commit import transaction_id
-from ps_core.context import remaining
 from ps_core.failures import DEMOTED
 from ps_core.healing import RETRYABLE
 from ps_core.plan import TRANSACTION, Asks, Plan
@@ -66,9 +65,7 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
         status = conn.pgconn.transaction_status
         if conn._pipeline or status != IDLE:
             text = query if isinstance(query, str) else ""
-            if not text.startswith("ROLLBACK"):  # to a savepoint: the deadline must not keep what is to be undone
-                remaining()
-            conn._in_block = True
+            conn._go_on_within(text)
             if not conn._asks_for_transaction(text):
                 yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
                 conn._note_write_within(text)
@@ -326,15 +323,13 @@ class _ServerBound(_Many[Row]):
         conn: Shared[Any] = self._conn
         self._pgconn = conn.pgconn
         conn._plan = None
+        text = query if isinstance(query, str) else ""
         execute = partial(super()._execute_gen, query, params, prepare=prepare, binary=binary)
         if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            if not (isinstance(query, str) and query.startswith("ROLLBACK")):
-                remaining()
-            conn._in_block = True
+            conn._go_on_within(text)
             yield from execute()
-            conn._note_write_within(query if isinstance(query, str) else "")
+            conn._note_write_within(text)
             return
-        text = query if isinstance(query, str) else ""
         plan: Plan | None = conn._make_plan(text, bound_by_server=True)
         while plan is not None:
             plan = yield from self._send_gen(plan, text, execute)

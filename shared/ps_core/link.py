@@ -15,7 +15,7 @@ from ps_core.context import current, remaining
 from ps_core.replicas import Replicas
 from ps_core.retry import OutageGate, RetryPolicy
 from ps_core.script import Script
-from ps_core.timeouts import POOLED, format_ms
+from ps_core.timeouts import POOLED, SETTINGS, format_ms
 from ps_core.topology import parse_retry_timeout
 
 if TYPE_CHECKING:
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Link", "StatementMemory", "link_to", "links_of", "policy_for", "replicas_at", "replicas_of"]
 
 _POLICY: Final = RetryPolicy()
-_SETTINGS: Final = {
-    "statement": "statement_timeout",
-    "transaction": "transaction_timeout",
-    "idle_in_transaction": "idle_in_transaction_session_timeout",
-    "lock": "lock_timeout",
-}
 _log: Final = logging.getLogger("ps_core.limits")
 
 _shared: WeakSet[Link | Replicas] = WeakSet()
@@ -147,7 +141,7 @@ class Link:
         if limits.get("statement", 0) != 0 and "transaction" not in limits:
             limits = {**limits, "transaction": limits["statement"]}  # which the whole transaction has to allow for
         for name, limit in limits.items():
-            setting = _SETTINGS[name]
+            setting = SETTINGS[name]
             own = role.get(setting, 0)
             if own and (limit is None or format_ms(limit) > own):
                 self._told = True

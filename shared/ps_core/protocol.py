@@ -29,7 +29,7 @@ from ps_core.commit import (
     transaction_id,
 )
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
-from ps_core.context import current, current_token, pins, see
+from ps_core.context import current, current_token, pins, remaining, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
 from ps_core.failures import DEMOTED, LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
@@ -179,6 +179,16 @@ class Shared(psycopg.BaseConnection[Row]):
             if outermost and self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
                 self._give_up()
             raise
+
+    def _go_on_within(self, text: str) -> None:
+        """Begin a statement of a transaction, or of a pipeline, that is open.
+
+        Raises:
+            DeadlineExceeded: the deadline is over. It must not keep what is to be undone, as by ROLLBACK TO SAVEPOINT.
+        """
+        if not text.startswith("ROLLBACK"):
+            remaining()
+        self._in_block = True
 
     def _note_write_within(self, text: str) -> None:
         """Note what a statement wrote that was neither the first of its transaction nor asked for the transaction's id."""
@@ -369,9 +379,13 @@ class Shared(psycopg.BaseConnection[Row]):
         standby = result is not None and result.status == pq.ExecStatus.TUPLES_OK and result.get_value(0, 1) == b"t"
         if self.link.endpoint.read_only or not standby:
             return True
+        self._note_demotion()
+        return False
+
+    def _note_demotion(self) -> None:
+        """Let every connection of this endpoint be replaced before its next use: its server is no longer the primary."""
         emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
         self.link.generation += 1
-        return False
 
     def _may_read_without_transaction(self) -> bool:
         """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
@@ -553,8 +567,7 @@ class Shared(psycopg.BaseConnection[Row]):
         result = yield from super()._exec_command(b"SELECT pg_is_in_recovery()")
         if result is None or result.get_value(0, 0) != b"t":
             return False
-        emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
-        self.link.generation += 1
+        self._note_demotion()
         self._give_up()
         return True
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ps_core.errors import ConfigurationError
 
-__all__ = ["DIRECT", "POOLED", "Duration", "Timeouts", "format_ms", "parse_duration"]
+__all__ = ["DIRECT", "POOLED", "SETTINGS", "Duration", "Timeouts", "format_ms", "parse_duration"]
 
 Duration = str | float
 """A string with a unit ("2s", "500ms") or a number of seconds."""
@@ -50,6 +50,15 @@ def parse_duration(value: Duration | None, *, name: str) -> float | None:
 def format_ms(seconds: float) -> int:
     """Return `seconds` in whole milliseconds, at least 1: to PostgreSQL, 0 means no timeout."""
     return max(1, round(seconds * 1000))
+
+
+SETTINGS: Final = {
+    "statement": "statement_timeout",
+    "transaction": "transaction_timeout",
+    "idle_in_transaction": "idle_in_transaction_session_timeout",
+    "lock": "lock_timeout",
+}
+"""PostgreSQL's settings for the fields of `Timeouts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +111,7 @@ class Timeouts:
 
         A transaction timeout that nobody gave yields to a statement timeout that it would disable.
         """
-        values = {name: getattr(self, name) for name in ("statement", "transaction", "idle_in_transaction", "lock")} | dict(
-            limits
-        )
+        values = {name: getattr(self, name) for name in SETTINGS} | dict(limits)
         statement = values["statement"]
         if remaining is not None:
             statement = values["statement"] = remaining if statement is None else min(statement, remaining)
@@ -122,13 +129,8 @@ class Timeouts:
         idle = self.idle_in_transaction
         if idle is not None and transaction is not None and idle >= transaction:
             idle = None
-        settings = {
-            "statement_timeout": self.statement,
-            "transaction_timeout": transaction,
-            "idle_in_transaction_session_timeout": idle,
-            "lock_timeout": self.lock,
-        }
-        return {name: format_ms(seconds) for name, seconds in settings.items() if seconds is not None}
+        values = {"statement": self.statement, "transaction": transaction, "idle_in_transaction": idle, "lock": self.lock}
+        return {SETTINGS[name]: format_ms(seconds) for name, seconds in values.items() if seconds is not None}
 
     def startup_options(self) -> str:
         """Return what libpq's `options` takes, "" when there is nothing to set: for direct connections only.

@@ -19,7 +19,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
-__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "parse_retry_timeout"]
+__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_retry_timeout"]
 
 RETRY_TIMEOUT: Final = 30.0
 """`ps_core.retry.RetryPolicy.max_elapsed`'s default."""
@@ -282,8 +282,6 @@ class Topology:
         weights: tuple[float, ...] = get("replica_weights") or (1.0,) * len(paths)
         if len(weights) != len(paths):
             raise ConfigurationError(f"replica_weights: write one number for each of the {len(paths)} replica endpoints")
-        # Elsewhere than on a host of many tenants, a known provider's user name may have a dot for any reason.
-        identity = dsn.branch if provider is None or provider.shared else ""
         return cls(
             primary=primary,
             replicas=tuple(
@@ -293,7 +291,7 @@ class Topology:
             replica_fallback=get("replica_fallback", 1.0),
             retry_timeout=get("retry_timeout", RETRY_TIMEOUT),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
-            identity=identity or f"{(direct_at or work_at)[0]}/{primary.dbname}",
+            identity=database_identity(dsn, provider, host=(direct_at or work_at)[0], dbname=primary.dbname),
         )
 
 
@@ -508,6 +506,13 @@ def _fallback(value: str | float | None, *, name: str) -> float:
     if not 0 <= share <= 1:
         raise ConfigurationError(f"{name}: write 'primary', 'none', or a share of the primary's pool such as 0.25, not {value!r}")
     return share
+
+
+def database_identity(dsn: Dsn, provider: Paths | None, *, host: str, dbname: str) -> str:
+    """Return what a WAL position belongs to: the branch that the user name holds, else the server's host and the database."""
+    # Elsewhere than on a host of many tenants, a known provider's user name may have a dot for any reason.
+    branch = dsn.branch if provider is None or provider.shared else ""
+    return branch or f"{host}/{dbname}"
 
 
 def parse_retry_timeout(value: Duration | None, *, name: str) -> float:
