@@ -44,6 +44,9 @@ def test_prepared_statements(unaware: Lab, paths: Paths, matrix: Matrix) -> None
             except psycopg.Error as exc:
                 met.setdefault(classify(exc).rule, exc)
                 conn.rollback()
+        for _ in range(number):  # The poolers give server connections in turn: each round begins with another one.
+            holder.execute("SELECT 1")
+            holder.commit()
         assert ours.execute("SELECT %s::int", (number,)).fetchone() == (number,)
     assert {"prepared_statement_unknown", "prepared_statement_exists"} <= met.keys()
     for error in met.values():
