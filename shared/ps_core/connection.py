@@ -13,7 +13,7 @@ On a replica, a transaction at READ COMMITTED that so far only read is not opene
 The first statement that is more than a plain read opens the transaction for real.
 
 When the opening statement meets a lost connection, the connection takes over a new one (`_adopt`) and sends it again; the
-framework above never notices. What may be sent again is decided in one place, `_Shared._may_replay`.
+framework above never notices. What may be sent again is decided in one place, `Shared._may_replay`.
 
 psycopg's protocol code is written as generators that both of its connection classes drive, so all of ours is written once, too.
 Four of its private methods are overridden (`_execute_gen`, `_start_query`, `_exec_command`, `_get_tx_start_command`); they are
