@@ -79,6 +79,8 @@ class TopologySettings(TypedDict, total=False):
     """How long a lost connection, or a refused connect, is tried again, on other endpoints too: 30 s by default, 0 for never.
     Keep it below what ends a request or a worker from outside."""
     application_name: str | None
+    """What `pg_stat_activity`, PgBouncer and Traffic Control show. Without it, libpq's PGAPPNAME; then, on endpoints that are not
+    pooled, "ps-postgres"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -148,6 +150,8 @@ class Endpoint:
             # A standby's connections stay open when it is promoted.
             read_only = "-c default_transaction_read_only=on " if self.read_only else ""
             params["options"] = read_only + f"{self.timeouts.startup_options()} {params.get('options', '')}".strip()
+            # Not behind a pooler: where its clients' names differ, it sets the name anew each time that they take turns.
+            params.setdefault("fallback_application_name", "ps-postgres")
         return {name: value for name, value in params.items() if value != ""}
 
     def render(self) -> str:

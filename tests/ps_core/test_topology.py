@@ -264,6 +264,7 @@ def test_conninfo(url, settings, primary, direct):
     expected = {**COMMON, **primary}
     for endpoint, conninfo in ((topology.primary, expected), (topology.direct, {**expected, **direct})):
         found = endpoint.conninfo()
+        assert found.pop("fallback_application_name", None) == (None if endpoint.pooled else "ps-postgres")
         assert found == {name: value for name, value in conninfo.items() if value is not None}
         assert conninfo_to_dict(make_conninfo(**found)) == {name: str(value) for name, value in found.items()}
 

@@ -100,6 +100,25 @@ def test_do_connect_reaches_both_sides(ps_lab: Lab) -> None:
                 assert driver.info.get_parameters()["application_name"] == expected
 
 
+@pytest.mark.parametrize(
+    ("setting", "environment", "expected"), [(None, None, "ps-postgres"), (None, "env", "env"), ("shop", "env", "shop")]
+)
+def test_application_name(
+    ps_lab: Lab, monkeypatch: pytest.MonkeyPatch, setting: str | None, environment: str | None, expected: str
+) -> None:
+    """The server is told who connects: by the setting, PGAPPNAME, or this library where no pooler is in between."""
+    monkeypatch.delenv("PGAPPNAME", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("PGAPPNAME", environment)
+    with engine_for(ps_lab, application_name=setting) as engine:
+        for side in (engine, engine.replica, engine.direct):
+            assert side is not None
+            if expected == "ps-postgres" and side is not engine.direct:
+                continue  # a pooler's client without a name has that of whoever had the server connection before
+            with side.connect() as conn:
+                assert conn.scalar(text("SHOW application_name")) == expected
+
+
 def test_options_by_side(ps_lab: Lab) -> None:
     """SQLAlchemy's options hold for all sides; with a prefix, for one."""
     with engine_for(ps_lab, pool_size=3, replica_pool_size=7, direct_poolclass=sa.NullPool) as engine:
