@@ -203,7 +203,9 @@ def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
         return _until(connecting, gen, partial(psycopg.errors.ConnectionTimeout, "connection timeout expired"))
     if until is None:
         return gen
-    return _until(until + GRACE, gen, partial(deadline_exceeded, "the server did not answer before the deadline"))
+    # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever.
+    until = max(until, time.monotonic()) + GRACE
+    return _until(until, gen, partial(deadline_exceeded, "the server did not answer before the deadline"))
 
 
 @contextmanager

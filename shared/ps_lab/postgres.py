@@ -191,7 +191,9 @@ class Postgres:
 
     def promote(self) -> None:
         """Make this replica a primary, and wait until it is one."""
-        self.sql("SELECT pg_promote(true, 60)")
+        # One that waits here would hold a snapshot, for which the replay of what is still to come may wait: for each other.
+        self.sql("SELECT pg_promote(false)")
+        wait_until(lambda: self.sql("SELECT pg_is_in_recovery()") == [(False,)], f"promotion of {self.name}", timeout=60)
 
     def received(self) -> int:
         """Return how much WAL this replica has received."""

@@ -83,7 +83,7 @@ class SessionSeen:
     max_connections: int = 0
     """Those that are left to ordinary roles."""
     round_trip: float = 0.0
-    """Seconds: the median of some."""
+    """Seconds: the shortest of some, which a busy machine does not lengthen."""
     clock_ahead: float = 0.0
     """Seconds that the server's clock is ahead of ours."""
     lag: float | None = None
