@@ -1,10 +1,17 @@
 """Fixtures live in plugins, one resource each; what holds for every test is here."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ps_core.context import use_token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ps_lab import Lab
 
 pytest_plugins = ("tests.django_site",)
 
@@ -14,3 +21,12 @@ def nothing_seen() -> Iterator[None]:
     """Begin each test without a token: what another has written is nothing that this one has seen."""
     with use_token(None):
         yield
+
+
+@pytest.fixture(autouse=True)
+def rejoined(request: pytest.FixtureRequest) -> Iterator[None]:
+    """End each test with all servers: one that crashed rejoins in the background, and the next test would meet what that does."""
+    lab: Lab | None = request.getfixturevalue("ps_lab") if "ps_lab" in request.fixturenames else None
+    yield
+    if lab is not None and lab._rejoining is not None:
+        lab.wait_replicas_caught_up()

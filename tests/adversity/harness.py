@@ -153,9 +153,7 @@ class Client:
     @property
     def hears(self) -> bool:
         """Whether the end of its connection has come through."""
-        poll = select.poll()
-        poll.register(self._socket, getattr(select, "POLLRDHUP", select.POLLIN))  # macOS has no word for the end alone
-        return bool(poll.poll(0))
+        return is_over(self._socket)
 
     def join(self) -> None:
         """Wait for its end."""
@@ -228,6 +226,18 @@ class Client:
         return False
 
 
+def is_over(socket: int) -> bool:
+    """Return whether the end of a connection has come through."""
+    poll = select.poll()
+    poll.register(socket, getattr(select, "POLLRDHUP", select.POLLIN))  # macOS has no word for the end alone
+    return bool(poll.poll(0))
+
+
+def wait_until_over(*conns: psycopg.Connection[Any]) -> None:
+    """Return when the end of idle connections, and the last words before it, have come through edge and poolers."""
+    wait_until(lambda: all(is_over(conn.fileno()) for conn in conns), "the end of the connections")
+
+
 async def _settled(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
@@ -285,11 +295,12 @@ class Crowd:
         lab: Lab,
         phases: dict[Path, Sequence[Phase]] | None = None,
         drivers: Iterable[str] = ("psycopg", "ps_core", "async"),
-        patience: float = 1.5,
+        patience: float = 5,
     ) -> None:
         self.lab = lab
         self.patience = patience
-        """Seconds after which clients that neither end nor meet an error are taken to be waiting in a pooler."""
+        """Seconds after which clients that neither end nor meet an error are taken to be waiting in a pooler: little where some
+        do that, which then take all of it; enough for a slow machine where none does."""
         topology = long_limits(lab)
         endpoints: dict[Path, Endpoint] = {
             "primary": topology.primary,
@@ -334,6 +345,9 @@ class Crowd:
             client.join()
         if broken := [client.broken for client in self.clients if client.broken is not None]:
             raise broken[0]
+        # What was sent by those who lost their connection may be at its end only now.
+        under_way = "SELECT 1 FROM pg_stat_activity WHERE usename = 'app' AND state = 'active'"
+        wait_until(lambda: not self.lab.sql(under_way), "the end of all statements")
         counted = dict(self.lab.sql("SELECT id, count(*) FROM ledger GROUP BY id"))
         for client in self.clients:
             client.rows = counted.get(client.number, 0)
@@ -370,7 +384,13 @@ def _ending(conn: psycopg.Connection[Any]) -> Iterator[psycopg.Connection[Any]]:
 
 def long_limits(lab: Lab, **settings: Any) -> Topology:
     """Return the lab's topology with limits that no test reaches by itself."""
-    limits = {"statement_timeout": "40s", "transaction_timeout": "50s", "lock_timeout": "40s", **settings}
+    limits = {
+        "statement_timeout": "40s",
+        "transaction_timeout": "50s",
+        "lock_timeout": "40s",
+        "connect_timeout": "30s",
+        **settings,
+    }
     return Topology.from_url(lab.url, bouncer="write-pool", replica_bouncer="read-pool", **limits)
 
 
@@ -529,10 +549,14 @@ def refuses(endpoint: Endpoint) -> bool:
         with stock(endpoint, autocommit=True) as conn:
             conn.execute("SELECT 1")
 
-    asked = Doing(ask)
+    asked = [Doing(ask) for _ in range(2)]  # the second is told where the first is queued
+
+    def told() -> bool:
+        return any("server_login_retry" in str(one.error) for one in asked)
+
     with suppress(TimeoutError):
-        wait_until(lambda: asked.done, "an answer", timeout=1)
-    return "server_login_retry" in str(asked.error)
+        wait_until(lambda: told() or all(one.done for one in asked), "an answer", timeout=1)
+    return told()
 
 
 def running(lab: Lab, text: str) -> bool:

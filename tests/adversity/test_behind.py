@@ -7,7 +7,7 @@ from ps_core.failures import classify
 from ps_lab import Lab
 from tests.adversity.harness import Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application
+from tests.adversity.users import NUMBERS, Application, wait_for_replicas
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -45,8 +45,7 @@ def test_behind(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> 
 
 def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Who has written reads on the primary for as long as the replicas are late; who has not reads what they have."""
-    for application in applications:
-        assert application.look(0) == [True], application.name
+    wait_for_replicas(applications)
     ps_lab.set_replay_delay(30)
     try:
         for application in applications:

@@ -55,7 +55,7 @@ def telling(how: signal.Signals) -> Callable[[Crowd], AbstractContextManager[Non
 
 @pytest.fixture(scope="module", params=[signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def met(ps_lab: Lab, request: pytest.FixtureRequest) -> Met:
-    crowd = Crowd(ps_lab, {"primary": tuple(Phase), "replica": READ_ONLY})
+    crowd = Crowd(ps_lab, {"primary": tuple(Phase), "replica": READ_ONLY}, patience=1.5)
     return crowd.run(f"Dedicated bouncers are told to end ({request.param.name})", telling(request.param))
 
 

@@ -1,9 +1,8 @@
 """Limits of the pooler's own, startup parameters that it refuses, and what its operator does at the console."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import psycopg
 import pytest
 
 from ps_core.failures import classify
@@ -23,6 +22,7 @@ from tests.adversity.harness import (
     raised,
     raised_once,
     table,
+    wait_until_over,
 )
 from tests.adversity.matrix import Matrix
 
@@ -40,9 +40,10 @@ def setting(lab: Lab, bouncer: str, name: str, value: object, normal: object) ->
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_query_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> None:
     """A statement that the pooler ends is a limit, not a failover: raised, and not sent again."""
-    stock, ours = paths.stock(autocommit=autocommit), paths.ours(autocommit=autocommit)
+    link = paths.link(statement_timeout="20s", transaction_timeout="30s")
+    stock, ours = paths.stock(autocommit=autocommit), paths.ours(link, autocommit=autocommit)
     with setting(ps_lab, "write-pool", "query_timeout", 1, 0):
-        works = [Doing(raised_once, ps_lab, conn.execute, "SELECT pg_sleep(1.9)") for conn in (stock, ours)]
+        works = [Doing(raised_once, ps_lab, conn.execute, "SELECT pg_sleep(5)") for conn in (stock, ours)]
         errors = [work.end() for work in works]
     ours.rollback()
     ours.execute("SELECT 1")
@@ -65,8 +66,7 @@ def test_idle_transaction_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> 
     with setting(ps_lab, "write-pool", "idle_transaction_timeout", 1, 0):
         for number, conn in enumerate((stock, ours)):
             conn.execute(f"INSERT INTO ledger VALUES ({number})")
-        idle = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND usename = 'app'"
-        wait_until(lambda: not ps_lab.sql(idle), "the transactions to end")
+        wait_until_over(stock, ours)
         errors = [raised(conn.execute, "INSERT INTO ledger VALUES (9)") for conn in (stock, ours)]
     ours.rollback()
     ours.execute("SELECT 1")
@@ -92,8 +92,7 @@ def test_client_idle_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocomm
         for conn in (stock, ours):
             conn.execute("SELECT 1")
             conn.rollback()
-        console = ps_lab.bouncers["write-pool"]
-        wait_until(lambda: not [row for row in console.admin("SHOW CLIENTS") if row[1] == "app"], "idle clients to be closed")
+        wait_until_over(stock, ours)
     error = raised(stock.execute, "INSERT INTO ledger VALUES (1)")
     ours.execute("INSERT INTO ledger VALUES (2)")
     ours.commit()
@@ -111,7 +110,8 @@ def test_client_idle_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocomm
 
 def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A pooler that has never reached its server lets clients wait at login, and then says why: an outage."""
-    link = paths.link()
+    endpoint = paths.endpoint(connect_timeout="30s")
+    link = paths.link(endpoint)
     local = ps_lab.bouncers["local"]
     with setting(ps_lab, "local", "client_login_timeout", 1, 60), setting(ps_lab, "write-pool", "client_login_timeout", 2, 60):
         ps_lab.restart_bouncer("write-pool")
@@ -119,7 +119,7 @@ def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None
         local.start()
         ps_lab.pause()
         try:
-            error = raised(paths.stock)
+            error = raised(paths.stock, endpoint)
             opened = Doing(lambda: paths.ours(link).execute("SELECT 1").fetchone())
             wait_until(lambda: link.gate.closed, "the outage to be met")
         finally:
@@ -179,10 +179,11 @@ def killed(crowd: Crowd) -> Iterator[None]:
     console = crowd.lab.bouncers["write-pool"]
     console.admin("KILL postgres")
     yield
-    try:
-        console.admin("RESUME postgres")
-    except psycopg.OperationalError:
-        # 1.18 can crash of it (a segmentation fault), or answer nobody any more. What supervises a pooler starts it again.
+    # 1.18 can crash of it (a segmentation fault), or answer nobody any more. What supervises a pooler starts it again.
+    resumed = Doing(lambda: [console.admin(command) for command in ("RESUME postgres", "SHOW VERSION")])
+    with suppress(TimeoutError):
+        wait_until(lambda: resumed.done, "an answer", timeout=10)
+    if not resumed.done or resumed.error is not None:
         console.stop()
         console.start()
 

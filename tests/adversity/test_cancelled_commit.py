@@ -149,13 +149,21 @@ def test_task_is_cancelled(ps_lab: Lab, matrix: Matrix, how: str) -> None:
                 await session.execute(text(INSERT))
                 committing.set()
 
+        limit = asyncio.timeout(None)  # over when the COMMIT is under way
+
+        async def transact_in_time() -> None:
+            async with limit:
+                await transact()
+
         with ExitStack() as stack:
             waiting = await asyncio.to_thread(stack.enter_context, replicas_cut_off(ps_lab))
-            task = asyncio.create_task(transact() if how == "cancel" else asyncio.wait_for(transact(), 0.2))
+            task = asyncio.create_task(transact() if how == "cancel" else transact_in_time())
             await committing.wait()
             await asyncio.to_thread(waiting, 1)
             if how == "cancel":
                 task.cancel()
+            else:
+                limit.reschedule(0)
             done, _ = await asyncio.wait([task], timeout=0.4)
             assert not done
             assert await asyncio.to_thread(ps_lab.sql, WAITS) == [(1,)], "the server was told"
@@ -175,18 +183,22 @@ def test_deadline_ends_the_wait(ps_lab: Lab, matrix: Matrix, engine: ps_sqlalche
     """A deadline bounds the wait for COMMIT's answer, whose outcome is unknown then; the COMMIT itself goes on."""
     prepare(ps_lab)
 
+    # The deadline is the COMMIT's alone: it is not over before, however long it takes to connect.
     def sqlalchemy() -> None:
-        with deadline(0.3), ps_sqlalchemy.Session(engine) as session, session.begin():
+        with ExitStack() as bound, ps_sqlalchemy.Session(engine) as session, session.begin():
             session.execute(text(INSERT))
+            bound.enter_context(deadline(0.5))
 
     async def asynchronous(engine: ps_sqlalchemy.AsyncEngine) -> None:
-        with deadline(0.3):
+        with ExitStack() as bound:
             async with ps_sqlalchemy.AsyncSession(engine) as session, session.begin():
                 await session.execute(text(INSERT))
+                bound.enter_context(deadline(0.5))
 
     def django() -> None:
-        with deadline(0.3), transaction.atomic():
+        with ExitStack() as bound, transaction.atomic():
             execute()
+            bound.enter_context(deadline(0.5))
 
     with replicas_cut_off(ps_lab):
         works = [in_thread(sqlalchemy), Doing(in_asyncio, ps_lab, asynchronous), in_thread(django)]

@@ -6,8 +6,7 @@ from functools import partial
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
-from ps_lab.processes import wait_until
-from tests.adversity.harness import Paths, raised, raised_once
+from tests.adversity.harness import Paths, raised, raised_once, wait_until_over
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import at_hand, refused
 
@@ -21,8 +20,7 @@ def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     for conn in (stock, ours):
         conn.execute("SELECT 1")
     ps_lab.sql("DROP DATABASE doomed")
-    sessions = "SELECT 1 FROM pg_stat_activity WHERE datname = 'doomed'"
-    wait_until(lambda: not any(ps_lab.sql(sessions, server=replica.name) for replica in ps_lab.replicas), "end of the sessions")
+    wait_until_over(stock, ours)
     error = raised(stock.execute, "SELECT 1")
     again = raised_once(ps_lab, ours.execute, "SELECT 1")
     assert classify(again).rule == "database_dropped"

@@ -44,7 +44,7 @@ def met(ps_lab: Lab, heard: list[Event]) -> Iterator[Met]:
         bouncer.reload(server_login_retry=15)
     unsubscribe = subscribe(heard.append)
     try:
-        yield Crowd(ps_lab, {"primary": tuple(EXPECTED)}, patience=3).run("The server restarts, server_login_retry=15", fault)
+        yield Crowd(ps_lab, {"primary": tuple(EXPECTED)}).run("The server restarts, server_login_retry=15", fault)
     finally:
         unsubscribe()
         for bouncer in ps_lab.bouncers.values():

@@ -16,6 +16,7 @@ import ps_sqlalchemy
 from ps_core import use_token
 from ps_core.consistency import Token, parse_lsn
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import BOUNCERS
@@ -113,6 +114,8 @@ def test_timeline(ps_lab: Lab, matrix: Matrix, read: Reader) -> None:
             assert read() == (False, 3)
     finally:
         ps_lab.set_replay_delay(0)
+    with use_token(None):
+        wait_until(lambda: read()[0], "an answer of a replica")
     for given in (token, newer):
         with use_token(given, identity=ps_lab.branch):
             assert [read() for _ in range(4)] == [(True, 3)] * 4

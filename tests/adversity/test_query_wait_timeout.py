@@ -35,7 +35,7 @@ def short_pause(crowd: Crowd) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def given_up(ps_lab: Lab) -> Met:
-    return Crowd(ps_lab, {"primary": IDLE}, patience=4).run("PAUSE for longer than query_wait_timeout", long_pause)
+    return Crowd(ps_lab, {"primary": IDLE}, patience=10).run("PAUSE for longer than query_wait_timeout", long_pause)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from psycopg import IsolationLevel
 
 import ps_sqlalchemy
+from ps_core.context import limits
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import Doing, Paths, raised, running
+from tests.adversity.harness import Doing, Paths, raised, running, wait_until_over
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import BOUNCERS, Application, renewing
 
@@ -138,8 +139,7 @@ def test_idle_in_transaction(impatient: Lab, paths: Paths, matrix: Matrix) -> No
         conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         conn.execute("SELECT * FROM victim")
     impatient.sql("TRUNCATE victim")
-    position = impatient.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0]
-    wait_until(lambda: all(replica.has_replayed(position) for replica in impatient.replicas), "replay")
+    wait_until_over(*conns)
     for conn in conns:
         error = raised(conn.execute, "SELECT 2")
         matrix.add(
@@ -157,9 +157,15 @@ def test_idle_in_transaction(impatient: Lab, paths: Paths, matrix: Matrix) -> No
 
 def test_users(impatient: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Nobody notices: a replica answers at the second try, or else the primary."""
-    query = "SELECT pg_is_in_recovery(), pg_sleep(1.5) FROM victim"
+    # Longer than it takes all of them to begin, and no longer where nothing conflicts.
+    query = "SELECT pg_is_in_recovery(), pg_sleep(CASE WHEN pg_is_in_recovery() THEN 4 ELSE 0 END) FROM victim"
+
+    def read(application: Application) -> list[bool]:
+        with limits(statement="20s", transaction="30s"):
+            return application.execute(query)
+
     for replays, by_replica in ((1, True), (2, False)):
-        works = [Doing(renewing, application, partial(application.execute, query)) for application in applications]
+        works = [Doing(renewing, application, partial(read, application)) for application in applications]
         wait_for_reads(impatient, 4)
         since = conflict(impatient)
         if replays == 2:

@@ -73,7 +73,7 @@ def one(ps_lab: Lab) -> Met:
 
 @pytest.fixture(scope="module")
 def everyone(ps_lab: Lab) -> Met:
-    return Crowd(ps_lab, {"replica": READ_ONLY}).run("All replicas crash", all_down)
+    return Crowd(ps_lab, {"replica": READ_ONLY}, patience=1.5).run("All replicas crash", all_down)
 
 
 @pytest.mark.parametrize("row", table("replica", ONE))

@@ -28,7 +28,7 @@ REPLICA: dict[Phase, tuple[Rules, Verdict]] = dict.fromkeys(READ_ONLY, (None, (O
 @contextmanager
 def fault(crowd: Crowd) -> Iterator[None]:
     old, before = crowd.lab.primary, pauses(crowd.lab)
-    switchover = threading.Thread(target=crowd.lab.switchover, args=(1.0,))
+    switchover = threading.Thread(target=crowd.lab.switchover, args=(3.0,))
     switchover.start()
     wait_until(lambda: pauses(crowd.lab) > before, "PAUSE")
     crowd.release("primary")

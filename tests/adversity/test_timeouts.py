@@ -9,7 +9,7 @@ from ps_core.context import limits
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, raised_once, running
+from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, raised_once, running, wait_until_over
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import Application, refused_once
 
@@ -100,8 +100,7 @@ def test_idle_in_transaction(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Pa
     conn = paths.ours(path, autocommit=False)
     with limits(idle_in_transaction="100ms"):
         conn.execute("INSERT INTO ledger VALUES (1)")
-    idle = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND usename = 'app'"
-    wait_until(lambda: not ps_lab.sql(idle), "idle transactions to end")
+    wait_until_over(stock, conn)
     error, ours = raised(stock.execute, "SELECT 1"), raised(conn.execute, "INSERT INTO ledger VALUES (2)")
     assert classify(ours).kind is classify(error).kind
     conn.rollback()
@@ -150,8 +149,7 @@ def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     ps_lab.sql("ALTER ROLE app SET idle_session_timeout = 100")
     try:
         stock, conn = paths.stock("direct"), paths.ours("direct")
-        pids = [stock.info.backend_pid, conn.info.backend_pid]
-        wait_until(lambda: not ps_lab.sql("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", pids), "end of the sessions")
+        wait_until_over(stock, conn)
         error = raised(stock.execute, "SELECT 1")
         assert conn.execute("SELECT 1").fetchone() == (1,)
     finally:

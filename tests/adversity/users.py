@@ -353,9 +353,10 @@ def refused_once(application: Application, *before: str) -> psycopg.Error:
 
 
 def wait_for_replicas(applications: list[Application]) -> None:
-    """Return when replicas answer all of them."""
+    """Return when replicas answer all of them, as callers who have seen nothing."""
     for application in applications:
-        wait_until(lambda: application.look(0) == [True], f"an answer of a replica to {application.name}")  # noqa: B023 - here
+        with use_token(None):
+            wait_until(lambda: application.look(0) == [True], f"an answer of a replica to {application.name}")  # noqa: B023 - here
 
 
 def renewing(application: Application, work: Callable[[], T]) -> T:
@@ -462,6 +463,8 @@ class Users:
     def __enter__(self) -> Self:
         self._users = [User(application, self._lab.url, order) for order, application in enumerate(APPLICATIONS)]
         self._wait("first unit", [1] * len(self._users), "done")
+        # Where the test before has left the replicas out, they are back with a probe.
+        self._wait("read on a replica", [1] * len(self._users), "by_replica")
         return self
 
     def meet(self) -> None:

@@ -94,7 +94,7 @@ class Terminal:
 
     def type(self, command: str) -> None:
         """Begin a command."""
-        wait_until(lambda: self._status is not None, f"the end of what came before {command!r}", timeout=10)
+        wait_until(lambda: self._status is not None, f"the end of what came before {command!r}", timeout=self._patience)
         self._printed, self._status, self._began_now = "", None, True
         self._write(f"{command}\nprintf '\\nexit status %s\\n' $?\n")
 

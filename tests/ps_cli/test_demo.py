@@ -288,7 +288,7 @@ def test_ctrl_c() -> None:
                 if line.startswith("Connecting"):
                     break
             os.killpg(demo.pid, signal.SIGINT)
-            rest, _ = demo.communicate(timeout=30)
+            rest, _ = demo.communicate(timeout=60)
         finally:
             demo.kill()
     assert demo.returncode == 130, rest

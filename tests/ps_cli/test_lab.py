@@ -43,7 +43,7 @@ def command(tmp_path: Path) -> Iterator[Command]:
 
 def result(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Return the exit status and all that was printed."""
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     return process.returncode, out + err
 
 

@@ -83,11 +83,11 @@ def test_statement_timeout_cancels(link: Link, autocommit: bool, connect: Connec
 def test_transaction_timeout_ends_the_transaction(primary: Link, connect: Connect) -> None:
     """A transaction that stays open too long is ended by the server."""
     conn = connect(primary)
-    with limits(statement="500ms", transaction="700ms"):
+    with limits(statement="900ms", transaction="1s"):
         conn.execute("SELECT 1")
         with pytest.raises(psycopg.Error) as failure:
-            for _ in range(20):
-                conn.execute("SELECT pg_sleep(0.15)")
+            for _ in range(100):
+                conn.execute("SELECT pg_sleep(0.05)")
     assert classify(failure.value).rule == "transaction_timeout"
 
 
@@ -124,11 +124,11 @@ def test_running_transaction_timer_is_armed_again(ps_lab: Lab, primary: Link, co
     try:
         ps_lab.bouncers["local"].admin("RECONNECT")
         conn = connect(Link(endpoint=primary.endpoint))
-        with limits(statement="500ms", transaction="700ms"):
+        with limits(statement="900ms", transaction="1s"):
             conn.execute("SELECT 1")
             with pytest.raises(psycopg.Error) as failure:
-                for _ in range(20):
-                    conn.execute("SELECT pg_sleep(0.15)")
+                for _ in range(100):
+                    conn.execute("SELECT pg_sleep(0.05)")
         assert classify(failure.value).rule == "transaction_timeout"
     finally:
         ps_lab.sql("ALTER ROLE app RESET transaction_timeout")
@@ -153,7 +153,8 @@ def test_nothing_is_left_on_the_server_connection(ps_lab: Lab, primary: Link, re
                     with pytest.raises(psycopg.Error):
                         conn.execute("SELECT 1 / 0")
                 conn.commit() if turn % 2 else conn.rollback()
-            for stranger in strangers:
+            # As often as the pool has server connections at most: the replicas' bouncer takes them in turn.
+            for stranger in strangers * 5:
                 pid, *values = stranger.execute(query).fetchone() or ()
                 shared |= pids & {pid}
                 seen.add(tuple(value or "" for value in values))
@@ -453,8 +454,8 @@ def test_local_settings(primary: Link, replica: Link, connect: Connect) -> None:
 def test_deadline(ps_lab: Lab, primary: Link, connect: Connect) -> None:
     """What is left of the deadline bounds the statement; when nothing is left, nothing is sent."""
     conn = connect(primary)
-    with deadline("5s"), deadline(0.3), deadline(4):
-        assert int(shown(conn, "statement_timeout").removesuffix("ms")) <= 300
+    with deadline("5s"), deadline(0.9), deadline(4):
+        assert int(shown(conn, "statement_timeout").removesuffix("ms")) <= 900
         conn.rollback()
         with pytest.raises(psycopg.errors.QueryCanceled):
             conn.execute("SELECT pg_sleep(3)")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from ps_core import Event, connect, deadline, subscribe, use_token
+from ps_core import Event, connect, deadline, limits, subscribe, use_token
 from ps_core.connection import Connection
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import Name, emit
@@ -137,6 +137,7 @@ def test_replica_that_is_gone(ps_lab: Lab) -> None:
     policy = RetryPolicy(max_elapsed=20)
     replicas = replicas_of(ps_lab.topology, policy=policy)
     assert replicas is not None
+    ps_lab.wait_replicas_caught_up()  # with what the fallback shows
     with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as conn, heard() as events, use_token(None):
         conn.execute("SELECT 1")
         ps_lab.bouncers["read-pool"].stop()
@@ -164,7 +165,8 @@ def test_commit_outcome(ps_lab: Lab) -> None:
     try:
         with Connection.open(link) as conn, psycopg.connect(ps_lab.primary.dsn()) as holder, heard() as events:
             holder.execute("SELECT pg_advisory_xact_lock(77)")
-            conn.execute("INSERT INTO told VALUES (1)")
+            with limits(statement="60s"):
+                conn.execute("INSERT INTO told VALUES (1)")
             commit = threading.Thread(target=conn.commit)
             commit.start()
             wait_until(lambda: ps_lab.sql(waiting) == [(1,)], "a COMMIT under way")

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from ps_core.connection import AsyncConnection, Connection
+from ps_core.context import limits
 from ps_core.events import Event, Name, subscribe
 from ps_core.link import Link
 from ps_core.retry import RetryPolicy
@@ -61,7 +62,7 @@ def test_read_under_way_is_sent_again(ps_lab: Lab, autocommit: bool, primary: Li
 
 @contextmanager
 def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
-    """Cut a path as soon as a statement of the block's is under way: `held()` waits until then."""
+    """Cut a path as soon as a statement of the block's is under way: `held()` waits until then, however long that takes."""
     lab.sql(
         "CREATE OR REPLACE FUNCTION held() RETURNS int LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock_shared(79); RETURN 7; END'"
@@ -82,7 +83,8 @@ def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
         cutter = threading.Thread(target=cut)
         cutter.start()
         try:
-            yield
+            with limits(statement="60s"):
+                yield
         finally:
             cutter.join()
 

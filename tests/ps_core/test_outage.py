@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from ps_core.connection import Connection
-from ps_core.context import local_settings
+from ps_core.context import limits, local_settings
 from ps_core.link import Link
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -77,7 +77,7 @@ def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
         ps_lab.edge.resume()
     back = time.monotonic()
     try:
-        wait_until(lambda: not link.gate.closed, "the gate", timeout=1.0)
+        wait_until(lambda: not link.gate.closed, "the gate", timeout=10)
         for thread in threads:
             thread.join(30)
     finally:
@@ -88,8 +88,8 @@ def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
     assert errors == []
     assert len(done) == CALLERS
     during = [at for at in handler.at if at < back]
-    assert 1 <= len(during) <= 3 * OUTAGE
-    print(f"\noutage: {len(during)} attempts in {OUTAGE:g} s, all {CALLERS} done {max(done) - back:.2f} s after its end")
+    assert 1 <= len(during) <= 3 * (back - began)
+    print(f"\noutage: {len(during)} attempts in {back - began:.1f} s, all {CALLERS} done {max(done) - back:.2f} s after its end")
 
 
 STATEMENTS = int(os.environ.get("PS_STATEMENTS", "3000"))
@@ -163,6 +163,11 @@ def test_slow_statement_holds_up_nobody(ps_lab: Lab) -> None:
     """All lost their connections; who probes with a statement that takes long keeps the others waiting for the login alone."""
     link = Link(endpoint=ps_lab.topology.primary)
     slow, quick = (Connection.open(link, autocommit=True) for _ in range(2))
+
+    def wait() -> None:
+        with limits(statement="60s"):
+            slow.execute("SELECT pg_advisory_xact_lock_shared(78)")
+
     running = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 78 AND NOT granted"
 
     with closing(slow), closing(quick), psycopg.connect(ps_lab.primary.dsn()) as holder:
@@ -170,7 +175,7 @@ def test_slow_statement_holds_up_nobody(ps_lab: Lab) -> None:
         ps_lab.edge.cut("primary")
         # A write that is sent with BEGIN may be sent again: it is the opening of its transaction.
         slow.autocommit = False
-        thread = threading.Thread(target=slow.execute, args=("SELECT pg_advisory_xact_lock_shared(78)",))
+        thread = threading.Thread(target=wait)
         thread.start()
         wait_until(lambda: ps_lab.sql(running) == [(1,)], "the slow statement")
         assert quick.execute("SELECT 1").fetchone() == (1,)

@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "background-work.md"
 def late(ps_lab: Lab, site: None) -> Iterator[None]:
     """Replicas replay late; the sender has seen nothing yet."""
     ps_lab.wait_replicas_caught_up()
-    ps_lab.set_replay_delay(5)
+    ps_lab.set_replay_delay(60)
     try:
         with use_token(None):
             yield

@@ -83,6 +83,7 @@ def test_round_trips(ps_lab: Lab) -> None:
     with ps_lab.round_trips() as counter:
         Product.objects.filter(name="nobody").first()
     assert counter.count == 1
+    ps_lab.wait_replicas_caught_up()
     with ps_lab.round_trips() as counter, ps_django.reading():
         list(Product.objects.filter(name="nobody"))
         list(Product.objects.filter(name="nobody"))

@@ -227,7 +227,7 @@ def test_header(ps_lab: Lab) -> None:
         answer = Client().post("/who")
         token = answer.headers["X-PS-Token"]
         assert answer.cookies == {}
-        ps_lab.set_replay_delay(5)
+        ps_lab.set_replay_delay(60)
         try:
             later = Client().post("/who").headers["X-PS-Token"]
             assert by_replica(Client().get("/who")) is True

@@ -3,7 +3,6 @@
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +24,7 @@ from ps_core.context import current
 from ps_core.replicas import set_replica_share
 from ps_django.test import assert_routes
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "django-migrating.md"
 F = TypeVar("F", bound=Callable[..., Any])
@@ -106,7 +106,7 @@ def _site(row: None) -> Iterator[None]:
 def late(ps_lab: Lab) -> Iterator[Lab]:
     """Replicas replay late."""
     ps_lab.wait_replicas_caught_up()
-    ps_lab.set_replay_delay(5)
+    ps_lab.set_replay_delay(60)
     try:
         yield ps_lab
     finally:
@@ -281,14 +281,7 @@ def test_dead_replica(ps_lab: Lab) -> None:
             assert read() is False
         finally:
             ps_lab.restart_bouncer("read-pool")
-        wait_for_replicas()
-
-
-def wait_for_replicas() -> None:
-    """Return when reads are on replicas again: the endpoint's next probe."""
-    until = time.monotonic() + 20
-    while not read():
-        assert time.monotonic() < until, "reads did not return to the replicas"
+        wait_until(read, "reads on replicas again: the endpoint's next probe")
 
 
 @replaces("REPLICATED_CHECK_STATE_ON_WRITE")

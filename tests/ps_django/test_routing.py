@@ -24,6 +24,7 @@ from ps_django.routers import ReplicaRouter
 from ps_django.settings import Settings
 from ps_django.stale import StaleWriteError
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 
 DEFAULT, REPLICA = "default", "replica"
 
@@ -294,12 +295,7 @@ def test_lost_replicas_are_replaced_by_the_primary(ps_lab: Lab, shop: Any) -> No
             assert aliases(read) in (["fallback"], [DEFAULT])
         finally:
             ps_lab.restart_bouncer("read-pool")
-        for _ in range(200):
-            if aliases(read) == [REPLICA]:
-                break
-            threading.Event().wait(0.05)
-        else:
-            pytest.fail("the reads did not return")
+        wait_until(lambda: aliases(read) == [REPLICA], "the reads' return")
 
 
 def test_no_fallback(ps_lab: Lab) -> None:
@@ -477,6 +473,7 @@ def test_many_to_many_and_generic_relations(ps_lab: Lab, shop: Any) -> None:
         assert user._state.db == REPLICA
         extra = Group.objects.using(DEFAULT).create(name="extra")
         assert set(aliases(lambda: user.groups.remove(extra))) <= {DEFAULT}
+        ps_lab.wait_replicas_caught_up()
         assert set(aliases(lambda: list(user.groups.all()))) == {REPLICA}
     entry = LogEntry.objects.create(
         user=user,

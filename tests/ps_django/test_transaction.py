@@ -82,7 +82,7 @@ def test_inner_block_past_the_deadline(products: Any) -> None:
             add(products, "late")
             wait_until(_is_over, "the deadline")
             products.count()
-        with ps_django.deadline(0.2), transaction.atomic():
+        with ps_django.deadline(1), transaction.atomic():
             add(products, "in time")
             wait_until(_is_over, "the deadline")
         add(products, "last")

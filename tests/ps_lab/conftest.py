@@ -1,6 +1,6 @@
 """Connections past our own packages, and the proof that each test leaves the lab whole."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from ps_lab import Lab
+from ps_lab.postgres import Postgres
 from ps_lab.processes import wait_until
 from ps_lab.relay import Port
 
@@ -28,6 +29,16 @@ def whereabouts(conn: psycopg.Connection[Any]) -> tuple[str, bool]:
     row = conn.execute("SELECT current_setting('cluster_name'), pg_is_in_recovery()").fetchone()
     assert row is not None
     return row[0], row[1]
+
+
+def meets(conn: psycopg.Connection[Any], servers: Iterable[Postgres]) -> None:
+    """Wait until a client of the replica bouncer has met each of these replicas, and prove that it meets no other server.
+
+    Within how many transactions is not certain: the bouncer takes its server connections in turn, and has any number of them.
+    """
+    wanted, met = {(server.name, True) for server in servers}, set()
+    wait_until(lambda: met.add(whereabouts(conn)) or not met <= wanted or met == wanted, "each of the replicas")
+    assert met == wanted
 
 
 def streaming(lab: Lab) -> int:

@@ -7,7 +7,9 @@ import pytest
 from sqlalchemy import func, orm, select
 from sqlalchemy.sql import Select
 
+from ps_core import use_token
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 from ps_sqlalchemy import Engine, create_engine
 
 
@@ -39,6 +41,24 @@ def engine(ps_lab: Lab) -> Iterator[Engine]:
             pass
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def settled(request: pytest.FixtureRequest) -> None:
+    """Begin each test with replicas that have all there is, and that are read from.
+
+    An earlier one may have left a write that only one of them has by now, so that a second read is the primary's, or the fallback
+    to it, which then ends.
+    """
+    if "ps_lab" in request.fixturenames:
+        replica = request.getfixturevalue("engine").replica
+
+        def on_replica() -> bool:
+            with use_token(None), replica.connect() as conn:
+                return bool(conn.scalar(SERVED_BY_REPLICA))
+
+        wait_until(on_replica, "reads on replicas")
+        request.getfixturevalue("ps_lab").wait_replicas_caught_up()
 
 
 @pytest.fixture

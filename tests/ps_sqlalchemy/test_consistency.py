@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import select, text
 
-from ps_core import current_token, use_token
+from ps_core import current_token, limits, use_token
 from ps_lab import Lab
 from ps_sqlalchemy import AsyncSession, Engine, Session, arun_transaction, create_async_engine, run_transaction, sessionmaker
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
@@ -20,7 +20,7 @@ from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
 
 def test_own_writes_are_seen(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
     """With a replay delay, a fresh session of the same context reads its write, on the primary, and later on replicas again."""
-    ps_lab.set_replay_delay(0.5)
+    ps_lab.set_replay_delay(60)
     try:
         for number in range(20):
             with Session(engine) as session:
@@ -123,7 +123,8 @@ def test_two_transfers_both_finish(engine: Engine, items: type[Item]) -> None:
                 barrier.wait()
             session.execute(sa.update(items).where(items.id == other).values(note=items.note + "y"))
 
-        run_transaction(sessionmaker(engine), work)
+        with limits(statement="60s"):  # PostgreSQL looks for a deadlock after a second
+            run_transaction(sessionmaker(engine), work)
 
     threads = [threading.Thread(target=transfer, args=pair) for pair in ((1, 2), (2, 1))]
     for thread in threads:

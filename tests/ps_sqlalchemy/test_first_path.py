@@ -80,8 +80,8 @@ def test_reads_and_writes_are_routed(ps_lab: Lab, engine: Engine, items: type[It
         session.flush()
         assert session.scalar(SERVED_BY_REPLICA) is False
         session.commit()
+        ps_lab.wait_replicas_caught_up()
         assert session.scalar(SERVED_BY_REPLICA) is True
-    ps_lab.wait_replicas_caught_up()
     with Session(engine) as session:
         found = session.get(items, 1)
         assert found is not None
@@ -93,6 +93,7 @@ def test_reads_and_writes_are_routed(ps_lab: Lab, engine: Engine, items: type[It
         assert session.scalar(text("SELECT pg_is_in_recovery()")) is True
         assert session.scalar(text("WITH x AS (UPDATE sa_item SET note = 'b' RETURNING 1) SELECT pg_is_in_recovery()")) is False
         session.commit()
+    ps_lab.wait_replicas_caught_up()
     with Session(engine) as session, using_primary():
         assert session.scalar(SERVED_BY_REPLICA) is False
         with using_replica():
@@ -128,6 +129,7 @@ def test_async(ps_lab: Lab, items: type[Item]) -> None:
         async with AsyncSession(engine) as session, session.begin():
             assert await session.scalar(SERVED_BY_REPLICA) is False
             assert (await session.scalars(select(items.note))).all() == ["a"]
+        ps_lab.wait_replicas_caught_up()
         with ps_lab.round_trips() as counter:
             async with AsyncSession(engine) as session:
                 await session.scalar(SERVED_BY_REPLICA)
