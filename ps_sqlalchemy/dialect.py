@@ -102,7 +102,8 @@ class PSDialect(PGDialect_psycopg):
         before = dbapi_connection.autocommit
         self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
         try:
-            super().initialize(connection)  # type: ignore[no-untyped-call]
+            # Also with `server_side_cursors=True`: such a cursor needs a transaction.
+            super().initialize(connection.execution_options(stream_results=False))  # type: ignore[no-untyped-call]
         finally:
             self._do_autocommit(dbapi_connection, before)  # type: ignore[no-untyped-call]
 

@@ -84,6 +84,18 @@ def test_replica_alone_initializes_the_dialect(ps_lab: Lab) -> None:
             assert sa.inspect(conn).get_schema_names()
 
 
+@pytest.mark.filterwarnings("ignore:The create_engine.server_side_cursors parameter is deprecated")
+def test_engine_that_streams(ps_lab: Lab) -> None:
+    """An engine all of whose results are streamed connects, and streams, on every side (asyncio has no such engines)."""
+    with engine_for(ps_lab, server_side_cursors=True) as engine:
+        for side in (engine, engine.replica, engine.direct):
+            assert side is not None
+            with side.connect() as conn:
+                result = conn.execute(text("SELECT * FROM generate_series(1, 3)"))
+                assert isinstance(result.cursor, psycopg.ServerCursor)
+                assert result.scalars().all() == [1, 2, 3]
+
+
 def test_do_connect_reaches_both_sides(ps_lab: Lab) -> None:
     """A token that is fetched for each connection (`do_connect`) is used on both sides."""
     with engine_for(ps_lab) as engine:
