@@ -188,3 +188,8 @@ POSITION_SQL: Final = (
 )
 """Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot. And
 whether it is a standby."""
+REPLICA_POSITION_SQL: Final = (
+    b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END"
+)
+"""The same of an endpoint for reads, in half the time; every read carries it. Where a primary answers in their place, what is
+seen may not be flushed yet."""

@@ -7,16 +7,17 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from ps_core.commit import TRANSACTION_SQL, UNBOUNDED
-from ps_core.consistency import POSITION_SQL
+from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL
 from ps_core.script import NOTHING, Script
 
 if TYPE_CHECKING:
     from ps_core.statements import Statement
 
-__all__ = ["COMMIT_AND_POSITION", "POSITION", "READ_ONLY", "TRANSACTION", "Asks", "Plan"]
+__all__ = ["COMMIT_AND_POSITION", "POSITION", "READ_ONLY", "REPLICA_POSITION", "TRANSACTION", "Asks", "Plan"]
 
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 POSITION: Final = Script(POSITION_SQL)
+REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
 TRANSACTION: Final = Script(TRANSACTION_SQL)
 COMMIT_AND_POSITION: Final = Script(UNBOUNDED, b"COMMIT", POSITION_SQL)
 

@@ -28,13 +28,13 @@ from ps_core.commit import (
     outcome,
     transaction_id,
 )
-from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, pins, remaining, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
 from ps_core.failures import DEMOTED, LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
 from ps_core.healing import RETRYABLE, StillRunning, bounded
-from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, TRANSACTION, Asks, Plan
+from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, REPLICA_POSITION, TRANSACTION, Asks, Plan
 from ps_core.script import Script
 from ps_core.statements import Statement, analyse
 
@@ -309,7 +309,8 @@ class Shared(psycopg.BaseConnection[Row]):
             before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
             if not link.tracks:
                 return Plan(statement, before=before, read_only=True)
-            return Plan(statement, before=before, read_only=True, after=POSITION, asks=Asks.POSITION)
+            after = REPLICA_POSITION if link.endpoint.read_only else POSITION
+            return Plan(statement, before=before, read_only=True, after=after, asks=Asks.POSITION)
         if link.tracks and statement.single and not link.endpoint.read_only:
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
@@ -376,8 +377,9 @@ class Shared(psycopg.BaseConnection[Row]):
 
         A primary that was demoted goes on to answer, and lags behind what this caller may have seen.
         """
-        standby = result is not None and result.status == pq.ExecStatus.TUPLES_OK and result.get_value(0, 1) == b"t"
-        if self.link.endpoint.read_only or not standby:
+        if self.link.endpoint.read_only or result is None or result.status != pq.ExecStatus.TUPLES_OK:
+            return True
+        if result.get_value(0, 1) != b"t":
             return True
         self._note_demotion()
         return False
@@ -415,7 +417,7 @@ class Shared(psycopg.BaseConnection[Row]):
         if asks:
             parts.insert(0, TRANSACTION_SQL)
         if self.link.tracks:
-            parts.append(POSITION_SQL)
+            parts.append(REPLICA_POSITION_SQL if self.link.endpoint.read_only else POSITION_SQL)
         self._committing = commits
         results: list[PGresult] = []
         try:
