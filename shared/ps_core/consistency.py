@@ -191,5 +191,5 @@ whether it is a standby."""
 REPLICA_POSITION_SQL: Final = (
     b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END"
 )
-"""The same of an endpoint for reads, in half the time; every read carries it. Where a primary answers in their place, what is
+"""The same of an endpoint for reads, at less cost: every read carries it. Where a primary answers in their place, what is
 seen may not be flushed yet."""

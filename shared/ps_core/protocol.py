@@ -28,7 +28,7 @@ from ps_core.commit import (
     outcome,
     transaction_id,
 )
-from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, pins, remaining, see
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
@@ -309,8 +309,7 @@ class Shared(psycopg.BaseConnection[Row]):
             before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
             if not link.tracks:
                 return Plan(statement, before=before, read_only=True)
-            after = REPLICA_POSITION if link.endpoint.read_only else POSITION
-            return Plan(statement, before=before, read_only=True, after=after, asks=Asks.POSITION)
+            return Plan(statement, before=before, read_only=True, after=self._position(), asks=Asks.POSITION)
         if link.tracks and statement.single and not link.endpoint.read_only:
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
@@ -365,6 +364,10 @@ class Shared(psycopg.BaseConnection[Row]):
             raise behind_error("the position to wait for is not known")
         return (guard_sql(token.position),)
 
+    def _position(self) -> Script:
+        """Return what asks this endpoint how far its server is."""
+        return REPLICA_POSITION if self.link.endpoint.read_only else POSITION
+
     def _see(self, result: PGresult | None, *, wrote: bool) -> None:
         """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
         value = None if result is None or result.status != pq.ExecStatus.TUPLES_OK else result.get_value(0, 0)
@@ -377,9 +380,12 @@ class Shared(psycopg.BaseConnection[Row]):
 
         A primary that was demoted goes on to answer, and lags behind what this caller may have seen.
         """
-        if self.link.endpoint.read_only or result is None or result.status != pq.ExecStatus.TUPLES_OK:
-            return True
-        if result.get_value(0, 1) != b"t":
+        if (
+            self.link.endpoint.read_only
+            or result is None
+            or result.status != pq.ExecStatus.TUPLES_OK
+            or result.get_value(0, 1) != b"t"
+        ):
             return True
         self._note_demotion()
         return False
@@ -417,7 +423,7 @@ class Shared(psycopg.BaseConnection[Row]):
         if asks:
             parts.insert(0, TRANSACTION_SQL)
         if self.link.tracks:
-            parts.append(REPLICA_POSITION_SQL if self.link.endpoint.read_only else POSITION_SQL)
+            parts.extend(self._position().parts)
         self._committing = commits
         results: list[PGresult] = []
         try:
