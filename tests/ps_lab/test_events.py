@@ -75,7 +75,7 @@ def ledger(lab: Lab) -> Iterator[Writer]:
 def test_ten_switchovers_in_a_row(
     ps_lab: Lab, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each changes the primary in seconds; through the bouncers no write fails and none is lost; direct connections break."""
+    """Each changes the primary in under 3 s; through the bouncers no write fails and none is lost; direct connections break."""
     durations = []
     with ledger(ps_lab) as writer:
         for _ in range(10):
@@ -94,7 +94,7 @@ def test_ten_switchovers_in_a_row(
     record_property("switchover", durations)
     with capsys.disabled():
         print(f" {min(durations):.2f} to {max(durations):.2f} s ", end="")
-    assert max(durations) < 10
+    assert max(durations) < 3
 
 
 def test_reads_go_on_after_a_switchover(ps_lab: Lab, connect: Connect) -> None:
@@ -109,7 +109,7 @@ def test_reads_go_on_after_a_switchover(ps_lab: Lab, connect: Connect) -> None:
         with pytest.raises(psycopg.OperationalError):
             direct.pop(new.name).execute("SELECT 1")
         assert whereabouts(direct.popitem()[1])[1]
-        meets(conn, ps_lab.replicas)
+        meets(ps_lab, conn)
 
 
 def test_switchover_ends_a_transaction_that_does_not_end(ps_lab: Lab, connect: Connect) -> None:
@@ -144,7 +144,7 @@ def test_crashes(ps_lab: Lab, record_property: Callable[[str, object], None], ca
     record_property("crash", durations)
     with capsys.disabled():
         print(f" detection + {min(durations):.2f} to {max(durations):.2f} s ", end="")
-    assert max(durations) < 10
+    assert max(durations) < 2
 
 
 def test_no_primary(ps_lab: Lab, connect: Connect) -> None:
@@ -180,7 +180,7 @@ def test_crash_replica(ps_lab: Lab, connect: Connect) -> None:
     ps_lab.wait_replicas_caught_up()
     assert down.sql("SELECT * FROM meanwhile") == []
     conn = connect("pooled", "read-pool")
-    meets(conn, ps_lab.replicas)
+    meets(ps_lab, conn)
     ps_lab.sql("DROP TABLE meanwhile")
 
 

@@ -69,9 +69,9 @@ def test_routes(ps_lab: Lab, connect: Connect, port: Port, suffix: str, is_repli
     assert passed == bouncers
 
 
-def test_transactions_on_different_replicas(ps_lab: Lab, connect: Connect) -> None:
-    """One client of the replica bouncer meets every replica."""
-    meets(connect("pooled", "read-pool"), ps_lab.replicas)
+def test_consecutive_transactions_on_different_replicas(ps_lab: Lab, connect: Connect) -> None:
+    """One client of the replica bouncer meets every replica within a few consecutive transactions."""
+    meets(ps_lab, connect("pooled", "read-pool"))
 
 
 def test_replication_is_synchronous(ps_lab: Lab) -> None:
@@ -220,17 +220,17 @@ def test_one_replica_and_small_limits() -> None:
 
 
 def test_three_replicas_in_time(record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
-    """Four servers, three bouncers and the edge are up in seconds, and the replica bouncer spreads over all three replicas."""
+    """Four servers, three bouncers and the edge are up in under 10 s, and the replica bouncer spreads over all three replicas."""
     began = time.monotonic()
     with Lab(replicas=3) as lab:
         up = time.monotonic() - began
         with psycopg.connect(**parameters(lab, "pooled", "read-pool"), autocommit=True, prepare_threshold=None) as conn:
-            meets(conn, lab.replicas)
+            meets(lab, conn)
         began = time.monotonic()
     down = time.monotonic() - began
     record_property("up", up)
     record_property("down", down)
     with capsys.disabled():
         print(f" up {up:.1f} s, down {down:.1f} s ", end="")
-    assert up < 30
-    assert down < 30
+    assert up < 10
+    assert down < 10
