@@ -20,7 +20,7 @@ from ps_core.context import (
 )
 from ps_core.context import using_primary as writing
 from ps_core.errors import ConfigurationError
-from ps_core.replicas import set_replica_share
+from ps_core.share import set_replica_share
 from ps_django.config import databases
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Djan
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
 
-from ps_core.connection import Connection
+from ps_core import Connection
 from ps_core.errors import ConfigurationError
 from ps_django.config import ENGINE, endpoint_of
 from ps_django.settings import Settings
@@ -190,7 +190,7 @@ def _version(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 
 def _pooling(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_link.endpoint
+    endpoint = connection.ps_state.endpoint
     if not endpoint.pooled:
         return
     # A client's connection to a pooler has the pooler's number for a pid, not that of the backend that answers.
@@ -217,7 +217,7 @@ def _is_shared(connection: Any) -> bool:
     pids = []
     with ExitStack() as stack:
         for _ in range(2):
-            client: Connection[Any] = stack.enter_context(Connection.open(connection.ps_link, autocommit=True))
+            client: Connection[Any] = stack.enter_context(Connection.open(connection.ps_state, autocommit=True))
             pids += client.execute("SELECT pg_backend_pid()").fetchall()
     return len(set(pids)) == 1
 
@@ -238,7 +238,7 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_link.endpoint
+    endpoint = connection.ps_state.endpoint
     if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
         yield Warning(
             f"{alias!r} is a replica's alias, and a primary answers.",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
+from ps_core._registry import policy_for, replicas_at, state_of
 from ps_core.consistency import identity_of
 from ps_core.dsn import Dsn
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link, link_to, policy_for, replicas_at
 from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings, database_identity
@@ -16,8 +16,9 @@ from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ps_core import RetryPolicy
+    from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
-    from ps_core.retry import RetryPolicy
 
 __all__ = ["databases", "families", "link_of", "replicas_of"]
 
@@ -133,9 +134,9 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def link_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> Link:
+def link_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> EndpointState:
     """Return what all connections of this alias share, in all threads of the process."""
-    return link_to(endpoint_of(alias, entry), **_common(alias, entry, entries))
+    return state_of(endpoint_of(alias, entry), **_common(alias, entry, entries))
 
 
 class _Common(TypedDict):

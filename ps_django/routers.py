@@ -9,8 +9,8 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from ps_core.context import current
 from ps_core.events import emit_route
-from ps_core.replicas import shares
 from ps_core.routing import BY_SHARE, Route, Situation, decide
+from ps_core.share import shares
 from ps_django import stale
 from ps_django.config import families, replicas_of
 from ps_django.settings import current_settings

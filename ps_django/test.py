@@ -20,9 +20,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.backends.postgresql import base
 
+from ps_core._connection.base import behind_error
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
-from ps_core.protocol import behind_error
 from ps_django.config import databases
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class LaggingReplica:
         self._wrapper.connection.cursor_factory = _LaggingCursor
         self._wrapper.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._wrapper.connection.read_only = True
-        self._wrapper.connection.ps_identity = primary.ps_link.identity
+        self._wrapper.connection.ps_identity = primary.ps_state.identity
         self.catch_up()
 
     def catch_up(self) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import tenacity
 from django.db import DatabaseError, transaction
 
+from ps_core import RetryPolicy
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
-from ps_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,9 +1,9 @@
 """SQLAlchemy on PlanetScale for Postgres: bounded transactions, reads from replicas, failovers felt as latency."""
 
+from ps_core import RetryPolicy
 from ps_core.context import deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core.errors import ConfigurationError
-from ps_core.replicas import set_replica_share
-from ps_core.retry import RetryPolicy
+from ps_core.share import set_replica_share
 from ps_core.topology import Topology
 from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine
 from ps_sqlalchemy.session import AsyncSession, Session, async_sessionmaker, sessionmaker

@@ -16,9 +16,9 @@ from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection
+from ps_core._registry import replicas_of, states_of
 from ps_core.failures import Kind, classify
-from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from ps_sqlalchemy.transaction import note_commit
@@ -26,6 +26,7 @@ from ps_sqlalchemy.transaction import note_commit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ps_core._endpoint import EndpointState
     from ps_core.failures import Failure
     from ps_core.replicas import Replicas
 
@@ -66,9 +67,9 @@ class PSDialect(PGDialect_psycopg):
 
     supports_statement_cache = True
 
-    def __init__(self, ps_link: Link | None = None, ps_replicas: Replicas | None = None, **kwargs: Any) -> None:
+    def __init__(self, ps_state: EndpointState | None = None, ps_replicas: Replicas | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.ps_link = ps_link
+        self.ps_state = ps_state
         """The endpoint that connections go to; None until the URL is seen."""
         self.ps_replicas = ps_replicas
         """Where connections that are read-only go."""
@@ -82,19 +83,19 @@ class PSDialect(PGDialect_psycopg):
         return QueuePool
 
     def create_connect_args(self, url: URL) -> Any:
-        # The link says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
-        if self.ps_link is None:
+        # The state says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
+        if self.ps_state is None:
             topology = Topology.from_url(url.render_as_string(hide_password=False))
             self.ps_replicas = replicas_of(topology)
-            self.ps_link = links_of(topology)[0]
+            self.ps_state = states_of(topology)[0]
         return [], super().create_connect_args(URL.create(url.drivername))[1]  # type: ignore[no-untyped-call]
 
     def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
         return Connection.open(self._ps_first(ps_replicas), replicas=ps_replicas, **cparams)
 
-    def _ps_first(self, replicas: Replicas | None) -> Link:
-        assert self.ps_link is not None  # create_connect_args comes first
-        return self.ps_link if replicas is None else replicas.first()
+    def _ps_first(self, replicas: Replicas | None) -> EndpointState:
+        assert self.ps_state is not None  # create_connect_args comes first
+        return self.ps_state if replicas is None else replicas.first()
 
     def initialize(self, connection: Any) -> None:
         # What the first connection is asked is read in autocommit: there, a lost connection does not fail it.

@@ -17,15 +17,16 @@ from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
+from ps_core._registry import replicas_of, states_of
 from ps_core.errors import ConfigurationError
-from ps_core.link import Link, links_of, replicas_of
 from ps_core.topology import Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ps_core import RetryPolicy
+    from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
-    from ps_core.retry import RetryPolicy
     from ps_core.topology import Endpoint
 
 __all__ = ["AsyncEngine", "Engine", "create_async_engine", "create_engine"]
@@ -194,19 +195,19 @@ def _create(
     sides = {
         side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
     }
-    primary, _, direct = links_of(topology, policy=retry)
+    primary, _, direct = states_of(topology, policy=retry)
     replicas = replicas_of(topology, policy=retry)
 
-    def make(link: Link, side: dict[str, Any], **defaults: Any) -> sa.Engine:
+    def make(state: EndpointState, side: dict[str, Any], **defaults: Any) -> sa.Engine:
         given = {**options, **side}
         if "poolclass" in side:  # sizes that were meant for another class
             given = {name: value for name, value in given.items() if name in side or not name.startswith(_POOL_OPTIONS)}
         elif "poolclass" not in given:
             given = {**_POOL_DEFAULTS, **defaults, **given}
         # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
-        name = f"{given['logging_name']}.{link.endpoint.role}" if given.get("logging_name") else link.endpoint.role
+        name = f"{given['logging_name']}.{state.endpoint.role}" if given.get("logging_name") else state.endpoint.role
         names = {"logging_name": name, "pool_logging_name": name}
-        return factory(_url(link.endpoint, drivername), ps_link=link, **{**names, **given, "logging_name": name})
+        return factory(_url(state.endpoint, drivername), ps_state=state, **{**names, **given, "logging_name": name})
 
     engine = make(primary, {})
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
@@ -221,7 +222,7 @@ def _create(
         if "isolation_level" in side:  # of the dialect, which both sides share; an engine may have one of its own
             execution_options = {**execution_options, "isolation_level": side.pop("isolation_level")}
         # These go to the engine's dialect, so that they have to wait for the one that it keeps.
-        replica = make(replicas.links[0], {**side, "execution_options": {}}, pool_use_lifo=len(replicas.links) == 1)
+        replica = make(replicas.states[0], {**side, "execution_options": {}}, pool_use_lifo=len(replicas.states) == 1)
         replica.pool._creator = _creator(engine.dialect, replica.url, connect_args, replicas)
         replica.__class__ = _Replica
         assert isinstance(replica, _Replica)

@@ -15,13 +15,13 @@ from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
+from ps_core._message.statement import analyse
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY
-from ps_core.replicas import shares
 from ps_core.routing import BY_SHARE, WROTE, Decision, Route, Situation, decide
-from ps_core.statements import analyse
+from ps_core.share import shares
 from ps_sqlalchemy.dialect import PRIMARY, falling_back
 from ps_sqlalchemy.stale import check_rows
 

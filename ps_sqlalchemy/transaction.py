@@ -12,10 +12,10 @@ import tenacity
 from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from ps_core import RetryPolicy
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
-from ps_core.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -15,20 +15,20 @@ from django.db.backends.postgresql import base, client, creation, schema
 from django.db.backends.utils import CursorWrapper
 from psycopg import pq
 
-from ps_core.connection import Connection
+from ps_core import Connection
+from ps_core._connection.cursors import Cursor as PSCursor
+from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
+from ps_core._retry.deadline import GRACE
 from ps_core.context import block, current, remaining
-from ps_core.cursors import Cursor as PSCursor
-from ps_core.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
-from ps_core.healing import GRACE
 from ps_django.config import link_of, replicas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ps_core.link import Link
+    from ps_core._endpoint import EndpointState
 
 __all__ = ["DatabaseWrapper"]
 
@@ -112,7 +112,7 @@ class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
         conn, options = getattr(self.cursor, "connection", None), self.db.settings_dict["OPTIONS"]
         # Django documents two keys: the third is there where another endpoint could have answered.
         if self.db.queries_log and conn is not None and ("ps_primary" in options or "ps_direct" in options):
-            self.db.queries_log[-1]["endpoint"] = conn.link.endpoint.name
+            self.db.queries_log[-1]["endpoint"] = conn.state.endpoint.name
 
 
 class DatabaseClient(client.DatabaseClient):
@@ -177,12 +177,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
-        if self.ps_link.endpoint.pooled:
+        if self.ps_state.endpoint.pooled:
             # A server-side cursor lives on one server connection; a transaction pooler gives the next fetch another one.
             self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = True
 
     @property
-    def ps_link(self) -> Link:
+    def ps_state(self) -> EndpointState:
         """The endpoint and what its connections share. Not kept: the test runner changes NAME."""
         if _runs_on_direct_path() and (direct := self.direct_settings()) is not None:
             return link_of(
@@ -211,13 +211,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return self.connection is None or self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     def _ps_connect(self, **params: Any) -> Any:
-        link, primary = self.ps_link, self.settings_dict["OPTIONS"].get("ps_primary")
-        if link.endpoint.role != "replica" or primary not in connections.settings:
-            return Connection.open(link, **params)
+        state, primary = self.ps_state, self.settings_dict["OPTIONS"].get("ps_primary")
+        if state.endpoint.role != "replica" or primary not in connections.settings:
+            return Connection.open(state, **params)
         replicas = replicas_of(primary, connections.settings)
-        if replicas is None or link not in replicas.links:
-            return Connection.open(link, **params)
-        return Connection.open(link, replicas=replicas, **params)
+        if replicas is None or state not in replicas.states:
+            return Connection.open(state, **params)
+        return Connection.open(state, replicas=replicas, **params)
 
     @property
     def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
@@ -260,7 +260,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def chunked_cursor(self) -> Any:
         """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
-        if self.ps_link.endpoint.pooled and not self.in_atomic_block:
+        if self.ps_state.endpoint.pooled and not self.in_atomic_block:
             return self.cursor()
         return super().chunked_cursor()
 
@@ -300,7 +300,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def _configure_role(self, connection: Any) -> bool:
         # Behind a pooler, SET ROLE would stay on the server's connection: there it travels with each transaction.
-        return False if self.ps_link.endpoint.pooled else bool(super()._configure_role(connection))  # type: ignore[misc]
+        return False if self.ps_state.endpoint.pooled else bool(super()._configure_role(connection))  # type: ignore[misc]
 
     @contextmanager
     def on_direct_path(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ps_core.layered import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN
+from ps_core.pgbouncer import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ps_core.errors import ConfigurationError
-from ps_core.layered import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN, Load, application_urls, check, pgbouncer_ini, userlist
+from ps_core.pgbouncer import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN, Load, application_urls, check, pgbouncer_ini, userlist
 from ps_core.topology import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ps_core.layered import Remark
+    from ps_core.pgbouncer import Remark
 
 __all__ = ["add_parser", "run"]
 

@@ -1,7 +1,10 @@
 """What both integrations share. With psycopg alone: `connect`, `connect_async`, and the blocks that bound and route work."""
 
+from ps_core._connection.asyncio import AsyncConnection
+from ps_core._connection.sync import Connection
+from ps_core._message.commit import MARKER_TABLE_SQL
+from ps_core._retry.policy import RetryPolicy
 from ps_core.connect import connect, connect_async
-from ps_core.connection import AsyncConnection, Connection
 from ps_core.consistency import Token
 from ps_core.context import (
     commit_check,
@@ -17,13 +20,13 @@ from ps_core.context import (
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, DeadlineExceeded
 from ps_core.events import Event, subscribe
 from ps_core.failures import Failure, Kind, Ran, classify
-from ps_core.replicas import set_replica_share
-from ps_core.retry import RetryPolicy
+from ps_core.share import set_replica_share
 from ps_core.tags import tags
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint, Topology
 
 __all__ = [
+    "MARKER_TABLE_SQL",
     "AsyncConnection",
     "CommitOutcomeUnknown",
     "ConfigurationError",

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core._connection.asyncio import AsyncConnection
+from ps_core._connection.cursors import AsyncServerBindingCursor, ServerBindingCursor
+from ps_core._connection.sync import Connection
+from ps_core._registry import replicas_of, state_of, states_of
+from ps_core._retry.policy import RetryPolicy
 from ps_core.context import deadline
-from ps_core.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from ps_core.errors import ConfigurationError
-from ps_core.link import link_to, links_of, replicas_of
-from ps_core.retry import RetryPolicy
 from ps_core.topology import Endpoint, Topology, TopologySettings
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ async def connect_async(
 def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> dict[str, Any]:
     policy: RetryPolicy | None = options.pop("retry", None)
     if isinstance(target, Endpoint):
-        return {"link": link_to(target, policy=policy or RetryPolicy())}
+        return {"link": state_of(target, policy=policy or RetryPolicy())}
     if isinstance(target, str):
         target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
     if to == "replica":
@@ -71,7 +72,7 @@ def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any])
         if replicas is None:
             raise ConfigurationError("to='replica': there is none: write replica_bouncer=... or direct_replica=True")
         return {"link": replicas.first(), "replicas": replicas}
-    primary, _, direct = links_of(target, policy=policy)
+    primary, _, direct = states_of(target, policy=policy)
     return {"link": {"primary": primary, "direct": direct}[to]}
 
 

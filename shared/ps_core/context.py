@@ -35,14 +35,14 @@ __all__ = [
     "current",
     "current_token",
     "deadline",
+    "ensure_tracker",
     "forget_token",
-    "hold_tracker",
     "limits",
     "local_settings",
-    "pins",
     "reading",
+    "record_seen",
     "remaining",
-    "see",
+    "unknown_positions",
     "use_token",
     "using_primary",
     "using_replica",
@@ -93,13 +93,13 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_first", "_lock", "_pins", "_token", "_wrote")
+    __slots__ = ("_first", "_lock", "_token", "_unknown_positions", "_wrote")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
         self._token = self._first = token
         self._wrote = False
-        self._pins = 0
+        self._unknown_positions = 0
 
     @property
     def token(self) -> Token | None:
@@ -119,20 +119,21 @@ class Tracker:
         return _positions(self._token) != _positions(self._first)
 
     @property
-    def pins(self) -> int:
+    def unknown_positions(self) -> int:
         """How often something was seen whose position could not be learned."""
-        return self._pins
+        return self._unknown_positions
 
-    def see(self, token: Token, *, wrote: bool = False, pins: int | None = None) -> None:
+    def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
         """Merge what was seen, and whether it was seen by writing.
 
-        `pins` says that the primary told the position, and how many pins there were when it was asked: those it covers.
+        `unknown_positions` says that the primary returned the position, and how many unknown ones there were when it was asked:
+        it covers those.
         """
         with self._lock:
             known = self._token
             if token.position is None:
-                self._pins += 1
-            elif known is not None and pins == self._pins:
+                self._unknown_positions += 1
+            elif known is not None and unknown_positions == self._unknown_positions:
                 known = known.without_pin(token.identity)
             if known is not None and known.at > token.at + CLOCK_SKEW:
                 known = known.taken_by(token.at)  # this machine's clock was set back
@@ -154,23 +155,23 @@ def current_token() -> Token | None:
     return None if token is None else token.unexpired(time.time())
 
 
-def pins() -> int:
+def unknown_positions() -> int:
     """Return how often this context has seen something whose position could not be learned."""
     tracker = _tracker.get()
-    return 0 if tracker is None else tracker.pins
+    return 0 if tracker is None else tracker.unknown_positions
 
 
-def see(token: Token, *, wrote: bool = False, pins: int | None = None) -> None:
-    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote. `pins`: `Tracker.see`."""
+def record_seen(token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
+    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote."""
     tracker = _tracker.get()
     if tracker is None:
         tracker = Tracker()
         _tracker.set(tracker)
-    tracker.see(token, wrote=wrote, pins=pins)
+    tracker.record_seen(token, wrote=wrote, unknown_positions=unknown_positions)
 
 
-def hold_tracker() -> None:
-    """Begin to keep a token in this context, if there is none: what a task of it sees is then seen here, too."""
+def ensure_tracker() -> None:
+    """Make sure that this context has a tracker, so that what a child task records is visible here."""
     if _tracker.get() is None:
         _tracker.set(Tracker())
 
@@ -350,10 +351,10 @@ def limits(
 def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     """Return a block in which the outcome of a COMMIT whose answer is lost can always be told, also across a promotion.
 
-    `marker` writes a row into the table `ps_commit_marker` (`ps_core.commit.MARKER_TABLE_SQL`) with each COMMIT, in the same
-    message; its presence is exact. `verify` is a query whose first column is true where the transaction took effect; it is asked
-    where the transaction's id does not settle it. A false answer counts as a rollback only where the id says that the transaction
-    is over, which may otherwise still commit: `CommitOutcomeUnknown`, else.
+    `marker` writes a row into the table `ps_commit_marker` (`ps_core.MARKER_TABLE_SQL`) with each COMMIT, in the same message;
+    its presence is exact. `verify` is a query whose first column is true where the transaction took effect; it is asked where the
+    transaction's id does not settle it. A false answer counts as a rollback only where the id says that the transaction is over,
+    which may otherwise still commit: `CommitOutcomeUnknown`, else.
     """
     return block(verify=verify, marker=marker)
 

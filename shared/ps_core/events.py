@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ps_core.routing import Decision
 
-__all__ = ["Event", "Hook", "Name", "deadline_exceeded", "emit", "emit_fallback", "emit_route", "subscribe", "wanted"]
+__all__ = ["Event", "Hook", "Name", "deadline_exceeded", "emit", "emit_fallback", "emit_route", "is_heard", "subscribe"]
 
 
 class Name(StrEnum):
@@ -118,7 +118,7 @@ def subscribe(hook: Hook) -> Callable[[], None]:
     return unsubscribe
 
 
-def wanted(name: Name) -> bool:
+def is_heard(name: Name) -> bool:
     """Return whether anybody hears `name`: what happens with every statement is not put together for nobody."""
     return bool(_hooks) or _loggers[name].isEnabledFor(_WORDS[name][0])
 
@@ -137,7 +137,7 @@ def emit(event: Event) -> None:
 
 def emit_route(decision: Decision, endpoint: str = "") -> None:
     """Tell where a statement goes, and why."""
-    if wanted(Name.ROUTE):
+    if is_heard(Name.ROUTE):
         emit(Event(name=Name.ROUTE, endpoint=endpoint or decision.route.value, reason=decision.reason))
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "FOR_PRIMARY",
     "LOST_AT_COMMIT",
     "READ_FOR_PRIMARY",
+    "RETRYABLE",
     "RUN_AGAIN",
     "Failure",
     "Kind",
@@ -94,6 +95,9 @@ class Failure:
         """Whether the same work is likely to succeed on a new connection."""
         return self.kind in (Kind.TRANSIENT, Kind.OVERLOAD)
 
+
+RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
+"""What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
 LOST_AT_COMMIT: Final = "the connection was lost at COMMIT, and the transaction was rolled back"
 """Raised by this library after a lookup."""

@@ -22,7 +22,7 @@ from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 __all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_retry_timeout"]
 
 RETRY_TIMEOUT: Final = 30.0
-"""`ps_core.retry.RetryPolicy.max_elapsed`'s default."""
+"""`ps_core._retry.policy.RetryPolicy.max_elapsed`'s default."""
 
 
 # PlanetScale's ports; elsewhere they mean nothing.

@@ -56,7 +56,7 @@ class Lab:
     ones), `lab.topology` what the packages make of it with both dedicated bouncers. `pgbouncer` is the path of the program;
     `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. The environment may name the programs,
     too: PS_LAB_POSTGRES (a bin folder) and PS_LAB_PGBOUNCER. With `app_side_bouncer`, `url` and `topology` lead to a PgBouncer
-    on the application's side, in front of the dedicated ones (`ps_core.layered`).
+    on the application's side, in front of the dedicated ones (`ps_core.pgbouncer`).
 
     Raises:
         ValueError: `replicas` is not from 1 to 8.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from ps_core.layered import Load, application_urls, pgbouncer_ini, userlist
+from ps_core.pgbouncer import Load, application_urls, pgbouncer_ini, userlist
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import psycopg
 import pytest
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection, RetryPolicy
+from ps_core._endpoint import EndpointState
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.events import Event, Name, subscribe
 from ps_core.failures import Failure, Ran, classify
-from ps_core.link import Link
-from ps_core.retry import RetryPolicy
 from ps_core.topology import Endpoint, Topology
 from ps_lab.processes import wait_until
 from tests.adversity.users import Users
@@ -131,7 +130,7 @@ class Client:
         self.ready, self.start = threading.Event(), threading.Event()
         self._endpoint = endpoint
         # Positions and their guards are another matter (test_behind.py).
-        self.link = Link(endpoint=endpoint, identity=identity, tracks=path != "replica")
+        self.state = EndpointState(endpoint=endpoint, identity=identity, tracks=path != "replica")
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run()), name=f"{driver} {path} {phase.name}", daemon=True
         )
@@ -148,7 +147,7 @@ class Client:
     @property
     def waits(self) -> bool:
         """Whether it has ended, or has met the outage and tries again."""
-        return self.done or self.link.gate.closed
+        return self.done or self.state.gate.closed
 
     @property
     def hears(self) -> bool:
@@ -179,14 +178,14 @@ class Client:
         conn = None
         try:
             if self.phase is Phase.CONNECT:
-                self._go_on()
+                self._record_and_decide()
             try:
                 conn = await _settled(self._open())
                 for step in work.before:
                     await self._do(conn, step)
                 first, self._socket = conn.pgconn, conn.pgconn.socket
                 if self.phase is not Phase.CONNECT:
-                    self._go_on()
+                    self._record_and_decide()
                 for step in (work.at, *work.after):
                     await self._do(conn, step)
                 self.moved = conn.pgconn is not first
@@ -203,7 +202,7 @@ class Client:
             if conn is not None:
                 await _settled(conn.close())
 
-    def _go_on(self) -> None:
+    def _record_and_decide(self) -> None:
         self.ready.set()
         assert self.start.wait(60)
 
@@ -211,7 +210,7 @@ class Client:
         autocommit = self.phase in AUTOCOMMIT
         if self.driver == "psycopg":
             return stock(self._endpoint, autocommit=autocommit)
-        return (AsyncConnection if self.driver == "async" else Connection).open(self.link, autocommit=autocommit)
+        return (AsyncConnection if self.driver == "async" else Connection).open(self.state, autocommit=autocommit)
 
     @staticmethod
     async def _do(conn: Any, step: str) -> None:
@@ -471,10 +470,10 @@ class Paths:
         topology = Topology.from_url(self.lab.url, bouncer="write-pool", replica_bouncer="read-pool", **settings)
         return {"primary": topology.primary, "replica": topology.replicas[0], "direct": topology.direct}[path]
 
-    def link(self, path: Path | Endpoint = "primary", policy: RetryPolicy | None = None, **settings: Any) -> Link:
-        """Return a link of its own, with its own gate."""
+    def state(self, path: Path | Endpoint = "primary", policy: RetryPolicy | None = None, **settings: Any) -> EndpointState:
+        """Return a state of its own, with its own gate."""
         endpoint = self.endpoint(path, **settings) if isinstance(path, str) else path
-        return Link(endpoint=endpoint, identity=self.lab.branch, tracks=True, policy=policy or RetryPolicy())
+        return EndpointState(endpoint=endpoint, identity=self.lab.branch, tracks=True, policy=policy or RetryPolicy())
 
     def stock(self, path: Path | Endpoint = "primary", **options: Any) -> psycopg.Connection[Any]:
         """Return a connection of stock psycopg, in autocommit unless told otherwise."""
@@ -483,10 +482,10 @@ class Paths:
         self._stack.callback(conn.close)
         return conn
 
-    def ours(self, link: Path | Link = "primary", **options: Any) -> Connection[Any]:
+    def ours(self, state: Path | EndpointState = "primary", **options: Any) -> Connection[Any]:
         """Return a connection of `ps_core`, in autocommit unless told otherwise."""
         conn: Connection[Any] = Connection.open(
-            self.link(link) if isinstance(link, str) else link, **{"autocommit": True, **options}
+            self.state(state) if isinstance(state, str) else state, **{"autocommit": True, **options}
         )
         self._stack.callback(conn.close)
         return conn

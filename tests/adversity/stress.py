@@ -29,17 +29,19 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection
+from ps_core._registry import states_of
 from ps_core.context import local_settings, use_token
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import classify
-from ps_core.link import Link, links_of
 from ps_core.topology import Topology
 from ps_lab import Lab
 from tests.adversity.harness import stock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from ps_core._endpoint import EndpointState
 
 WORKERS = 8
 """Threads, and as many asyncio tasks."""
@@ -115,7 +117,7 @@ class Stress:
             transaction_timeout="10s",
         )
         self.topology = topology
-        self.primary, (self.replica, *_), _direct = links_of(topology)
+        self.primary, (self.replica, *_), _direct = states_of(topology)
 
     def run(self, seconds: float) -> Report:
         """Work under faults for so long; then compare."""
@@ -129,7 +131,7 @@ class Stress:
             )
         self.lab.wait_replicas_caught_up()
         work: list[Callable[[], None]] = [
-            *(self._reader(link) for link in (self.primary, self.replica) for _ in range(2)),
+            *(self._reader(state) for state in (self.primary, self.replica) for _ in range(2)),
             *([self._write] * 2),
             *(self._tenant(name) for name in TENANTS),
         ]
@@ -203,18 +205,18 @@ class Stress:
         except Exception as exc:  # noqa: BLE001 - the point of it all
             self.report.wrong.append(f"{getattr(work, '__name__', work)}: {type(exc).__name__}: {str(exc)[:200]}")
 
-    def _reader(self, link: Link) -> Callable[[], None]:
+    def _reader(self, state: EndpointState) -> Callable[[], None]:
         def read() -> None:
-            with Connection.open(link, autocommit=True) as conn:
+            with Connection.open(state, autocommit=True) as conn:
                 for _ in range(200):
                     if self._stop.is_set():
                         return
                     number = random.randrange(1000)
                     # A caller who has seen nothing: positions are another matter (test_behind.py).
-                    with use_token(None), self.report.timed(f"autocommit read, {link.endpoint.name}"):
+                    with use_token(None), self.report.timed(f"autocommit read, {state.endpoint.name}"):
                         row = conn.execute("SELECT %s, current_setting('statement_timeout')", (number,)).fetchone()
                     if row != (number, STATEMENT_TIMEOUT):
-                        self.report.wrong.append(f"a read of {number} on {link.endpoint.name} returned {row}")
+                        self.report.wrong.append(f"a read of {number} on {state.endpoint.name} returned {row}")
 
         return read
 
@@ -251,8 +253,8 @@ class Stress:
     def _tenant(self, name: str) -> Callable[[], None]:
         def read() -> None:
             with local_settings({"app.tenant": name}):
-                for link in (self.primary, self.replica):
-                    with Connection.open(link, autocommit=True) as conn:
+                for state in (self.primary, self.replica):
+                    with Connection.open(state, autocommit=True) as conn:
                         for _ in range(100):
                             if self._stop.is_set():
                                 return
@@ -293,11 +295,11 @@ class Stress:
         return look
 
     async def _tasks(self) -> None:
-        async def read(link: Link) -> None:
-            async with await AsyncConnection.open(link, autocommit=True) as conn:
+        async def read(state: EndpointState) -> None:
+            async with await AsyncConnection.open(state, autocommit=True) as conn:
                 while not self._stop.is_set():
                     number = random.randrange(1000)
-                    with use_token(None), self.report.timed(f"asyncio autocommit read, {link.endpoint.name}"):
+                    with use_token(None), self.report.timed(f"asyncio autocommit read, {state.endpoint.name}"):
                         row = await (await conn.execute("SELECT %s", (number,))).fetchone()
                     if row != (number,):
                         self.report.wrong.append(f"a read of {number} returned {row}")
@@ -315,7 +317,7 @@ class Stress:
                         self._judge(number, exc)
                         await conn.rollback()
 
-        works = [read(link) for link in (self.primary, self.replica) for _ in range(2)] + [write() for _ in range(4)]
+        works = [read(state) for state in (self.primary, self.replica) for _ in range(2)] + [write() for _ in range(4)]
         await asyncio.gather(*works)
 
 

@@ -40,8 +40,8 @@ def setting(lab: Lab, bouncer: str, name: str, value: object, normal: object) ->
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_query_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> None:
     """A statement that the pooler ends is a limit, not a failover: raised, and not sent again."""
-    link = paths.link(statement_timeout="20s", transaction_timeout="30s")
-    stock, ours = paths.stock(autocommit=autocommit), paths.ours(link, autocommit=autocommit)
+    state = paths.state(statement_timeout="20s", transaction_timeout="30s")
+    stock, ours = paths.stock(autocommit=autocommit), paths.ours(state, autocommit=autocommit)
     with setting(ps_lab, "write-pool", "query_timeout", 1, 0):
         works = [Doing(raised_once, ps_lab, conn.execute, "SELECT pg_sleep(5)") for conn in (stock, ours)]
         errors = [work.end() for work in works]
@@ -111,7 +111,7 @@ def test_client_idle_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocomm
 def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A pooler that has never reached its server lets clients wait at login, and then says why: an outage."""
     endpoint = paths.endpoint(connect_timeout="30s")
-    link = paths.link(endpoint)
+    state = paths.state(endpoint)
     local = ps_lab.bouncers["local"]
     with setting(ps_lab, "local", "client_login_timeout", 1, 60), setting(ps_lab, "write-pool", "client_login_timeout", 2, 60):
         ps_lab.restart_bouncer("write-pool")
@@ -120,8 +120,8 @@ def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None
         ps_lab.pause()
         try:
             error = raised(paths.stock, endpoint)
-            opened = Doing(lambda: paths.ours(link).execute("SELECT 1").fetchone())
-            wait_until(lambda: link.gate.closed, "the outage to be met")
+            opened = Doing(lambda: paths.ours(state).execute("SELECT 1").fetchone())
+            wait_until(lambda: state.gate.closed, "the outage to be met")
         finally:
             ps_lab.resume()
         assert opened.end() == (1,)
@@ -139,10 +139,10 @@ def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None
 def test_startup_parameter(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """Startup options through a pooler are a mistake: told at once, not tried again."""
     error = raised(lambda: paths.stock(options="-c statement_timeout=1000"))
-    link = paths.link()
-    ours = raised_once(ps_lab, lambda: paths.ours(link, options="-c statement_timeout=1000"), startups=1)
+    state = paths.state()
+    ours = raised_once(ps_lab, lambda: paths.ours(state, options="-c statement_timeout=1000"), startups=1)
     assert classify(ours).rule == "startup_parameter"
-    assert not link.gate.closed
+    assert not state.gate.closed
     matrix.add(
         "Startup options through the pooler",
         "primary",

@@ -51,8 +51,8 @@ def barred(ps_lab: Lab) -> Iterator[str]:
 def test_refused_login(ps_lab: Lab, paths: Paths, matrix: Matrix, barred: str, change: str) -> None:
     """What is configuration is raised at once; a role that has all its connections is waited for."""
     endpoint = Topology.from_url(barred.replace("/postgres?", "/moved?")).primary
-    link = paths.link(endpoint, QUICK)
-    stock, ours = paths.stock(endpoint), paths.ours(link)
+    state = paths.state(endpoint, QUICK)
+    stock, ours = paths.stock(endpoint), paths.ours(state)
     for conn in (stock, ours):
         conn.execute("SELECT 1")
     ps_lab.sql("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'barred'")

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ps_core.connection import AsyncConnection
+from ps_core import AsyncConnection
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import Kind, Ran, classify
 from ps_lab import Lab
@@ -89,10 +89,10 @@ def test_goes_on_after_the_lookup(ps_lab: Lab, paths: Paths) -> None:
 def test_lost_after_its_record_asyncio(ps_lab: Lab, paths: Paths) -> None:
     """The same with asyncio; and a task that is cancelled while COMMIT is under way still commits, and is cancelled then."""
     prepare(ps_lab)
-    link = paths.link()
+    state = paths.state()
 
     async def work() -> None:
-        lost, cancelled = await AsyncConnection.open(link), await AsyncConnection.open(link)
+        lost, cancelled = await AsyncConnection.open(state), await AsyncConnection.open(state)
         await lost.execute("INSERT INTO ledger VALUES (1)")
         await cancelled.execute("INSERT INTO ledger VALUES (2)")
         with ExitStack() as stack:

@@ -16,7 +16,7 @@ def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     ps_lab.sql("CREATE DATABASE doomed")
     ps_lab.wait_replicas_caught_up()
     endpoint = replace(Topology.from_url(ps_lab.url, direct_replica=True).replicas[0], dbname="doomed")
-    stock, ours = paths.stock(endpoint), paths.ours(paths.link(endpoint))
+    stock, ours = paths.stock(endpoint), paths.ours(paths.state(endpoint))
     for conn in (stock, ours):
         conn.execute("SELECT 1")
     ps_lab.sql("DROP DATABASE doomed")

@@ -41,7 +41,7 @@ def test_demoted_primary(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     # What a stale route amounts to: the primary's endpoint leads to a server in recovery.
     endpoint = replace(paths.endpoint("replica"), role="primary", name="primary")
     error = raised(paths.stock(endpoint).execute, "INSERT INTO ledger VALUES (1)")
-    conn = paths.ours(paths.link(endpoint, QUICK), autocommit=False)
+    conn = paths.ours(paths.state(endpoint, QUICK), autocommit=False)
     ours = raised(conn.execute, "INSERT INTO ledger VALUES (1)")
     assert classify(ours).rule == "demoted"
     assert classify(ours).transient
@@ -61,9 +61,9 @@ def test_demoted_primary(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
 def test_retired_connection_keeps_its_time_zone(ps_lab: Lab, paths: Paths) -> None:
     """Other connections to a server that was demoted are replaced before their next use, and their caller does not notice."""
     prepare(ps_lab)
-    link = paths.link(replace(paths.endpoint("replica"), role="primary", name="primary"), QUICK)
-    link.tracks = False  # else a read finds out by itself, and this route never leads to a primary
-    idle, writer = paths.ours(link), paths.ours(link)
+    state = paths.state(replace(paths.endpoint("replica"), role="primary", name="primary"), QUICK)
+    state.tracks = False  # else a read finds out by itself, and this route never leads to a primary
+    idle, writer = paths.ours(state), paths.ours(state)
     idle.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', false)")
     before = idle.pgconn
     raised(writer.execute, "INSERT INTO ledger VALUES (1)")

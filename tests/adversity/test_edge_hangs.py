@@ -19,10 +19,10 @@ def test_connect_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) 
     """A connect that is not answered within its timeout is tried again."""
     limits = paths.endpoint(path).timeouts
     endpoint = replace(paths.endpoint(path), timeouts=replace(limits, connect=2.0))
-    link = paths.link(endpoint)
+    state = paths.state(endpoint)
     with ps_lab.edge.hang():
-        works = [Doing(raised, paths.stock, endpoint), Doing(lambda: paths.ours(link).execute("SELECT 1").fetchone())]
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        works = [Doing(raised, paths.stock, endpoint), Doing(lambda: paths.ours(state).execute("SELECT 1").fetchone())]
+        wait_until(lambda: state.gate.closed, "the outage to be met")
         error = works[0].end()
     assert works[1].end() == (1,)
     matrix.add("The edge hangs", path, "connecting", classify(error), "connect_timeout", ours="sent again", outcome="answered")

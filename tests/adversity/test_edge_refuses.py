@@ -34,14 +34,14 @@ CLIENT_FAULTS = (
 def test_outage(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str, path: Path) -> None:
     """While the edge says that something is away, an idle connection that was cut waits, and then goes on."""
     message = text.format(branch=ps_lab.branch)
-    link = paths.link(path)
-    conn = paths.ours(link)
+    state = paths.state(path)
+    conn = paths.ours(state)
     conn.execute("SELECT 1")
     with ps_lab.edge.refuse("08006", message):
         error = raised(paths.stock, path)
         ps_lab.edge.cut(path)
         read = Doing(lambda: conn.execute("SELECT 2").fetchone())
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        wait_until(lambda: state.gate.closed, "the outage to be met")
     assert read.end() == (2,)
     matrix.add(
         f"The edge answers 08006 `{text.format(branch='...')}`",
@@ -57,11 +57,11 @@ def test_outage(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str, path: Path
 @pytest.mark.parametrize("text", CLIENT_FAULTS)
 def test_garbled_startup(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str) -> None:
     """What the edge says of a startup message that came broken is a lost connection like others: PlanetScale says 08006."""
-    link = paths.link()
+    state = paths.state()
     with ps_lab.edge.refuse("08006", text):
         error = raised(paths.stock)
-        opening = Doing(lambda: paths.ours(link).execute("SELECT 2").fetchone())
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        opening = Doing(lambda: paths.ours(state).execute("SELECT 2").fetchone())
+        wait_until(lambda: state.gate.closed, "the outage to be met")
     assert opening.end() == (2,)
     matrix.add(
         f"The edge answers 08006 `{text}`",
@@ -92,9 +92,9 @@ def test_mistake(
     """A user name or TLS setting that cannot work is reported at once, and never tried again."""
     options = {name: value.format(branch=ps_lab.branch) for name, value in changes.items()}
     error = raised(lambda: paths.stock(path, **options))
-    link = paths.link(path)
-    ours = raised_once(ps_lab, lambda: paths.ours(link, **options))
-    assert not link.gate.closed
+    state = paths.state(path)
+    ours = raised_once(ps_lab, lambda: paths.ours(state, **options))
+    assert not state.gate.closed
     assert str(ours) == str(error)
     matrix.add(
         f"The edge refuses: {request.node.callspec.id}",

@@ -17,7 +17,7 @@ def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
         "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
         f" RAISE EXCEPTION 'could not connect to server \"other\"' USING ERRCODE = '{sqlstate}'; END $$"
     )
-    conn = paths.ours(paths.link(policy=QUICK), autocommit=False)
+    conn = paths.ours(paths.state(policy=QUICK), autocommit=False)
     with ps_lab.round_trips() as counter:
         error = raised(conn.execute, "INSERT INTO ledger SELECT remote()")
     failure = classify(error)

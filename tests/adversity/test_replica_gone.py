@@ -91,15 +91,15 @@ def test_all_replicas_gone(everyone: Met, matrix: Matrix, row: Row) -> None:
 def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A direct connection to a replica is refused by the edge while there is none, and healed when there is."""
     endpoint = Topology.from_url(ps_lab.url, direct_replica=True).replicas[0]
-    link = paths.link(endpoint)
-    conn = paths.ours(link)
+    state = paths.state(endpoint)
+    conn = paths.ours(state)
     conn.execute("SELECT 1")
     for index in range(len(ps_lab.replicas)):
         ps_lab.crash_replica(index)
     try:
         error = raised(paths.stock, endpoint)
         read = Doing(lambda: conn.execute("SELECT 2").fetchone())
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        wait_until(lambda: state.gate.closed, "the outage to be met")
     finally:
         ps_lab.restart_replica()
     assert read.end() == (2,)

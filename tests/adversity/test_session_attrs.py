@@ -20,7 +20,7 @@ def test_session_attrs(ps_lab: Lab, paths: Paths, matrix: Matrix, replica: bool,
     topology = Topology.from_url(ps_lab.url, direct_replica=True)
     endpoint = topology.replicas[0] if replica else topology.direct
     error = raised(lambda: paths.stock(endpoint, target_session_attrs=wanted))
-    ours = raised(lambda: paths.ours(paths.link(endpoint, QUICK), target_session_attrs=wanted))
+    ours = raised(lambda: paths.ours(paths.state(endpoint, QUICK), target_session_attrs=wanted))
     assert "ps-postgres: tried the endpoint" in ours.__notes__[0]
     matrix.add(
         f"target_session_attrs={wanted}",

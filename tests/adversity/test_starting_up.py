@@ -48,13 +48,13 @@ def starting(lab: Lab) -> Iterator[None]:
 def test_starting_up(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """Replicas that are starting up are waited for, direct and behind the pooler."""
     endpoint = Topology.from_url(ps_lab.url, direct_replica=True).replicas[0]
-    link = paths.link(endpoint)
-    conn = paths.ours(link)
+    state = paths.state(endpoint)
+    conn = paths.ours(state)
     conn.execute("SELECT 1")
     with starting(ps_lab):
         error = raised(paths.stock, endpoint)
         read = Doing(lambda: conn.execute("SELECT 2").fetchone())
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        wait_until(lambda: state.gate.closed, "the outage to be met")
     assert read.end() == (2,)
     matrix.add(
         "A replica is starting up (57P03)",
@@ -83,14 +83,14 @@ def refusal(dsn: str) -> str:
 
 def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     """A server that waits for its last session to end is taken to be away until it is back."""
-    link = paths.link("direct")
+    state = paths.state("direct")
     last = paths.stock("direct")
     os.kill(postmaster(ps_lab), signal.SIGTERM)  # it ends with its last session
     try:
         wait_until(lambda: "shutting down" in refusal(ps_lab.primary.dsn()), "shutdown")
         error = raised(paths.stock, "direct")
-        opening = Doing(lambda: paths.ours(link).execute("SELECT 2").fetchone())
-        wait_until(lambda: link.gate.closed, "the outage to be met")
+        opening = Doing(lambda: paths.ours(state).execute("SELECT 2").fetchone())
+        wait_until(lambda: state.gate.closed, "the outage to be met")
     finally:
         last.close()
         ps_lab.primary.stop(signal.SIGINT)

@@ -49,8 +49,8 @@ def test_statement_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path
 @pytest.mark.parametrize("path", PATHS)
 def test_cancelled(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
     """57014 by a cancel request: the same SQLSTATE, the same verdict."""
-    link = paths.link(path, statement_timeout="30s", transaction_timeout="40s")
-    for conn, text in ((paths.stock(path), "SELECT 1, pg_sleep(20)"), (paths.ours(link), "SELECT 2, pg_sleep(20)")):
+    state = paths.state(path, statement_timeout="30s", transaction_timeout="40s")
+    for conn, text in ((paths.stock(path), "SELECT 1, pg_sleep(20)"), (paths.ours(state), "SELECT 2, pg_sleep(20)")):
         statement = Doing(raised, conn.execute, text)
         wait_until(lambda text=text: running(ps_lab, text), "statement")
         # Once is not enough on the replicas: a pooler with several hosts passes a cancel request to any of them.

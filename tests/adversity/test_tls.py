@@ -25,10 +25,10 @@ def test_tls(ps_lab: Lab, paths: Paths, matrix: Matrix, mistake: str, tmp_path: 
         "wrong host": {"host": "elsewhere.example", "hostaddr": "127.0.0.1"},
     }[mistake]
     error = raised(lambda: paths.stock("direct", **options))
-    link = paths.link("direct")
-    ours = raised_once(ps_lab, lambda: paths.ours(link, **options))
+    state = paths.state("direct")
+    ours = raised_once(ps_lab, lambda: paths.ours(state, **options))
     assert classify(ours).rule == "client_tls_or_option"
-    assert not link.gate.closed
+    assert not state.gate.closed
     matrix.add(
         f"TLS: {mistake}", "direct", "connecting", classify(error), "client_tls_or_option", ours="raised", outcome="no connection"
     )

@@ -19,12 +19,12 @@ def test_wrong_password(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -
     """A wrong password is one attempt, on every endpoint, and is nowhere in the error."""
     endpoint = replace(paths.endpoint(path), password="pscale_pw_not_this_one")
     error = raised(paths.stock, endpoint)
-    link = paths.link(endpoint)
+    state = paths.state(endpoint)
     with ps_lab.round_trips() as counter:
-        ours = raised(paths.ours, link)
+        ours = raised(paths.ours, state)
     assert counter.startups == 1
     assert "pscale_pw_not_this_one" not in repr(ours) + "".join(getattr(ours, "__notes__", []))
-    assert not link.gate.closed
+    assert not state.gate.closed
     matrix.add("Wrong password", path, "connecting", classify(error), "authentication", ours="raised", outcome="no connection")
 
 
@@ -35,7 +35,7 @@ def test_rotated_password(ps_lab: Lab, paths: Paths, path: Path) -> None:
     try:
         topology = Topology.from_url(url, bouncer="write-pool", replica_bouncer="read-pool")
         endpoint = {"primary": topology.primary, "replica": topology.replicas[0], "direct": topology.direct}[path]
-        conn = paths.ours(paths.link(endpoint))
+        conn = paths.ours(paths.state(endpoint))
         ps_lab.set_password("rotated")
         assert conn.execute("SELECT 1").fetchone() == (1,)
         # Restarted, for PgBouncer does not read its file again when that was written twice within a second.
@@ -65,7 +65,7 @@ def test_refused_by_the_server(ps_lab: Lab, paths: Paths, matrix: Matrix, change
             ps_lab.sql(change)
         error = raised(paths.stock, endpoint)
         with ps_lab.round_trips() as counter:
-            raised(paths.ours, paths.link(endpoint))
+            raised(paths.ours, paths.state(endpoint))
         assert counter.startups == 1
     finally:
         ps_lab.drop_role("barred")

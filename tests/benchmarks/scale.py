@@ -37,10 +37,11 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 
 import ps_core
 import ps_sqlalchemy
+from ps_core._endpoint import StatementMemory
+from ps_core._message.statement import _remembered, analyse
+from ps_core._registry import states_of
+from ps_core._retry.gate import OutageGate
 from ps_core.consistency import parse_lsn
-from ps_core.link import StatementMemory, links_of
-from ps_core.retry import OutageGate
-from ps_core.statements import _remembered, analyse
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
@@ -316,7 +317,7 @@ SESSION_THREADS, SESSION_TASKS = "SQLAlchemy session, threads", "SQLAlchemy sess
 def costs(url: str, position: int, effort: Effort) -> list[Cost]:
     """Measure reads in all ways, alternating, at each level of concurrency."""
     topology = topology_of(url)
-    token = ps_core.Token(identity=links_of(topology)[0].identity, position=position, at=time.time())
+    token = ps_core.Token(identity=states_of(topology)[0].identity, position=position, at=time.time())
     found: list[Cost] = []
     for kind, make in ((PSYCOPG_THREADS, _psycopg_reads), (SESSION_THREADS, _session_reads)):
         reads = {way: make(topology, way, min(max(effort.threads), effort.pool)) for way in Way}
@@ -527,7 +528,7 @@ UNITS_OF_TRAFFIC: Final = ("read", "read, guarded", "transaction of a write")
 def traffic(url: str, position: int) -> dict[str, tuple[Traffic, Traffic]]:
     """Return the bytes of units of work: stock's, and ours. libpq traces messages on Linux only."""
     topology = topology_of(url)
-    token = ps_core.Token(identity=links_of(topology)[0].identity, position=position, at=time.time())
+    token = ps_core.Token(identity=states_of(topology)[0].identity, position=position, at=time.time())
     found: dict[str, tuple[Traffic, Traffic]] = {}
     for name in UNITS_OF_TRAFFIC:
         endpoint = topology.replicas[0] if name.startswith("read") else topology.primary

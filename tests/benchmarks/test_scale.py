@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_core.retry import OutageGate
+from ps_core._retry.gate import OutageGate
 from ps_lab import Lab
 from tests.benchmarks.scale import GATES, QUICK, Fleet, Reach, load, memories, percentile, reaches, sums, write
 

@@ -28,8 +28,8 @@ from sqlalchemy import orm, select, text
 import ps_core
 import ps_django
 import ps_sqlalchemy
+from ps_core._registry import replicas_of, states_of
 from ps_core.consistency import parse_lsn
-from ps_core.link import links_of, replicas_of
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
@@ -149,7 +149,7 @@ def _set_up(url: str, position: int) -> None:
     global _topology, _token  # noqa: PLW0603 - the state of this process
     _topology = ps_core.Topology.from_url(url, bouncer="write-pool", replica_bouncer="read-pool")
     _topology = replace(_topology, direct=replace(_topology.direct, timeouts=LIMITS))
-    _token = ps_core.Token(identity=links_of(_topology)[0].identity, position=position, at=time.time())
+    _token = ps_core.Token(identity=states_of(_topology)[0].identity, position=position, at=time.time())
     settings.configure(DATABASES=_databases(url), USE_TZ=True)
     django.setup()
 
@@ -276,9 +276,9 @@ def _engine(endpoint: str, way: Way) -> sa.Engine:
         whole = ps_sqlalchemy.create_engine(_topology, retry=policy)
         replicas = replicas_of(_topology, policy=policy)
         assert replicas is not None
-        primary, _, direct = links_of(_topology, policy=policy)
-        for link in (primary, direct, *replicas.links):
-            link.tracks = way is Way.TOKENS
+        primary, _, direct = states_of(_topology, policy=policy)
+        for state in (primary, direct, *replicas.states):
+            state.tracks = way is Way.TOKENS
         # A read that nobody routes goes to a replica by itself: the whole engine is what an application has.
         return whole.direct if endpoint == "direct" else whole
     options = _stock_options(endpoint)
@@ -387,8 +387,8 @@ def _alias(endpoint: str, way: Way) -> str:
 def _django(endpoint: str, way: Way) -> Any:
     connection: Any = connections[_alias(endpoint, way)]
     if way in (Way.OURS, Way.TOKENS):
-        connection.ps_link.tracks = way is Way.TOKENS
-        connection.ps_link.identity = _token.identity
+        connection.ps_state.tracks = way is Way.TOKENS
+        connection.ps_state.identity = _token.identity
     return connection
 
 

@@ -14,7 +14,7 @@ from ps_cli._figures import Recording
 from tests.compare.system import ACCOUNTS, Module, System, load
 
 Unit = Literal["read", "transfer"]
-PATIENCE: Final = 15.0
+RETRY_REPLICAS_FOR: Final = 15.0
 """Seconds after the end of an event's time until a client that still waits is given up."""
 ANSWER: Final = 60.0
 """Seconds that anything else may take."""
@@ -139,7 +139,7 @@ class _Jobs:
         """Stop the clients; return what they recorded, and how many still wait for an answer."""
         for client in self._clients:
             client.stopping.set()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + RETRY_REPLICAS_FOR
         whole, stuck = Recording(), 0
         for client in self._clients:
             client.join(max(0.0, until - time.monotonic()))

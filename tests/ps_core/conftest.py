@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from ps_core.connection import Connection
-from ps_core.link import Link
+from ps_core import Connection
+from ps_core._endpoint import EndpointState
 from ps_core.topology import Endpoint
 from ps_lab import Lab
 
@@ -16,27 +16,27 @@ Connect = Callable[..., Connection[Any]]
 
 
 @pytest.fixture(scope="session")
-def primary(ps_lab: Lab) -> Link:
+def primary(ps_lab: Lab) -> EndpointState:
     """The primary, through both bouncers; the role's own limits are read already."""
     return _warm(ps_lab.topology.primary, ps_lab)
 
 
 @pytest.fixture(scope="session")
-def replica(ps_lab: Lab) -> Link:
+def replica(ps_lab: Lab) -> EndpointState:
     """The replicas, through their bouncer."""
     return _warm(ps_lab.topology.replicas[0], ps_lab)
 
 
 @pytest.fixture(scope="session")
-def direct(ps_lab: Lab) -> Link:
+def direct(ps_lab: Lab) -> EndpointState:
     """The direct endpoint."""
     return _warm(ps_lab.topology.direct, ps_lab)
 
 
-def _warm(endpoint: Endpoint, lab: Lab) -> Link:
-    link = Link(endpoint=endpoint, identity=lab.branch)
-    Connection.open(link).close()
-    return link
+def _warm(endpoint: Endpoint, lab: Lab) -> EndpointState:
+    state = EndpointState(endpoint=endpoint, identity=lab.branch)
+    Connection.open(state).close()
+    return state
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def connect() -> Iterator[Connect]:
     """Return a function that opens connections, which are closed after the test."""
     with ExitStack() as stack:
 
-        def open_connection(link: Link, **options: Any) -> Connection[Any]:
-            conn = Connection.open(link, **options)
+        def open_connection(state: EndpointState, **options: Any) -> Connection[Any]:
+            conn = Connection.open(state, **options)
             stack.callback(conn.close)
             return conn
 

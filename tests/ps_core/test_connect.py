@@ -12,11 +12,11 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 import ps_core
-from ps_core.commit import MARKER_TABLE_SQL
-from ps_core.connection import Connection
-from ps_core.cursors import Cursor, ServerBindingCursor
+from ps_core import Connection
+from ps_core._connection.cursors import Cursor, ServerBindingCursor
+from ps_core._endpoint import EndpointState
+from ps_core._message.commit import MARKER_TABLE_SQL
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.link import Link
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
@@ -73,7 +73,7 @@ def test_server_side_binding(ps_lab: Lab, autocommit: bool, table: str) -> None:
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_timeouts_hold_for_other_ways_to_execute(primary: Link, table: str, autocommit: bool, connect: Connect) -> None:
+def test_timeouts_hold_for_other_ways_to_execute(primary: EndpointState, table: str, autocommit: bool, connect: Connect) -> None:
     """executemany, stream and COPY are bounded, too, in autocommit as in transactions."""
     conn = connect(primary, autocommit=autocommit)
     cursor = conn.cursor()
@@ -100,7 +100,7 @@ def test_timeouts_hold_for_other_ways_to_execute(primary: Link, table: str, auto
     assert conn.execute("SHOW statement_timeout").fetchone() == ("2s",)
 
 
-def test_fatal_in_executemany_does_not_wedge(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_fatal_in_executemany_does_not_wedge(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """A FATAL that meets psycopg's pipeline leaves a connection that knows that it is lost."""
     conn = connect(primary)
     with pytest.raises(psycopg.Error):
@@ -112,7 +112,7 @@ def test_fatal_in_executemany_does_not_wedge(ps_lab: Lab, primary: Link, table: 
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_deadline_ends_the_wait_for_a_stopped_pooler(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_deadline_ends_the_wait_for_a_stopped_pooler(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """A pooler that is stopped never answers, and no timeout of libpq's fires: the deadline does, for statements and connects."""
     conn = connect(primary, autocommit=True)
     conn.execute("SELECT 1")
@@ -130,7 +130,7 @@ def test_deadline_ends_the_wait_for_a_stopped_pooler(ps_lab: Lab, primary: Link,
     assert conn.execute("SELECT 3").fetchone() == (3,)
 
 
-def test_deadline_bounds_trying_again(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_deadline_bounds_trying_again(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """While the endpoint is down, the deadline ends the tries before the policy does."""
     conn = connect(primary, autocommit=True)
     ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
@@ -145,7 +145,7 @@ def test_deadline_bounds_trying_again(ps_lab: Lab, primary: Link, connect: Conne
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_deadline_passed_before_commit(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_deadline_passed_before_commit(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """A COMMIT that comes too late is not sent, and the ROLLBACK is."""
     conn = connect(primary)
     with ps_core.deadline(1):
@@ -165,13 +165,13 @@ def test_deadline_passed_before_commit(ps_lab: Lab, primary: Link, table: str, c
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommit: bool, connect: Connect) -> None:
+def test_demoted_server_is_left(ps_lab: Lab, direct: EndpointState, table: str, autocommit: bool, connect: Connect) -> None:
     """A write that a demoted server refuses runs on the new primary, and the pool's other connections are replaced, too."""
-    link = Link(endpoint=direct.endpoint)
+    state = EndpointState(endpoint=direct.endpoint)
     real, ps_lab.primary = ps_lab.primary, ps_lab.replicas[0]
     ps_lab._tell_edge()
     try:
-        stale, other = connect(link, autocommit=autocommit), connect(link, autocommit=True)
+        stale, other = connect(state, autocommit=autocommit), connect(state, autocommit=True)
         other.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', false)")
         other._keeps_state = False  # nothing but the time zone, which is carried over
         assert other.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
@@ -186,24 +186,24 @@ def test_demoted_server_is_left(ps_lab: Lab, direct: Link, table: str, autocommi
 
 @pytest.mark.parametrize("factory", [Cursor, ServerBindingCursor])
 def test_reads_leave_a_demoted_server(
-    ps_lab: Lab, direct: Link, table: str, factory: type[psycopg.Cursor[Any]], connect: Connect
+    ps_lab: Lab, direct: EndpointState, table: str, factory: type[psycopg.Cursor[Any]], connect: Connect
 ) -> None:
     """A read that was to be on the primary is not answered by a server that is no longer one; nor is a write."""
-    links = [Link(endpoint=direct.endpoint, identity=ps_lab.branch, tracks=True) for _ in range(2)]
+    states = [EndpointState(endpoint=direct.endpoint, identity=ps_lab.branch, tracks=True) for _ in range(2)]
     real, ps_lab.primary = ps_lab.primary, ps_lab.replicas[0]
     ps_lab._tell_edge()
     try:
-        reader, writer = (connect(link, autocommit=True) for link in links)
+        reader, writer = (connect(state, autocommit=True) for state in states)
     finally:
         ps_lab.primary = real
         ps_lab._tell_edge()
     assert Cursor(reader).execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
     factory(writer).execute(f"INSERT INTO {table} VALUES (1)")
     assert count(ps_lab, table) == 1
-    assert [link.generation for link in links] == [1, 1]
+    assert [state.generation for state in states] == [1, 1]
 
 
-def test_read_only_that_was_asked_for_is_no_demotion(primary: Link, table: str, connect: Connect) -> None:
+def test_read_only_that_was_asked_for_is_no_demotion(primary: EndpointState, table: str, connect: Connect) -> None:
     """25006 in a transaction that was declared READ ONLY is the caller's, and leaves the transaction failed."""
     conn = connect(primary)
     conn.read_only = True
@@ -218,15 +218,15 @@ def test_read_only_that_was_asked_for_is_no_demotion(primary: Link, table: str, 
     assert conn.info.transaction_status == TransactionStatus.INERROR
 
 
-def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: Link, table: str) -> None:
+def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: EndpointState, table: str) -> None:
     """With a marker row, or a query of the caller's, the outcome is told without the transaction's id."""
     ps_lab.sql(MARKER_TABLE_SQL)
-    link = Link(endpoint=primary.endpoint)
+    state = EndpointState(endpoint=primary.endpoint)
     for check in (ps_core.commit_check(marker=True), ps_core.commit_check(verify=f"SELECT count(*) = 2 FROM {table}")):
         outcomes: list[Any] = []
 
         def work(check: Any = check, outcomes: list[Any] = outcomes) -> None:
-            with Connection.open(link) as conn, check:
+            with Connection.open(state) as conn, check:
                 conn.execute(f"INSERT INTO {table} VALUES (1)")
                 outcomes.append("ready")
                 conn.commit()
@@ -240,22 +240,22 @@ def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: Link, tabl
         thread.join(30)
         assert outcomes == ["ready", "committed"]
     assert count(ps_lab, table) == 2
-    with Connection.open(link) as conn, ps_core.commit_check(marker=True):
+    with Connection.open(state) as conn, ps_core.commit_check(marker=True):
         before = count(ps_lab, "ps_commit_marker")
         conn.execute(f"INSERT INTO {table} VALUES (3)")
         with ps_lab.round_trips() as counter:
             conn.commit()
         assert (counter.count, count(ps_lab, "ps_commit_marker")) == (1, before + 1)
     ps_lab.sql("DROP TABLE ps_commit_marker")
-    with Connection.open(link) as conn, ps_core.commit_check(marker=True):
+    with Connection.open(state) as conn, ps_core.commit_check(marker=True):
         conn.execute(f"INSERT INTO {table} VALUES (4)")
         assert isinstance(raised_by(conn.commit), psycopg.errors.UndefinedTable)
     assert count(ps_lab, table) == 3
 
 
-def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, primary: Link, table: str) -> None:
+def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, primary: EndpointState, table: str) -> None:
     """What is not to be seen yet may still commit: with the id that is waited for, without one nobody can tell."""
-    link = Link(endpoint=primary.endpoint)
+    state = EndpointState(endpoint=primary.endpoint)
     write = f"INSERT INTO {table} VALUES (1)"
     # An idle server connection may have had an earlier test's lookup last.
     asked = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'SELECT pg_xact_status%%' AND query_start > %s"
@@ -265,7 +265,7 @@ def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, p
 
         def work(text: str = text, before: int = before, errors: list[BaseException] = errors) -> None:
             with ps_core.commit_check(verify=f"SELECT count(*) > {before} FROM {table}"):
-                conn = Connection.open(link)
+                conn = Connection.open(state)
                 try:
                     conn.execute(text)
                     conn.commit()

@@ -19,11 +19,11 @@ from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import Jsonb
 from psycopg.types.range import Range
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection
+from ps_core._endpoint import EndpointState
 from ps_core.context import deadline, limits, local_settings
 from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
-from ps_core.link import Link
 from ps_lab import Lab
 from tests.ps_core.conftest import Connect
 
@@ -33,10 +33,10 @@ LINKS = ["primary", "replica", "direct"]
 
 
 @pytest.fixture
-def link(request: pytest.FixtureRequest) -> Link:
-    """The link that the test's parameter names."""
-    link: Link = request.getfixturevalue(request.param)
-    return link
+def state(request: pytest.FixtureRequest) -> EndpointState:
+    """The state that the test's parameter names."""
+    state: EndpointState = request.getfixturevalue(request.param)
+    return state
 
 
 def shown(conn: Connection[Any], name: str) -> str:
@@ -51,17 +51,17 @@ def shown(conn: Connection[Any], name: str) -> str:
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-@pytest.mark.parametrize("link", ["primary", "replica"], indirect=True)
-def test_timeouts_hold(link: Link, autocommit: bool, connect: Connect) -> None:
+@pytest.mark.parametrize("state", ["primary", "replica"], indirect=True)
+def test_timeouts_hold(state: EndpointState, autocommit: bool, connect: Connect) -> None:
     """Both timeouts hold through both bouncers, in autocommit and in every transaction, first statement and later ones."""
-    conn = connect(link, autocommit=autocommit)
+    conn = connect(state, autocommit=autocommit)
     for _ in range(3):
         assert shown(conn, "statement_timeout") == "2s"
         assert shown(conn, "transaction_timeout") == "3s"
         conn.commit()
 
 
-def test_direct_endpoint_has_a_lock_timeout_only(direct: Link, connect: Connect) -> None:
+def test_direct_endpoint_has_a_lock_timeout_only(direct: EndpointState, connect: Connect) -> None:
     """Migrations may take their time on the direct endpoint, but not queue for a lock."""
     conn = connect(direct)
     assert shown(conn, "statement_timeout") == "0"
@@ -70,17 +70,17 @@ def test_direct_endpoint_has_a_lock_timeout_only(direct: Link, connect: Connect)
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-@pytest.mark.parametrize("link", ["primary", "replica"], indirect=True)
-def test_statement_timeout_cancels(link: Link, autocommit: bool, connect: Connect) -> None:
+@pytest.mark.parametrize("state", ["primary", "replica"], indirect=True)
+def test_statement_timeout_cancels(state: EndpointState, autocommit: bool, connect: Connect) -> None:
     """A statement that runs too long is cancelled by the server, and the connection is good for the next one."""
-    conn = connect(link, autocommit=autocommit)
+    conn = connect(state, autocommit=autocommit)
     with limits(statement="100ms"), pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout"):
         conn.execute("SELECT pg_sleep(5)")
     conn.rollback()
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_transaction_timeout_ends_the_transaction(primary: Link, connect: Connect) -> None:
+def test_transaction_timeout_ends_the_transaction(primary: EndpointState, connect: Connect) -> None:
     """A transaction that stays open too long is ended by the server."""
     conn = connect(primary)
     with limits(statement="900ms", transaction="1s"):
@@ -91,7 +91,7 @@ def test_transaction_timeout_ends_the_transaction(primary: Link, connect: Connec
     assert classify(failure.value).rule == "transaction_timeout"
 
 
-def test_limits_nest_and_respect_the_role(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_limits_nest_and_respect_the_role(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """`limits` replaces the endpoint's timeouts for a block; a lower one of the role's own stays."""
     conn = connect(primary)
     with limits(statement="60s"):
@@ -108,7 +108,7 @@ def test_limits_nest_and_respect_the_role(ps_lab: Lab, primary: Link, connect: C
     ps_lab.sql("ALTER ROLE app SET statement_timeout = '700ms'")
     try:
         ps_lab.bouncers["local"].admin("RECONNECT")
-        limited = connect(Link(endpoint=primary.endpoint))
+        limited = connect(EndpointState(endpoint=primary.endpoint))
         assert shown(limited, "statement_timeout") == "700ms"
         limited.rollback()
         with limits(statement="60s"):
@@ -118,12 +118,12 @@ def test_limits_nest_and_respect_the_role(ps_lab: Lab, primary: Link, connect: C
         ps_lab.bouncers["local"].admin("RECONNECT")
 
 
-def test_running_transaction_timer_is_armed_again(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_running_transaction_timer_is_armed_again(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """A transaction timeout that the role has by itself does not keep ours from taking effect."""
     ps_lab.sql("ALTER ROLE app SET transaction_timeout = '20s'")
     try:
         ps_lab.bouncers["local"].admin("RECONNECT")
-        conn = connect(Link(endpoint=primary.endpoint))
+        conn = connect(EndpointState(endpoint=primary.endpoint))
         with limits(statement="900ms", transaction="1s"):
             conn.execute("SELECT 1")
             with pytest.raises(psycopg.Error) as failure:
@@ -135,7 +135,9 @@ def test_running_transaction_timer_is_armed_again(ps_lab: Lab, primary: Link, co
         ps_lab.bouncers["local"].admin("RECONNECT")
 
 
-def test_nothing_is_left_on_the_server_connection(ps_lab: Lab, primary: Link, replica: Link, connect: Connect) -> None:
+def test_nothing_is_left_on_the_server_connection(
+    ps_lab: Lab, primary: EndpointState, replica: EndpointState, connect: Connect
+) -> None:
     """Foreign clients of the same pools never see our settings, whatever ended our transactions."""
     names = ("statement_timeout", "transaction_timeout", "lock_timeout", "default_transaction_read_only", "app.tenant")
     settings = sql.SQL(",").join(sql.SQL("current_setting({}, true)").format(name) for name in names)
@@ -167,12 +169,12 @@ def test_nothing_is_left_on_the_server_connection(ps_lab: Lab, primary: Link, re
 # --- round trips ---
 
 
-@pytest.mark.parametrize("link", LINKS, indirect=True)
-def test_round_trips(ps_lab: Lab, link: Link, connect: Connect) -> None:
+@pytest.mark.parametrize("state", LINKS, indirect=True)
+def test_round_trips(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
     """What each unit of work costs, counted by the edge."""
-    on_replica = link.endpoint.read_only
-    conn = connect(link)
-    plain = connect(link, autocommit=True)
+    on_replica = state.endpoint.read_only
+    conn = connect(state)
+    plain = connect(state, autocommit=True)
 
     def cost(work: Any) -> int:
         with ps_lab.round_trips() as counter:
@@ -194,11 +196,11 @@ def test_round_trips(ps_lab: Lab, link: Link, connect: Connect) -> None:
     assert cost(lambda: read(2, "commit")) == 3
 
 
-def test_round_trips_of_writes(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_round_trips_of_writes(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """A write in autocommit costs one, a transaction of n statements n + 1; tokens and ids cost nothing."""
     for tracks in (False, True):
-        link = Link(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=tracks, role=primary.role)
-        conn, plain = connect(link), connect(link, autocommit=True)
+        state = EndpointState(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=tracks, role=primary.role)
+        conn, plain = connect(state), connect(state, autocommit=True)
         with ps_lab.round_trips() as counter:
             plain.execute(f"INSERT INTO {table} VALUES (1)")
         assert counter.count == 1
@@ -209,13 +211,13 @@ def test_round_trips_of_writes(ps_lab: Lab, primary: Link, table: str, connect: 
         assert counter.count == 3
 
 
-def test_round_trips_async(ps_lab: Lab, primary: Link, replica: Link) -> None:
+def test_round_trips_async(ps_lab: Lab, primary: EndpointState, replica: EndpointState) -> None:
     """The asyncio connection costs the same."""
 
     async def work() -> tuple[int, int]:
         counts = []
-        for link in (primary, replica):
-            conn = await AsyncConnection.open(link)
+        for state in (primary, replica):
+            conn = await AsyncConnection.open(state)
             with ps_lab.round_trips() as counter:
                 for _ in range(2):
                     await conn.execute("SELECT 1")
@@ -255,7 +257,7 @@ VALUES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES, ids=[name for name, _ in VALUES])
-def test_types_come_back(name: str, value: object, primary: Link, connect: Connect) -> None:
+def test_types_come_back(name: str, value: object, primary: EndpointState, connect: Connect) -> None:
     """Every value that psycopg adapts comes back as it went, in the opening statement and in a later one."""
     conn = connect(primary)
     for _ in range(2):
@@ -270,7 +272,7 @@ class Mood(enum.Enum):
     BAD = "BAD"
 
 
-def test_types_of_the_database_come_back(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_types_of_the_database_come_back(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """jsonb, enums and composites that were registered come back, too."""
     for statement in (
         "DROP TYPE IF EXISTS point2d, mood",
@@ -293,7 +295,7 @@ def test_types_of_the_database_come_back(ps_lab: Lab, primary: Link, connect: Co
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_result_is_the_statements_own(autocommit: bool, primary: Link, table: str, connect: Connect) -> None:
+def test_result_is_the_statements_own(autocommit: bool, primary: EndpointState, table: str, connect: Connect) -> None:
     """rowcount, description, statusmessage, nextset and row factories show the user's statement, never the opening."""
     conn = connect(primary, autocommit=autocommit)
     cursor = conn.cursor()
@@ -318,7 +320,7 @@ def test_result_is_the_statements_own(autocommit: bool, primary: Link, table: st
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_other_ways_to_execute(autocommit: bool, primary: Link, table: str, connect: Connect) -> None:
+def test_other_ways_to_execute(autocommit: bool, primary: EndpointState, table: str, connect: Connect) -> None:
     """executemany, COPY both ways, server-side cursors and stream work as with psycopg."""
     conn = connect(primary, autocommit=autocommit)
     cursor = conn.cursor()
@@ -338,7 +340,7 @@ def test_other_ways_to_execute(autocommit: bool, primary: Link, table: str, conn
         assert (named.fetchone(), named.fetchmany(5)) == ((1,), [(2,), (3,)])
 
 
-def test_executemany_and_copy_have_the_timeouts(primary: Link, table: str, connect: Connect) -> None:
+def test_executemany_and_copy_have_the_timeouts(primary: EndpointState, table: str, connect: Connect) -> None:
     """What cannot carry the opening itself gets it in a message before."""
     conn = connect(primary)
     cursor = conn.cursor()
@@ -349,7 +351,7 @@ def test_executemany_and_copy_have_the_timeouts(primary: Link, table: str, conne
         assert shown(conn, "transaction_timeout") == "3s"
 
 
-def test_statements_that_must_stand_alone(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_statements_that_must_stand_alone(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """What PostgreSQL refuses in a transaction block works in autocommit; what its text does not show is learned once."""
     conn = connect(primary, autocommit=True)
     ps_lab.sql(f"CREATE OR REPLACE PROCEDURE twice() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO {table} VALUES (1); COMMIT; END $$")
@@ -360,14 +362,14 @@ def test_statements_that_must_stand_alone(ps_lab: Lab, primary: Link, table: str
             conn.execute("CALL twice()")
         assert counter.count == 1
     assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
-    assert len(primary.loners) >= 1
+    assert len(primary.refused_in_batch) >= 1
 
 
 # --- errors ---
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_error_positions_point_into_the_users_text(autocommit: bool, primary: Link, connect: Connect) -> None:
+def test_error_positions_point_into_the_users_text(autocommit: bool, primary: EndpointState, connect: Connect) -> None:
     """Line, caret and position are those of psycopg alone; the framework finds the state that it expects."""
     ours = connect(primary, autocommit=autocommit)
     stock = psycopg.connect(**primary.endpoint.conninfo(), autocommit=autocommit, cursor_factory=psycopg.ClientCursor)
@@ -382,7 +384,7 @@ def test_error_positions_point_into_the_users_text(autocommit: bool, primary: Li
             assert told[0] == told[1]
 
 
-def test_failed_transaction_stays_failed(primary: Link, connect: Connect) -> None:
+def test_failed_transaction_stays_failed(primary: EndpointState, connect: Connect) -> None:
     """After a syntax error in the opening statement the transaction is failed until rollback, as with psycopg alone."""
     conn = connect(primary)
     with pytest.raises(psycopg.errors.SyntaxError):
@@ -394,10 +396,12 @@ def test_failed_transaction_stays_failed(primary: Link, connect: Connect) -> Non
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_failed_autocommit_write_leaves_the_connection_idle(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_failed_autocommit_write_leaves_the_connection_idle(
+    ps_lab: Lab, primary: EndpointState, table: str, connect: Connect
+) -> None:
     """A refused autocommit write that travelled with its own BEGIN leaves no failed transaction behind."""
-    link = Link(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=True)
-    conn = connect(link, autocommit=True)
+    state = EndpointState(endpoint=primary.endpoint, identity=ps_lab.branch, tracks=True)
+    conn = connect(state, autocommit=True)
     ps_lab.sql(f"CREATE UNIQUE INDEX ON {table} (id)")
     conn.execute(f"INSERT INTO {table} VALUES (1)")
     with pytest.raises(psycopg.errors.UniqueViolation):
@@ -409,7 +413,7 @@ def test_failed_autocommit_write_leaves_the_connection_idle(ps_lab: Lab, primary
 # --- read only ---
 
 
-def test_replica_is_always_read_only(replica: Link, table: str, connect: Connect) -> None:
+def test_replica_is_always_read_only(replica: EndpointState, table: str, connect: Connect) -> None:
     """Whatever the framework says, work on a replica endpoint is sent READ ONLY."""
     for autocommit in (False, True):
         conn = connect(replica, autocommit=autocommit)
@@ -421,27 +425,27 @@ def test_replica_is_always_read_only(replica: Link, table: str, connect: Connect
         conn.rollback()
 
 
-def test_hidden_write_in_autocommit_runs_once(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_hidden_write_in_autocommit_runs_once(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """What looks like a read and writes is refused READ ONLY by the server, runs again without, and is remembered."""
     ps_lab.sql(f"CREATE OR REPLACE FUNCTION add_item() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
-    link = Link(endpoint=primary.endpoint)
-    conn = connect(link, autocommit=True)
+    state = EndpointState(endpoint=primary.endpoint)
+    conn = connect(state, autocommit=True)
     assert shown(conn, "transaction_read_only") == "on"
     for expected in (2, 1):
         with ps_lab.round_trips() as counter:
             conn.execute("SELECT add_item()")
         assert counter.count == expected
-    assert len(link.hidden_writes) == 1
+    assert len(state.refused_read_only) == 1
     assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
 
 
 # --- context ---
 
 
-def test_local_settings(primary: Link, replica: Link, connect: Connect) -> None:
+def test_local_settings(primary: EndpointState, replica: EndpointState, connect: Connect) -> None:
     """The application's own settings hold in each transaction of the block, on the primary and on replicas, and nowhere else."""
-    for link in (primary, replica):
-        conn = connect(link)
+    for state in (primary, replica):
+        conn = connect(state)
         with local_settings({"app.user": "o'b\\r; DROP TABLE x"}), local_settings({"app.tenant": "42"}):
             row = conn.execute("SELECT current_setting('app.user'), current_setting('app.tenant')").fetchone()
             assert row == ("o'b\\r; DROP TABLE x", "42")
@@ -451,7 +455,7 @@ def test_local_settings(primary: Link, replica: Link, connect: Connect) -> None:
         conn.commit()
 
 
-def test_deadline(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_deadline(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """What is left of the deadline bounds the statement; when nothing is left, nothing is sent."""
     conn = connect(primary)
     with deadline("5s"), deadline(0.9), deadline(4):
@@ -466,7 +470,7 @@ def test_deadline(ps_lab: Lab, primary: Link, connect: Connect) -> None:
     assert shown(conn, "statement_timeout") == "2s"
 
 
-def test_notices_are_delivered(primary: Link, connect: Connect) -> None:
+def test_notices_are_delivered(primary: EndpointState, connect: Connect) -> None:
     """Notices of a statement that travels with its opening reach the handlers."""
     conn, heard = connect(primary), []
     conn.add_notice_handler(lambda diag: heard.append(diag.message_primary))

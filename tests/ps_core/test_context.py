@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
+from ps_core._endpoint import EndpointState
 from ps_core.context import Context, current, remaining
-from ps_core.link import Link
 from ps_core.routing import Route
 from ps_core.topology import Topology
 
@@ -156,10 +156,10 @@ def test_limits_above_the_roles_own(
     asked: dict[str, Any], role: dict[str, int], told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What `limits()` asks for and a timeout of the role forbids is warned of, once for each endpoint and process."""
-    link = Link(endpoint=Topology.from_url("postgresql://app.br4nch:secret@x.psdb.cloud/shop").primary, role=role)
+    state = EndpointState(endpoint=Topology.from_url("postgresql://app.br4nch:secret@x.psdb.cloud/shop").primary, role=role)
     with limits(**asked):
         for _ in range(2):
-            link.settings(180000)
+            state.settings(180000)
     assert [record.name for record in caplog.records] == ([] if told is None else ["ps_core.limits"])
     if told is not None:
         assert told in caplog.text

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from ps_core import Event, connect, deadline, limits, subscribe, use_token
-from ps_core.connection import Connection
+from ps_core import Connection, Event, RetryPolicy, connect, deadline, limits, subscribe, use_token
+from ps_core._endpoint import EndpointState
+from ps_core._registry import replicas_of, states_of
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import Name, emit
-from ps_core.link import Link, links_of, replicas_of
-from ps_core.retry import RetryPolicy
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -79,8 +78,8 @@ def test_lost_connection(ps_lab: Lab) -> None:
 
 def test_outage(ps_lab: Lab) -> None:
     """An endpoint that is away is told once, however many wait, and so is its return with the time."""
-    link, _, _ = links_of(ps_lab.topology, policy=RetryPolicy(max_elapsed=30))
-    conns = [Connection.open(link, autocommit=True) for _ in range(4)]
+    state, _, _ = states_of(ps_lab.topology, policy=RetryPolicy(max_elapsed=30))
+    conns = [Connection.open(state, autocommit=True) for _ in range(4)]
     ps_lab.bouncers["write-pool"].stop()
     began = time.monotonic()
     with heard() as events:
@@ -104,8 +103,8 @@ def test_outage(ps_lab: Lab) -> None:
 
 def test_gives_up_with_a_history(ps_lab: Lab) -> None:
     """What is raised in the end tells what the tries met, without the server's words."""
-    link = Link(endpoint=ps_lab.topology.primary, policy=RetryPolicy(max_elapsed=1.5))
-    with Connection.open(link, autocommit=True) as conn:
+    state = EndpointState(endpoint=ps_lab.topology.primary, policy=RetryPolicy(max_elapsed=1.5))
+    with Connection.open(state, autocommit=True) as conn:
         ps_lab.bouncers["write-pool"].stop()
         try:
             with pytest.raises(psycopg.OperationalError) as failure:
@@ -160,10 +159,10 @@ def test_commit_outcome(ps_lab: Lab) -> None:
         " 'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END';"
         " CREATE CONSTRAINT TRIGGER held AFTER INSERT ON told DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION held()"
     )
-    link = Link(endpoint=ps_lab.topology.primary, identity=ps_lab.branch, tracks=True)
+    state = EndpointState(endpoint=ps_lab.topology.primary, identity=ps_lab.branch, tracks=True)
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77 AND NOT granted"
     try:
-        with Connection.open(link) as conn, psycopg.connect(ps_lab.primary.dsn()) as holder, heard() as events:
+        with Connection.open(state) as conn, psycopg.connect(ps_lab.primary.dsn()) as holder, heard() as events:
             holder.execute("SELECT pg_advisory_xact_lock(77)")
             with limits(statement="60s"):
                 conn.execute("INSERT INTO told VALUES (1)")

@@ -10,11 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection, RetryPolicy
+from ps_core._endpoint import EndpointState
 from ps_core.context import limits
 from ps_core.events import Event, Name, subscribe
-from ps_core.link import Link
-from ps_core.retry import RetryPolicy
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from ps_lab.relay import Path
@@ -29,7 +28,7 @@ def count(lab: Lab, table: str) -> int:
 
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_loss_of_an_idle_connection_is_not_noticed(
-    ps_lab: Lab, autocommit: bool, primary: Link, table: str, connect: Connect
+    ps_lab: Lab, autocommit: bool, primary: EndpointState, table: str, connect: Connect
 ) -> None:
     """Reads and writes on a connection that was cut while idle work, and a cursor made before works, too."""
     conn = connect(primary, autocommit=autocommit)
@@ -44,11 +43,13 @@ def test_loss_of_an_idle_connection_is_not_noticed(
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
-def test_read_under_way_is_sent_again(ps_lab: Lab, autocommit: bool, primary: Link, replica: Link, connect: Connect) -> None:
+def test_read_under_way_is_sent_again(
+    ps_lab: Lab, autocommit: bool, primary: EndpointState, replica: EndpointState, connect: Connect
+) -> None:
     """A read whose connection is cut while it runs is sent again, on the primary and on replicas."""
-    paths: tuple[tuple[Link, Path], ...] = ((primary, "primary"), (replica, "replica"))
-    for link, path in paths:
-        conn = connect(link, autocommit=autocommit)
+    paths: tuple[tuple[EndpointState, Path], ...] = ((primary, "primary"), (replica, "replica"))
+    for state, path in paths:
+        conn = connect(state, autocommit=autocommit)
         tries: list[Event] = []
         unsubscribe = subscribe(lambda event: tries.append(event) if event.name is Name.RETRY else None)  # noqa: B023
         try:
@@ -89,7 +90,7 @@ def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
             cutter.join()
 
 
-def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """An autocommit write whose connection is cut while it runs is not sent again: it may have been committed."""
     conn = connect(primary, autocommit=True)
     with cut_under_way(ps_lab, "primary"), pytest.raises(psycopg.OperationalError):
@@ -97,9 +98,9 @@ def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: Link, table: st
     assert conn.execute(f"SELECT count(*) <= 1 FROM {table}").fetchone() == (True,)
 
 
-def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """`SELECT transfer()` looks like a read: it runs once, since the server refuses it READ ONLY before anything happened."""
-    conn = connect(Link(endpoint=primary.endpoint), autocommit=True)
+    conn = connect(EndpointState(endpoint=primary.endpoint), autocommit=True)
     with cut_under_way(ps_lab, "primary"):
         ps_lab.sql(
             f"CREATE OR REPLACE FUNCTION held_add() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1); SELECT held()'"
@@ -109,8 +110,10 @@ def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: Link, table: 
     assert count(ps_lab, table) <= 1
 
 
-def test_later_statement_of_a_transaction_is_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
-    """A link lost inside a transaction is raised, and never continued on a fresh link: row 2 without row 1."""
+def test_later_statement_of_a_transaction_is_not_sent_again(
+    ps_lab: Lab, primary: EndpointState, table: str, connect: Connect
+) -> None:
+    """A state lost inside a transaction is raised, and never continued on a fresh state: row 2 without row 1."""
     conn = connect(primary)
     conn.execute(f"INSERT INTO {table} VALUES (1)")
     ps_lab.edge.cut("primary")
@@ -122,7 +125,7 @@ def test_later_statement_of_a_transaction_is_not_sent_again(ps_lab: Lab, primary
     assert count(ps_lab, table) == 0
 
 
-def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """A text of several statements may hold a COMMIT of its own: it is sent once."""
     conn = connect(primary, autocommit=True)
     with cut_under_way(ps_lab, "primary"), pytest.raises(psycopg.OperationalError):
@@ -130,7 +133,7 @@ def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: Link, table
     assert count(ps_lab, table) == 1
 
 
-def test_session_state_is_never_lost_silently(ps_lab: Lab, direct: Link, connect: Connect) -> None:
+def test_session_state_is_never_lost_silently(ps_lab: Lab, direct: EndpointState, connect: Connect) -> None:
     """On a direct connection that may hold session state, the loss is raised; without any, it is healed."""
     plain, stateful = connect(direct, autocommit=True), connect(direct, autocommit=True)
     plain.execute("SELECT 1")
@@ -141,7 +144,7 @@ def test_session_state_is_never_lost_silently(ps_lab: Lab, direct: Link, connect
         stateful.execute("SELECT 1")
 
 
-def test_session_parameters_survive(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_session_parameters_survive(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """The time zone that a framework set for the session is that of the new connection, too."""
     conn = connect(primary, autocommit=True)
     conn.execute("SELECT set_config('TimeZone', 'Asia/Tokyo', false)")
@@ -151,7 +154,7 @@ def test_session_parameters_survive(ps_lab: Lab, primary: Link, connect: Connect
 
 
 @pytest.mark.parametrize("bouncer", ["local", "write-pool"])
-def test_restart_of_a_bouncer(ps_lab: Lab, bouncer: str, primary: Link, table: str, connect: Connect) -> None:
+def test_restart_of_a_bouncer(ps_lab: Lab, bouncer: str, primary: EndpointState, table: str, connect: Connect) -> None:
     """A bouncer that crashes between two transactions is not noticed, whichever of the two it is."""
     for autocommit in (False, True):
         conn = connect(primary, autocommit=autocommit)
@@ -163,7 +166,7 @@ def test_restart_of_a_bouncer(ps_lab: Lab, bouncer: str, primary: Link, table: s
     assert count(ps_lab, table) == 1
 
 
-def test_backend_that_is_terminated(ps_lab: Lab, direct: Link, connect: Connect) -> None:
+def test_backend_that_is_terminated(ps_lab: Lab, direct: EndpointState, connect: Connect) -> None:
     """57P01 while idle is not noticed on a direct connection either."""
     conn = connect(direct)
     for _ in range(2):
@@ -177,23 +180,23 @@ def test_backend_that_is_terminated(ps_lab: Lab, direct: Link, connect: Connect)
 
 @pytest.mark.parametrize("event", ["switchover", "crash_primary"])
 def test_change_of_primary(
-    ps_lab: Lab, event: str, primary: Link, replica: Link, direct: Link, table: str, connect: Connect
+    ps_lab: Lab, event: str, primary: EndpointState, replica: EndpointState, direct: EndpointState, table: str, connect: Connect
 ) -> None:
     """Reads in a loop on every endpoint go through a switchover and a crash without an error; so do opening writes."""
     stop, errors, done = threading.Event(), [], []
 
-    def work(link: Link, autocommit: bool, statement: str) -> None:
+    def work(state: EndpointState, autocommit: bool, statement: str) -> None:
         try:
-            conn = Connection.open(link, autocommit=autocommit)
+            conn = Connection.open(state, autocommit=autocommit)
             while not stop.is_set():
                 conn.execute(statement)
                 conn.rollback()
-                done.append(link.endpoint.name)
+                done.append(state.endpoint.name)
             conn.close()
         except Exception as exc:  # noqa: BLE001
             errors.append(exc)
 
-    jobs = [(link, autocommit, "SELECT 1") for link in (primary, replica, direct) for autocommit in (False, True)]
+    jobs = [(state, autocommit, "SELECT 1") for state in (primary, replica, direct) for autocommit in (False, True)]
     jobs.append((primary, False, f"INSERT INTO {table} VALUES (1)"))
     threads = [threading.Thread(target=work, args=job) for job in jobs]
     for thread in threads:
@@ -210,11 +213,11 @@ def test_change_of_primary(
     assert count(ps_lab, table) == 0
 
 
-def test_retries_end(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_retries_end(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """When the endpoint stays away, the error that is raised is the driver's, with a note of what was tried."""
     policy = RetryPolicy(max_elapsed=0.5)
-    link = Link(endpoint=primary.endpoint, policy=policy)
-    conn = connect(link, autocommit=True)
+    state = EndpointState(endpoint=primary.endpoint, policy=policy)
+    conn = connect(state, autocommit=True)
     ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
     ps_lab.edge.cut("primary")
     try:
@@ -226,14 +229,14 @@ def test_retries_end(ps_lab: Lab, primary: Link, connect: Connect) -> None:
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_wrong_password_is_not_retried(ps_lab: Lab, primary: Link) -> None:
+def test_wrong_password_is_not_retried(ps_lab: Lab, primary: EndpointState) -> None:
     """A password that is wrong is reported at once."""
     with ps_lab.round_trips() as counter, pytest.raises(psycopg.OperationalError, match=r"password|SASL"):
-        Connection.open(Link(endpoint=primary.endpoint), password="pscale_pw_wrong")
+        Connection.open(EndpointState(endpoint=primary.endpoint), password="pscale_pw_wrong")
     assert counter.startups == 1
 
 
-def test_closed_connection_stays_closed(primary: Link) -> None:
+def test_closed_connection_stays_closed(primary: EndpointState) -> None:
     """A connection that the application closed behaves as psycopg's."""
     conn = Connection.open(primary, autocommit=True)
     cursor = conn.cursor()
@@ -244,7 +247,7 @@ def test_closed_connection_stays_closed(primary: Link) -> None:
         conn.cursor()
 
 
-def test_forked_child_does_not_heal(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_forked_child_does_not_heal(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """A child process does not take over the connection of its parent."""
     conn = connect(primary, autocommit=True)
     conn._pid = os.getpid() + 1  # what the child sees
@@ -284,12 +287,12 @@ def raised_by(work: Any) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
-def test_async_heals_too(ps_lab: Lab, primary: Link, replica: Link) -> None:
+def test_async_heals_too(ps_lab: Lab, primary: EndpointState, replica: EndpointState) -> None:
     """The asyncio connection heals in the same cases; a cancelled retry leaves the event loop in order."""
 
     async def work() -> None:
-        for link, path in ((primary, "primary"), (replica, "replica")):
-            conn = await AsyncConnection.open(link)
+        for state, path in ((primary, "primary"), (replica, "replica")):
+            conn = await AsyncConnection.open(state)
             cursor = conn.cursor()
             for _ in range(3):
                 await cursor.execute("SELECT 1")
@@ -314,7 +317,7 @@ def test_async_heals_too(ps_lab: Lab, primary: Link, replica: Link) -> None:
     asyncio.run(work())
 
 
-def test_rollback_of_a_lost_transaction_is_quiet(ps_lab: Lab, primary: Link, table: str, connect: Connect) -> None:
+def test_rollback_of_a_lost_transaction_is_quiet(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
     """A transaction that went with its connection is rolled back; after rollback() the connection works again."""
     conn = connect(primary)
     conn.execute(f"INSERT INTO {table} VALUES (1)")

@@ -12,9 +12,9 @@ from itertools import count as counting
 import psycopg
 import pytest
 
-from ps_core.connection import Connection
+from ps_core import Connection
+from ps_core._endpoint import EndpointState
 from ps_core.context import limits, local_settings
-from ps_core.link import Link
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -49,9 +49,9 @@ class Attempts(logging.Handler):
 @pytest.mark.usefixtures("roomy_bouncers")
 def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
     """200 threads in an outage of 5 s: at most 3 connection attempts a second, and all go on when the endpoint is back."""
-    link = Link(endpoint=ps_lab.topology.primary)
+    state = EndpointState(endpoint=ps_lab.topology.primary)
     with ThreadPoolExecutor(16) as pool:
-        conns = list(pool.map(lambda _: Connection.open(link, autocommit=True), range(CALLERS)))
+        conns = list(pool.map(lambda _: Connection.open(state, autocommit=True), range(CALLERS)))
     logger, handler = logging.getLogger("psycopg"), Attempts()
     level = logger.level
     done, errors = [], []
@@ -77,7 +77,7 @@ def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
         ps_lab.edge.resume()
     back = time.monotonic()
     try:
-        wait_until(lambda: not link.gate.closed, "the gate", timeout=1.0)
+        wait_until(lambda: not state.gate.closed, "the gate", timeout=1.0)
         for thread in threads:
             thread.join(30)
     finally:
@@ -112,8 +112,14 @@ def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
     turns = counting()
 
     def tenant(name: str, endpoint: str) -> None:
-        link = Link(endpoint=getattr(ps_lab.topology, endpoint) if endpoint == "primary" else ps_lab.topology.replicas[0])
-        with Connection.open(link, autocommit=True) as plain, Connection.open(link) as conn, local_settings({"app.tenant": name}):
+        state = EndpointState(
+            endpoint=getattr(ps_lab.topology, endpoint) if endpoint == "primary" else ps_lab.topology.replicas[0]
+        )
+        with (
+            Connection.open(state, autocommit=True) as plain,
+            Connection.open(state) as conn,
+            local_settings({"app.tenant": name}),
+        ):
             while not stop.is_set():
                 for connection in (plain, conn):
                     rows = connection.execute("SELECT tenant FROM secret").fetchall()
@@ -144,15 +150,15 @@ def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
 
 def test_fork_while_a_thread_holds_a_gate(ps_lab: Lab) -> None:
     """A child that was forked while another thread was at the gate, or probing, connects all the same."""
-    link = Link(endpoint=ps_lab.topology.primary)
-    link.gate.report_loss()
-    with link.gate.turn(5):  # probing
-        with link.gate._lock:
+    state = EndpointState(endpoint=ps_lab.topology.primary)
+    state.gate.report_loss()
+    with state.gate.turn(5):  # probing
+        with state.gate._lock:
             pid = os.fork()
             if pid == 0:  # pragma: no cover - another process
                 status = 1
                 try:
-                    with Connection.open(link, autocommit=True) as conn:
+                    with Connection.open(state, autocommit=True) as conn:
                         status = 0 if conn.execute("SELECT 1").fetchone() == (1,) else 2
                 finally:
                     os._exit(status)
@@ -161,8 +167,8 @@ def test_fork_while_a_thread_holds_a_gate(ps_lab: Lab) -> None:
 
 def test_slow_statement_holds_up_nobody(ps_lab: Lab) -> None:
     """All lost their connections; who probes with a statement that takes long keeps the others waiting for the login alone."""
-    link = Link(endpoint=ps_lab.topology.primary)
-    slow, quick = (Connection.open(link, autocommit=True) for _ in range(2))
+    state = EndpointState(endpoint=ps_lab.topology.primary)
+    slow, quick = (Connection.open(state, autocommit=True) for _ in range(2))
 
     def wait() -> None:
         with limits(statement="60s"):

@@ -7,8 +7,8 @@ import psycopg
 import psycopg_pool
 import pytest
 
+from ps_core import AsyncConnection, Connection
 from ps_core.connect import AsyncPooledConnection, PooledConnection
-from ps_core.connection import AsyncConnection, Connection
 from ps_lab import Lab
 
 SHOWN = "SELECT pg_is_in_recovery(), current_setting('statement_timeout')"

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 import ps_core
-from ps_core.connection import AsyncConnection, Connection
-from ps_core.link import replicas_of
+from ps_core import AsyncConnection, Connection
+from ps_core._registry import replicas_of
 from ps_core.replicas import Replicas
 from ps_core.topology import Topology
 from ps_lab import Lab
@@ -33,7 +33,7 @@ def fresh(topology: Topology) -> Replicas:
     shared = replicas_of(topology)
     assert shared is not None
     fallback = shared.fallback
-    return Replicas(shared.links, fallback=fallback and type(fallback)(endpoint=fallback.endpoint))
+    return Replicas(shared.states, fallback=fallback and type(fallback)(endpoint=fallback.endpoint))
 
 
 @contextmanager
@@ -49,33 +49,33 @@ def down(lab: Lab) -> Iterator[None]:
 def test_goes_on_with_the_other_endpoint_and_comes_back(ps_lab: Lab) -> None:
     """A read whose endpoint is gone is served by another one, without an error; new connections avoid it until it is back."""
     replicas = fresh(both(ps_lab))
-    bouncer, other = replicas.links
+    bouncer, other = replicas.states
     with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
         with down(ps_lab):
             assert conn.execute(WHO).fetchone()[:2] == ("on", True)
-            assert conn.link is other
+            assert conn.state is other
             assert replicas.out == (bouncer,)
             with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as second:
                 assert second.execute(WHO).fetchone()[:2] == ("on", True)
-                assert second.link is other
+                assert second.state is other
         wait_until(lambda: replicas.choose() is bouncer, "a probe of the bouncer")
         with Connection.open(bouncer, replicas=replicas, autocommit=True) as third:
-            assert third.link is bouncer
+            assert third.state is bouncer
         assert replicas.out == ()
 
 
 def test_falls_back_to_the_primary_read_only_and_returns(ps_lab: Lab) -> None:
     """Where no replica is left, reads go to the primary, where a write is still refused; they return by themselves."""
     replicas = fresh(ps_lab.topology)
-    (bouncer,) = replicas.links
+    (bouncer,) = replicas.states
     with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
         with down(ps_lab):
             assert conn.execute(WHO).fetchone()[:2] == ("on", False)
-            assert conn.link is replicas.fallback
+            assert conn.state is replicas.fallback
             with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                 conn.execute("CREATE TABLE never (id int)")
         wait_until(lambda: conn.execute(WHO).fetchone()[1] is True, "a read on a replica")
-        assert conn.link is bouncer
+        assert conn.state is bouncer
 
 
 def test_falls_back_in_asyncio(ps_lab: Lab) -> None:
@@ -89,7 +89,7 @@ def test_falls_back_in_asyncio(ps_lab: Lab) -> None:
                 assert row is not None
                 assert row[:2] == ("on", False)
             until = time.monotonic() + 30
-            while conn.link is replicas.fallback:
+            while conn.state is replicas.fallback:
                 assert time.monotonic() < until
                 await conn.execute(WHO)
 
@@ -112,9 +112,9 @@ def test_fallback_comes_before_the_end(ps_lab: Lab) -> None:
     """However long the next wait would be, the primary is asked once the patience is over."""
     replicas = fresh(ps_lab.topology)
     policy = ps_core.RetryPolicy(first_wait=30, max_wait=30, max_elapsed=10)
-    replicas.links = tuple(type(link)(endpoint=link.endpoint, policy=policy) for link in replicas.links)
-    with down(ps_lab), Connection.open(replicas.links[0], replicas=replicas, autocommit=True) as conn:
-        assert conn.link is replicas.fallback
+    replicas.states = tuple(type(state)(endpoint=state.endpoint, policy=policy) for state in replicas.states)
+    with down(ps_lab), Connection.open(replicas.states[0], replicas=replicas, autocommit=True) as conn:
+        assert conn.state is replicas.fallback
 
 
 def test_fallback_capped(ps_lab: Lab) -> None:
@@ -122,15 +122,15 @@ def test_fallback_capped(ps_lab: Lab) -> None:
     replicas = fresh(ps_lab.topology)
     replicas.max_fallback = 1
     policy = ps_core.RetryPolicy(max_elapsed=3)
-    links = [type(link)(endpoint=link.endpoint, policy=policy) for link in replicas.links]
-    replicas.links = tuple(links)
+    states = [type(state)(endpoint=state.endpoint, policy=policy) for state in replicas.states]
+    replicas.states = tuple(states)
     with down(ps_lab):
-        with Connection.open(links[0], replicas=replicas, autocommit=True) as first:
-            assert first.link is replicas.fallback
+        with Connection.open(states[0], replicas=replicas, autocommit=True) as first:
+            assert first.state is replicas.fallback
             with pytest.raises(psycopg.OperationalError):
-                Connection.open(links[0], replicas=replicas, autocommit=True)
-        with Connection.open(links[0], replicas=replicas, autocommit=True) as second:
-            assert second.link is replicas.fallback
+                Connection.open(states[0], replicas=replicas, autocommit=True)
+        with Connection.open(states[0], replicas=replicas, autocommit=True) as second:
+            assert second.state is replicas.fallback
 
 
 def test_a_read_transaction_moves_while_it_only_read(ps_lab: Lab) -> None:

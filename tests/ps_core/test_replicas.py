@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from ps_core import ConfigurationError, Topology, set_replica_share
-from ps_core.link import Link, links_of
-from ps_core.replicas import ENVIRONMENT, Replicas, _of_environment, replica_share, shares
+from ps_core._endpoint import EndpointState
+from ps_core._registry import states_of
+from ps_core.replicas import Replicas
+from ps_core.share import ENVIRONMENT, _of_environment, replica_share, shares
 
 pytestmark = pytest.mark.fast
 
@@ -24,9 +26,9 @@ class Clock:
 
 
 @pytest.fixture
-def links() -> tuple[Link, ...]:
+def states() -> tuple[EndpointState, ...]:
     """Three replica endpoints."""
-    return links_of(Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer=["one", "two", "three"]))[1]
+    return states_of(Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer=["one", "two", "three"]))[1]
 
 
 @pytest.fixture(autouse=True)
@@ -38,25 +40,25 @@ def share() -> Iterator[None]:
     _of_environment.cache_clear()
 
 
-def weighted(link: Link, weight: float) -> Link:
-    """Return a link to the same endpoint with another weight."""
-    return Link(endpoint=replace(link.endpoint, weight=weight))
+def weighted(state: EndpointState, weight: float) -> EndpointState:
+    """Return a state to the same endpoint with another weight."""
+    return EndpointState(endpoint=replace(state.endpoint, weight=weight))
 
 
-def test_weights(links: tuple[Link, ...]) -> None:
+def test_weights(states: tuple[EndpointState, ...]) -> None:
     """Reads are spread by weight, and an endpoint of weight 0 takes none."""
-    heavy, light, none = (weighted(link, weight) for link, weight in zip(links, (9, 1, 0), strict=True))
+    heavy, light, none = (weighted(state, weight) for state, weight in zip(states, (9, 1, 0), strict=True))
     replicas = Replicas([heavy, light, none])
     counts = Counter(replicas.choose() for _ in range(2000))
     assert counts[none] == 0
     assert 0 < counts[light] < 400 < counts[heavy]
 
 
-def test_out_until_a_probe_succeeds(links: tuple[Link, ...]) -> None:
+def test_out_until_a_probe_succeeds(states: tuple[EndpointState, ...]) -> None:
     """An endpoint that failed takes no reads but one probe at a time, at growing intervals, until one succeeds."""
     clock = Clock()
-    replicas = Replicas(links[:2], clock=clock)
-    bad, good = links[:2]
+    replicas = Replicas(states[:2], clock=clock)
+    bad, good = states[:2]
     replicas.report_failure(bad)
     assert {replicas.choose() for _ in range(50)} == {good}
     for interval in (1, 2, 4, 8, 15, 15):
@@ -66,18 +68,18 @@ def test_out_until_a_probe_succeeds(links: tuple[Link, ...]) -> None:
         assert {replicas.choose() for _ in range(20)} == {good}
     clock.now += 15
     assert replicas.choose() is bad
-    replicas.report_connected(SimpleNamespace(link=bad))
+    replicas.report_connected(SimpleNamespace(state=bad))
     assert replicas.out == ()
     assert {replicas.choose() for _ in range(50)} == {bad, good}
 
 
-def test_none_left(links: tuple[Link, ...]) -> None:
+def test_none_left(states: tuple[EndpointState, ...]) -> None:
     """Where every endpoint has failed or has been tried, there is none."""
-    replicas = Replicas(links[:2], clock=Clock())
-    assert replicas.choose(links[:2]) is None
-    assert replicas.choose(links[:1]) is links[1]
-    for link in links[:2]:
-        replicas.report_failure(link)
+    replicas = Replicas(states[:2], clock=Clock())
+    assert replicas.choose(states[:2]) is None
+    assert replicas.choose(states[:1]) is states[1]
+    for state in states[:2]:
+        replicas.report_failure(state)
     assert replicas.choose() is None
     assert Replicas([]).choose() is None
 
@@ -94,21 +96,21 @@ def test_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replica_share() == 0.25
 
 
-def test_home(links: tuple[Link, ...]) -> None:
+def test_home(states: tuple[EndpointState, ...]) -> None:
     """A connection that went elsewhere returns to the endpoint that it was opened for, as soon as that is due or back."""
     clock = Clock()
-    home, other, fallback = links
+    home, other, fallback = states
     replicas = Replicas([home, other], fallback=fallback, clock=clock)
     replicas.report_failure(home)
-    assert not replicas.wants_back(other, home)
-    assert replicas.start(other, home) is other
+    assert not replicas.should_return_home(other, home)
+    assert replicas.reconnect_target(other, home) is other
     assert replicas.preferred() is other
     clock.now += 1
-    assert replicas.wants_back(other, home)
-    assert replicas.start(other, home) is home
-    assert not replicas.wants_back(other, home)
-    replicas.report_connected(SimpleNamespace(link=home))
-    assert replicas.wants_back(other, home)
+    assert replicas.should_return_home(other, home)
+    assert replicas.reconnect_target(other, home) is home
+    assert not replicas.should_return_home(other, home)
+    replicas.report_connected(SimpleNamespace(state=home))
+    assert replicas.should_return_home(other, home)
     assert fallback.generation == 1
 
 

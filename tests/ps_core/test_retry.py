@@ -7,8 +7,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from ps_core import RetryPolicy
+from ps_core._retry.gate import OutageGate, _Admission
 from ps_core.errors import ConfigurationError
-from ps_core.retry import OutageGate, RetryPolicy, _Way
 
 pytestmark = pytest.mark.fast
 
@@ -115,8 +116,8 @@ def test_comes_back_gradually() -> None:
     with gate.turn(1):
         pass
     first, second, *others = (gate._enter() for _ in range(40))
-    assert (first.way, second.way) == (_Way.GO, _Way.GO)
-    assert {ticket.way for ticket in others} == {_Way.QUEUE}
+    assert (first.way, second.way) == (_Admission.GO, _Admission.GO)
+    assert {ticket.way for ticket in others} == {_Admission.QUEUE}
     assert others[0].answer.cancel()  # one gives up
     let_in = []
     for _ in range(39):
@@ -126,7 +127,7 @@ def test_comes_back_gradually() -> None:
     assert let_in[-1] == len(others) - 1
     assert max(done - out for out, done in enumerate(let_in, start=1)) + 2 <= OutageGate.MOST_PLACES + 1
     tickets = [gate._enter() for _ in range(100)]
-    assert {ticket.way for ticket in tickets} == {_Way.GO}
+    assert {ticket.way for ticket in tickets} == {_Admission.GO}
 
 
 def test_place_is_not_lost() -> None:
@@ -142,7 +143,7 @@ def test_place_is_not_lost() -> None:
     gate._give_up(late)
     assert next_one.answer.result(0) is True
     last = gate._enter()
-    assert last.way is _Way.QUEUE
+    assert last.way is _Admission.QUEUE
     gate.report_loss()
     assert last.answer.result(0) is False
     assert tickets

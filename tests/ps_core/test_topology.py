@@ -7,9 +7,9 @@ import pytest
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from ps_core import RetryPolicy
+from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.errors import ConfigurationError
-from ps_core.link import links_of, policy_for, replicas_of
-from ps_core.retry import RetryPolicy
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import _PARSERS, RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
 
@@ -178,9 +178,9 @@ def test_retry_timeout():
         ({"retry_timeout": "5s"}, RetryPolicy(max_elapsed=7), 7),
     ):
         topology = Topology.from_url(PLANETSCALE, replica_bouncer="read-pool", **settings)
-        primary, replicas, direct = links_of(topology, policy=given)
-        assert {link.policy.max_elapsed for link in (primary, *replicas, direct)} == {wanted}
-        assert replicas_of(topology, policy=given).links == replicas
+        primary, replicas, direct = states_of(topology, policy=given)
+        assert {state.policy.max_elapsed for state in (primary, *replicas, direct)} == {wanted}
+        assert replicas_of(topology, policy=given).states == replicas
 
 
 def test_precedence():

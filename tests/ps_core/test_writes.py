@@ -14,13 +14,12 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 import ps_core
-from ps_core import RetryPolicy, classify, current_token, deadline, use_token
-from ps_core.connection import AsyncConnection, Connection
+from ps_core import AsyncConnection, Connection, RetryPolicy, classify, current_token, deadline, use_token
+from ps_core._connection.cursors import ServerBindingCursor
+from ps_core._endpoint import EndpointState
 from ps_core.consistency import parse_lsn
-from ps_core.cursors import ServerBindingCursor
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.events import Event, Name, subscribe
-from ps_core.link import Link
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
@@ -124,16 +123,16 @@ READS = [read, read_many, copy_out, read_in_pipeline, setting]
 
 
 @pytest.fixture
-def link(ps_lab: Lab, table: str) -> Link:
+def state(ps_lab: Lab, table: str) -> EndpointState:
     """The primary, where replicas are to see what is written there."""
     ps_lab.sql(f"CREATE OR REPLACE FUNCTION add_item() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
-    return Link(endpoint=ps_lab.topology.primary, identity=ps_lab.branch, tracks=True)
+    return EndpointState(endpoint=ps_lab.topology.primary, identity=ps_lab.branch, tracks=True)
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_transaction(ps_lab: Lab, link: Link, connect: Connect, write: Callable[[Connection[Any]], None]) -> None:
+def test_transaction(ps_lab: Lab, state: EndpointState, connect: Connect, write: Callable[[Connection[Any]], None]) -> None:
     """The COMMIT of a transaction that wrote in any way brings its position back, and says that it wrote."""
-    conn = connect(link)
+    conn = connect(state)
     before = parse_lsn(ps_lab.sql("SELECT pg_current_wal_insert_lsn()::text")[0][0])
     with use_token(None) as tracker:
         write(conn)
@@ -146,9 +145,9 @@ def test_transaction(ps_lab: Lab, link: Link, connect: Connect, write: Callable[
 
 
 @pytest.mark.parametrize("write", [*WRITES, own_transaction])
-def test_autocommit(ps_lab: Lab, link: Link, connect: Connect, write: Callable[[Connection[Any]], None]) -> None:
+def test_autocommit(ps_lab: Lab, state: EndpointState, connect: Connect, write: Callable[[Connection[Any]], None]) -> None:
     """In autocommit a write brings its position back, too, or says that only the primary has certainly what was written."""
-    conn = connect(link, autocommit=True)
+    conn = connect(state, autocommit=True)
     before = parse_lsn(ps_lab.sql("SELECT pg_current_wal_insert_lsn()::text")[0][0])
     with use_token(None) as tracker:
         write(conn)
@@ -164,9 +163,9 @@ def test_autocommit(ps_lab: Lab, link: Link, connect: Connect, write: Callable[[
 
 @pytest.mark.parametrize("autocommit", [True, False])
 @pytest.mark.parametrize("work", READS)
-def test_reads(link: Link, connect: Connect, work: Callable[[Connection[Any]], None], autocommit: bool) -> None:
+def test_reads(state: EndpointState, connect: Connect, work: Callable[[Connection[Any]], None], autocommit: bool) -> None:
     """Who only read has no news for the next request."""
-    conn = connect(link, autocommit=autocommit)
+    conn = connect(state, autocommit=autocommit)
     with use_token(None) as tracker:
         work(conn)
         conn.commit()
@@ -175,11 +174,11 @@ def test_reads(link: Link, connect: Connect, work: Callable[[Connection[Any]], N
 
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_executemany_costs_no_round_trip(
-    ps_lab: Lab, primary: Link, link: Link, table: str, connect: Connect, autocommit: bool
+    ps_lab: Lab, primary: EndpointState, state: EndpointState, table: str, connect: Connect, autocommit: bool
 ) -> None:
     """What is asked behind its statements travels with them."""
     trips = []
-    for each in (primary, link):
+    for each in (primary, state):
         conn, counted = connect(each, autocommit=autocommit), []
         for _ in range(30):
             with ps_lab.round_trips() as counter:
@@ -191,11 +190,11 @@ def test_executemany_costs_no_round_trip(
     assert trips[0] == trips[1]
 
 
-def test_asyncio_without_a_tracker(link: Link) -> None:
+def test_asyncio_without_a_tracker(state: EndpointState) -> None:
     """A COMMIT, which asyncio runs as a task of its own, is seen in the context that committed."""
 
     async def main() -> None:
-        async with await AsyncConnection.open(link) as conn:
+        async with await AsyncConnection.open(state) as conn:
             await conn.cursor().executemany(INSERT, [(1,), (2,)])
             await conn.commit()
             token = current_token()
@@ -208,25 +207,25 @@ def test_asyncio_without_a_tracker(link: Link) -> None:
 @pytest.mark.parametrize("tracks", [True, False])
 @pytest.mark.parametrize("write", [execute, executemany])
 def test_lost_commit_is_looked_up(
-    ps_lab: Lab, link: Link, connect: Connect, write: Callable[[Connection[Any]], None], tracks: bool
+    ps_lab: Lab, state: EndpointState, connect: Connect, write: Callable[[Connection[Any]], None], tracks: bool
 ) -> None:
     """When the answer to COMMIT is lost, the transaction's id says what became of it, whether there are replicas or not."""
-    conn = connect(Link(endpoint=link.endpoint, identity=link.identity, tracks=tracks))
+    conn = connect(EndpointState(endpoint=state.endpoint, identity=state.identity, tracks=tracks))
     assert lose_commit(ps_lab, conn, write) == []
     assert count(ps_lab, "item") in (1, 2)
     assert conn.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_lost_commit_without_an_id(ps_lab: Lab, link: Link, connect: Connect) -> None:
+def test_lost_commit_without_an_id(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
     """A text of several statements brings no id back: nobody can tell."""
-    conn = connect(link)
+    conn = connect(state)
     (error,) = lose_commit(ps_lab, conn, several)
     assert isinstance(error, CommitOutcomeUnknown)
 
 
-def test_verify_answers_without_an_id(ps_lab: Lab, link: Link, connect: Connect) -> None:
+def test_verify_answers_without_an_id(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
     """There the caller's own question tells that it was committed."""
-    conn = connect(link)
+    conn = connect(state)
     assert lose_commit(ps_lab, conn, several, "SELECT count(*) > 0 FROM item") == []
     assert count(ps_lab, "item") == 1
 
@@ -263,19 +262,19 @@ def lose_commit(
 # --- parameters that the server binds ---
 
 
-def test_server_bound_hidden_write(ps_lab: Lab, link: Link, connect: Connect) -> None:
+def test_server_bound_hidden_write(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
     """What looks like a read and writes runs without READ ONLY, once, and is remembered."""
-    conn = connect(link, autocommit=True)
+    conn = connect(state, autocommit=True)
     for _ in range(2):
         ServerBindingCursor(conn).execute("SELECT add_item()")
-    assert len(link.hidden_writes) == 1
+    assert len(state.refused_read_only) == 1
     assert count(ps_lab, "item") == 2
 
 
 def test_server_bound_behind(ps_lab: Lab, table: str, connect: Connect) -> None:
     """A replica that is behind is told to the caller, and leaves the connection usable."""
-    link = Link(endpoint=ps_lab.topology.replicas[0], identity=ps_lab.branch, tracks=True)
-    conn = connect(link, autocommit=True)
+    state = EndpointState(endpoint=ps_lab.topology.replicas[0], identity=ps_lab.branch, tracks=True)
+    conn = connect(state, autocommit=True)
     with use_token(f"1.{ps_lab.branch}.FFFFFFF-0.{int(time.time())}"):
         error = raised_by(lambda: ServerBindingCursor(conn).execute("SELECT 1"))
     assert classify(error).rule == "replica_behind"
@@ -288,16 +287,16 @@ def test_server_bound_behind(ps_lab: Lab, table: str, connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("attempts", [0, 1, 3])
-def test_attempts(ps_lab: Lab, primary: Link, attempts: int) -> None:
+def test_attempts(ps_lab: Lab, primary: EndpointState, attempts: int) -> None:
     """`attempts` counts the tries after the first failure: of a new connection, and of a statement whose connection is lost."""
-    link = Link(endpoint=primary.endpoint, policy=RetryPolicy(attempts=attempts, first_wait="1ms", max_wait="1ms"))
-    conn = Connection.open(link, autocommit=True)
+    state = EndpointState(endpoint=primary.endpoint, policy=RetryPolicy(attempts=attempts, first_wait="1ms", max_wait="1ms"))
+    conn = Connection.open(state, autocommit=True)
     told: list[Event] = []
     unsubscribe = subscribe(lambda event: told.append(event) if event.name is Name.RETRY else None)
     try:
         ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
         with pytest.raises(psycopg.OperationalError):
-            Connection.open(Link(endpoint=link.endpoint, policy=link.policy))
+            Connection.open(EndpointState(endpoint=state.endpoint, policy=state.policy))
         assert len(told) == attempts + 1  # the first failure is told, too
         told.clear()
         ps_lab.edge.cut("primary")
@@ -310,7 +309,7 @@ def test_attempts(ps_lab: Lab, primary: Link, attempts: int) -> None:
         conn.close()
 
 
-def test_late_answer_is_taken(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_late_answer_is_taken(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """An answer that is there when the deadline is long over is an answer: the connection stays."""
     conn = connect(primary)
     conn.wait = partial(conn.wait, interval=20)  # until the answer is there: psycopg looks up after 0.1 s also without one
@@ -319,7 +318,7 @@ def test_late_answer_is_taken(ps_lab: Lab, primary: Link, connect: Connect) -> N
     conn.rollback()
 
 
-def test_rollback_past_the_deadline(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_rollback_past_the_deadline(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """A ROLLBACK that is sent when the deadline and its grace are over is waited for: the connection stays."""
     conn = connect(primary)
     with deadline(0.6):
@@ -333,7 +332,7 @@ def test_rollback_past_the_deadline(ps_lab: Lab, primary: Link, connect: Connect
     assert not conn.broken
 
 
-def test_pipeline_that_is_lost(ps_lab: Lab, primary: Link, connect: Connect) -> None:
+def test_pipeline_that_is_lost(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """After a pipeline that met the end of its connection, the next statement makes a new one."""
     conn = connect(primary, autocommit=True)
 

@@ -74,14 +74,14 @@ def test_lost_replicas(ps_lab: Lab, products: Any) -> None:
     connection: Any = connections[THERE]
     replicas = replicas_of(HERE, settings.DATABASES)
     assert replicas is not None
-    assert replicas.links == (connection.ps_link,)
+    assert replicas.states == (connection.ps_state,)
     ps_lab.bouncers["read-pool"].stop()
     try:
         assert products.using(THERE).count() == 0
-        assert connection.connection.link is replicas.fallback
+        assert connection.connection.state is replicas.fallback
     finally:
         ps_lab.restart_bouncer("read-pool")
-    wait_until(lambda: products.using(THERE).count() == 0 and connection.connection.link is replicas.links[0], "the replicas")
+    wait_until(lambda: products.using(THERE).count() == 0 and connection.connection.state is replicas.states[0], "the replicas")
 
 
 @pytest.mark.parametrize(
@@ -110,5 +110,5 @@ def test_no_positions(ps_lab: Lab) -> None:
     }
     replicas = replicas_of("default", entries)
     assert replicas is not None
-    assert replicas.links == (link_of("replica", entries["replica"], entries),)
-    assert not any(link.tracks for link in (*replicas.links, link_of("default", entries["default"], entries)))
+    assert replicas.states == (link_of("replica", entries["replica"], entries),)
+    assert not any(state.tracks for state in (*replicas.states, link_of("default", entries["default"], entries)))

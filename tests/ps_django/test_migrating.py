@@ -21,7 +21,7 @@ from django.views import View
 import ps_django
 from ps_core import use_token
 from ps_core.context import current
-from ps_core.replicas import set_replica_share
+from ps_core.share import set_replica_share
 from ps_django.test import assert_routes
 from ps_lab import Lab
 from ps_lab.processes import wait_until

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 import ps_django
 from ps_core import ConfigurationError, use_token
-from ps_core.replicas import set_replica_share
+from ps_core.share import set_replica_share
 from ps_django.config import families, replicas_of
 from ps_django.routers import ReplicaRouter
 from ps_django.settings import Settings

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import ps_core
 import ps_sqlalchemy
 from ps_core import ConfigurationError, DeadlineExceeded, deadline
-from ps_core.connection import AsyncCursor, Cursor
-from ps_core.link import replicas_of
+from ps_core._connection.cursors import AsyncCursor, Cursor
+from ps_core._registry import replicas_of
 from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
@@ -45,7 +45,7 @@ def test_replica_shares_the_compiled_cache_and_hears_the_engine(ps_lab: Lab) -> 
     with engine_for(ps_lab) as engine:
         statements, connections = [], []
         event.listen(engine, "before_cursor_execute", lambda conn, *_: statements.append(conn.engine is engine))
-        event.listen(engine, "connect", lambda dbapi_connection, _: connections.append(dbapi_connection.link.endpoint.role))
+        event.listen(engine, "connect", lambda dbapi_connection, _: connections.append(dbapi_connection.state.endpoint.role))
         statement = sa.select(sa.literal(1).label("one"))
         for side in (engine, engine.replica):
             assert side is not None
@@ -349,7 +349,7 @@ def test_several_replica_endpoints(ps_lab: Lab) -> None:
                 for conn in (one, two):
                     assert conn.scalar(SERVED_BY_REPLICA) is True
                     driver: Any = conn.connection.driver_connection
-                    assert driver.link.endpoint.name == "replica-2"
+                    assert driver.state.endpoint.name == "replica-2"
             assert session.scalar(SERVED_BY_REPLICA) is True
         finally:
             ps_lab.restart_bouncer("read-pool")

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from ps_core import Token, current_token, use_token
 from ps_core.consistency import parse_lsn
-from ps_core.context import Context, current, see
+from ps_core.context import Context, current, record_seen
 from ps_core.errors import ConfigurationError
 from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session, using_replica
@@ -312,7 +312,7 @@ def test_nothing_leaks(ps_lab: Lab, make: Make) -> None:
     """What was there before the request does not count in it, and is there again after it."""
     pinned = Token(identity=ps_lab.branch, position=None, at=time.time())
     with use_token(None):
-        see(pinned)
+        record_seen(pinned)
         assert make()("GET", "/items").body["by_replica"] is True
         make(deadline="5s")("POST", "/items/1")
         assert current_token() == pinned
@@ -330,7 +330,7 @@ def test_wsgi_bodies_take_turns() -> None:
         def body() -> Iterator[bytes]:
             try:
                 for _ in range(3):
-                    see(token)
+                    record_seen(token)
                     seen = current_token()
                     assert seen is not None
                     yield f"{seen.identity} {current().reading}".encode()
@@ -401,7 +401,7 @@ def test_asgi_leaves_the_message_alone() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert str(current_token()) == str(before)
-        see(Token(identity="x", position=2, at=time.time()))
+        record_seen(Token(identity="x", position=2, at=time.time()))
         await send(start)
 
     async def send(message: Any) -> None:

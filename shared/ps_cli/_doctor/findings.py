@@ -599,7 +599,7 @@ def _of_roles(sessions: Sequence[SessionSeen]) -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """One link of the chain of caps."""
+    """One state of the chain of caps."""
 
     name: str
     value: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ps_core import layered
+from ps_core import pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load(layered.Load):
+class Load(pgbouncer.Load):
     """What the application may open, and the caps that a role cannot read from the server."""
 
     given: frozenset[str] = frozenset()

@@ -1,7 +1,7 @@
-"""How often and how long: the retry policy (tenacity's loop) and the outage gate.
+"""The outage gate keeps n callers from becoming n reconnect storms.
 
-The gate keeps n callers from becoming n reconnect storms: while an endpoint is down, one caller of the process probes it and
-the others wait for that caller's answer; when it is back, they come in a few at a time.
+While an endpoint is down, one caller of the process probes it and the others wait for that caller's answer; when it is back,
+they come in a few at a time.
 """
 
 from __future__ import annotations
@@ -16,69 +16,18 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import tenacity
-
-from ps_core.errors import ConfigurationError
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify
-from ps_core.timeouts import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-__all__ = ["OutageGate", "RetryPolicy"]
+__all__ = ["OutageGate", "Turn"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """When to stop trying again. Whichever bound is reached first ends it, the caller's deadline included."""
-
-    attempts: int | None = None
-    """Tries after the first failure; None: as many as fit into `max_elapsed`; 0: never try again."""
-    max_elapsed: float | str = 30.0
-    """Seconds (or "30s") after the first failure. PlanetScale: a planned promotion takes under 5 s, an unplanned one typically
-    under 10 s, and a pooler's `server_login_retry` may add 15 s."""
-    first_wait: float | str = 0.1
-    """Upper bound of the first wait; it doubles with every try and is drawn with full jitter."""
-    max_wait: float | str = 1.0
-
-    def __post_init__(self) -> None:
-        if self.attempts is not None and (isinstance(self.attempts, bool) or not 0 <= self.attempts <= 1000):
-            raise ConfigurationError(
-                f"attempts: write a number from 0 to 1000, or None for no limit but max_elapsed, not {self.attempts!r}"
-            )
-        for name in ("max_elapsed", "first_wait", "max_wait"):
-            seconds = parse_duration(getattr(self, name), name=name)
-            if seconds is None:
-                raise ConfigurationError(
-                    f'{name}: a retry policy has to end; write a duration such as "30s" (and attempts=0 for no retry)'
-                )
-            object.__setattr__(self, name, seconds)
-        if float(self.first_wait) > float(self.max_wait):
-            raise ConfigurationError("first_wait: write a duration that is not above max_wait")
-
-    def loop_options(
-        self, *, retry: Callable[[BaseException], bool], remaining: float | None, failed: bool = False
-    ) -> dict[str, Any]:
-        """Return the arguments for `tenacity.Retrying` or `AsyncRetrying`.
-
-        `remaining` is the caller's deadline in seconds, `failed` says that the first failure was before the loop.
-        """
-        bound = float(self.max_elapsed) if remaining is None else min(float(self.max_elapsed), remaining)
-        stop: Any = tenacity.stop_before_delay(bound)
-        if self.attempts is not None:
-            stop = stop | tenacity.stop_after_attempt(max(1, self.attempts + (not failed)))
-        return {
-            "stop": stop,
-            "wait": tenacity.wait_random_exponential(multiplier=float(self.first_wait), max=float(self.max_wait)),
-            "retry": tenacity.retry_if_exception(retry),
-            "reraise": True,
-        }
-
-
-class _Way(Enum):
+class _Admission(Enum):
     """What a caller who wants to connect is told."""
 
     GO = "connect"
@@ -89,7 +38,7 @@ class _Way(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Ticket:
-    way: _Way
+    way: _Admission
     answer: Future[bool]
     delay: float = 0.0
     """Seconds to wait before the probe."""
@@ -161,16 +110,16 @@ class OutageGate:
         with self._lock:
             if self._closed:
                 if self._probe is not None:
-                    return _Ticket(_Way.WAIT, self._probe)
+                    return _Ticket(_Admission.WAIT, self._probe)
                 self._probe = Future()
                 wait = max(0.0, self._last_failure + self.MIN_INTERVAL - self._clock())
-                return _Ticket(_Way.PROBE, self._probe, wait)
+                return _Ticket(_Admission.PROBE, self._probe, wait)
             answer: Future[bool] = Future()
             if self._places is None or self._taken < self._places:
                 self._taken += 1
-                return _Ticket(_Way.GO, answer)
+                return _Ticket(_Admission.GO, answer)
             self._queue.append(answer)
-            return _Ticket(_Way.QUEUE, answer)
+            return _Ticket(_Admission.QUEUE, answer)
 
     def _leave_place(self, failure: str | None) -> None:
         """Let the next ones in; one more at the same time where the login succeeded."""
@@ -191,7 +140,7 @@ class OutageGate:
 
     def _give_up(self, ticket: _Ticket) -> None:
         """Wait no more for a place; one that was given meanwhile is the next one's."""
-        if ticket.way is _Way.QUEUE and not ticket.answer.cancel() and ticket.answer.result():
+        if ticket.way is _Admission.QUEUE and not ticket.answer.cancel() and ticket.answer.result():
             self._leave_place("given up")
 
     def _leave_probe(self, probe: Future[bool], failure: str | None) -> None:
@@ -227,7 +176,7 @@ class OutageGate:
                 if isinstance(exc, FutureTimeoutError):
                     raise TimeoutError(f"{self.name} did not come back in time") from None
                 raise
-            if has_place and ticket.way is _Way.QUEUE:
+            if has_place and ticket.way is _Admission.QUEUE:
                 break
         with self._taken_by(ticket) as turn:
             if ticket.delay:
@@ -248,7 +197,7 @@ class OutageGate:
                 if isinstance(exc, TimeoutError):
                     raise TimeoutError(f"{self.name} did not come back in time") from None
                 raise
-            if has_place and ticket.way is _Way.QUEUE:
+            if has_place and ticket.way is _Admission.QUEUE:
                 break
         with self._taken_by(ticket) as turn:
             if ticket.delay:
@@ -257,7 +206,7 @@ class OutageGate:
 
     @contextmanager
     def _taken_by(self, ticket: _Ticket) -> Iterator[Turn]:
-        is_probe = ticket.way is _Way.PROBE
+        is_probe = ticket.way is _Admission.PROBE
         turn = Turn(partial(self._leave_probe, ticket.answer) if is_probe else self._leave_place, is_probe=is_probe)
         try:
             yield turn
@@ -271,7 +220,7 @@ class OutageGate:
         turn.leave(None)
 
 
-_WAITING: Final = (_Way.WAIT, _Way.QUEUE)
+_WAITING: Final = (_Admission.WAIT, _Admission.QUEUE)
 
 
 def _rule(exc: BaseException) -> str | None:

@@ -99,7 +99,7 @@ class Statement:
     """Some statement of the text begins, ends or divides a transaction."""
     reads: bool
     """Known to be a plain read: replica work, sent READ ONLY."""
-    bare: bool
+    must_stand_alone: bool
     """Must not share a message with others in autocommit."""
     keeps_state: bool
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
@@ -107,7 +107,7 @@ class Statement:
     primary_only: bool = False
     """A replica would do it, and it would mean nothing there (advisory locks), or let a write through (READ WRITE)."""
 
-    repeatable: bool = False
+    only_sets: bool = False
     """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
 
     @property
@@ -123,9 +123,9 @@ class Statement:
     @property
     def may_change(self) -> bool:
         """Whether a reader may see something else after it."""
-        if self.count == 1 and self.bare:
+        if self.count == 1 and self.must_stand_alone:
             return self.verb in _CHANGING
-        return not (self.reads or self.begins or self.repeatable or self.is_harmless)
+        return not (self.reads or self.begins or self.only_sets or self.is_harmless)
 
     @property
     def begins(self) -> bool:
@@ -151,16 +151,16 @@ def _analyse(text: str) -> Statement:
         and not _PRIMARY_FUNCTIONS.search(head)
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
-    repeatable = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
+    only_sets = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
         verb=verb,
         count=len(statements),
         controls=controls,
         reads=reads,
-        bare=any(_BARE.match(part.lstrip()) for part in statements),
+        must_stand_alone=any(_BARE.match(part.lstrip()) for part in statements),
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
-        and not (repeatable and _REPORTED.search(text)),
-        repeatable=repeatable,
+        and not (only_sets and _REPORTED.search(text)),
+        only_sets=only_sets,
         primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
     )
 

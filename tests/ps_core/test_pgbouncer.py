@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ps_core.errors import ConfigurationError
-from ps_core.layered import Load, application_urls, check, pgbouncer_ini, userlist
+from ps_core.pgbouncer import Load, application_urls, check, pgbouncer_ini, userlist
 from ps_core.topology import Topology
 
 pytestmark = pytest.mark.fast

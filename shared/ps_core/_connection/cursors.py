@@ -12,13 +12,12 @@ from psycopg import AsyncClientCursor, ClientCursor, generators, pq
 from psycopg._cursor_base import BaseCursor
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core.commit import transaction_id
-from ps_core.failures import DEMOTED
-from ps_core.healing import RETRYABLE
-from ps_core.plan import TRANSACTION, Asks, Plan
-from ps_core.protocol import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, Shared
-from ps_core.script import NOTHING
-from ps_core.statements import analyse
+from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, BaseConnection
+from ps_core._message.commit import transaction_id
+from ps_core._message.plan import TRANSACTION, Asks, Plan
+from ps_core._message.script import NOTHING
+from ps_core._message.statement import analyse
+from ps_core.failures import DEMOTED, RETRYABLE
 from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
 
-    from ps_core.script import Script
+    from ps_core._message.script import Script
 
 __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "Cursor", "ServerBindingCursor"]
 
@@ -38,20 +37,20 @@ NO_READ: Final = analyse("UPDATE")
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
-class _Many(BaseCursor[Any, Row]):
+class _ExecuteManyMixin(BaseCursor[Any, Row]):
     """The part of the cursors that asks behind `executemany` what `execute` asks behind one statement."""
 
     __slots__ = ()
 
     def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         within = not conn._autocommit or bool(conn._num_transactions) or conn.pgconn.transaction_status in IN_TRANSACTION
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
         statement = analyse(query) if isinstance(query, str) else NO_READ
         conn._ask_in_pipeline(statement, within=within, alone=conn._many)
 
 
-class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
+class _OneMessageMixin(_ExecuteManyMixin[Row], ClientCursorMixin[Any, Row]):
     """The part of the cursors that composes the message; psycopg's own classes drive it, sync and async."""
 
     __slots__ = ()
@@ -59,13 +58,13 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
     def _execute_gen(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
         conn._plan = None
         status = conn.pgconn.transaction_status
         if conn._pipeline or status != IDLE:
             text = query if isinstance(query, str) else ""
-            conn._go_on_within(text)
+            conn._begin_within(text)
             if not conn._asks_for_transaction(text):
                 yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
                 conn._note_write_within(text)
@@ -77,11 +76,11 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
             self._last_query = query
             return
         conn._transaction = None
-        conn._holding = True
+        conn._suppress_begin = True
         try:
             yield from self._start_query(query)
         finally:
-            conn._holding = False
+            conn._suppress_begin = False
         pgq = super()._convert_query(query, params)
         text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
         _add_tags(pgq)
@@ -102,7 +101,7 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
 
     def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
         """Send one message and take its results. Return another plan where the server refused this one before anything ran."""
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         conn._plan = plan
         if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.begin and not plan.read_only and conn._is_gone()):
             raise psycopg.OperationalError("the connection is closed")  # nothing was sent: `_may_replay` takes it from here
@@ -124,7 +123,7 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
             lost = None  # it is durable; what came after does not matter but for the position
         elif (refused := next((result for result in results if result.status == FATAL), None)) is not None:
             error = _error_in_users_text(refused, self._encoding, head)
-            other = yield from conn._other_way_gen(plan, text, error)
+            other = yield from conn._plan_after_refusal_gen(plan, text, error)
             if other is not None:
                 return other
             raise error
@@ -136,27 +135,27 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
             conn._give_up()
             raise psycopg.OperationalError(DEMOTED)  # it only read: `_may_replay`
         if plan.asks in (Asks.POSITION, Asks.COMMITTED_POSITION):
-            conn._see(asked, wrote=plan.asks is Asks.COMMITTED_POSITION and not plan.statement.repeatable)
+            conn._record_seen(asked, wrote=plan.asks is Asks.COMMITTED_POSITION and not plan.statement.only_sets)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         end = len(results) if not plan.after.parts else done + 1
         self._check_results(results[done:end])
         self._set_results(results[done:end])
         if plan.asks is Asks.NOTHING and plan.first and not plan.begin:
-            conn._pin(plan.statement)
+            conn._note_if_it_may_have_written(plan.statement)
         return None
 
     def _stream_send_gen(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
     ) -> PQGen[None]:
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         if conn.pgconn.transaction_status != IDLE:
             yield from super()._stream_send_gen(query, params, binary=binary, size=size)
             return
         before, pgq = yield from self._prepare_gen(query, params)
         self._send_between(before.head(), pgq, NOTHING, binary=binary)
         if conn._autocommit:
-            conn._pin(analyse(bytes(pgq.query).decode(self._encoding, "replace")))
+            conn._note_if_it_may_have_written(analyse(bytes(pgq.query).decode(self._encoding, "replace")))
         if size == 1:
             self._pgconn.set_single_row_mode()
         else:
@@ -169,7 +168,7 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
                 raise _error_in_users_text(result, self._encoding, before.head())
 
     def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         if conn._pipeline or conn.pgconn.transaction_status != IDLE:
             yield from super()._start_copy_gen(statement, params)
             return
@@ -184,20 +183,20 @@ class _Composing(_Many[Row], ClientCursorMixin[Any, Row]):
         if results[-1].status == FATAL:
             raise _error_in_users_text(results[-1], self._encoding, before.head())
         if conn._autocommit and results[-1].status == pq.ExecStatus.COPY_IN:
-            conn._pin_all()
+            conn._note_unknown_position()
         self._check_copy_result(results[-1])
         self._set_results(results[-1:])
 
     def _prepare_gen(self, query: Query, params: Params | None) -> PQGen[tuple[Script, Any]]:
         """Return what precedes a statement that delivers as it goes, and the statement."""
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
         conn._plan, conn._transaction = None, None
-        conn._holding = True
+        conn._suppress_begin = True
         try:
             yield from self._start_query(query)
         finally:
-            conn._holding = False
+            conn._suppress_begin = False
         pgq = self._convert_query(query, params)
         begin = not conn._autocommit
         conn._in_block = begin
@@ -237,7 +236,7 @@ def _error_in_users_text(result: PGresult, encoding: str, head: bytes) -> psycop
     return type(exc)(message, info=info, encoding=encoding)
 
 
-class _Calls(BaseCursor[Any, Row]):
+class _SyncMethods(BaseCursor[Any, Row]):
     """What callers call on a sync cursor: connect anew where nothing is open, run psycopg's, and heal where that is safe."""
 
     __slots__ = ()
@@ -274,7 +273,7 @@ class _Calls(BaseCursor[Any, Row]):
             yield copy
 
 
-class _AsyncCalls(BaseCursor[Any, Row]):
+class _AsyncMethods(BaseCursor[Any, Row]):
     """The same for asyncio."""
 
     __slots__ = ()
@@ -312,7 +311,7 @@ class _AsyncCalls(BaseCursor[Any, Row]):
             yield copy
 
 
-class _ServerBound(_Many[Row]):
+class _ServerBindingMixin(_ExecuteManyMixin[Row]):
     """The same guarantees with parameters bound by the server, at the price of messages of their own for what goes around."""
 
     __slots__ = ()
@@ -320,13 +319,13 @@ class _ServerBound(_Many[Row]):
     def _execute_gen(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
         conn._plan = None
         text = query if isinstance(query, str) else ""
         execute = partial(super()._execute_gen, query, params, prepare=prepare, binary=binary)
         if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            conn._go_on_within(text)
+            conn._begin_within(text)
             yield from execute()
             conn._note_write_within(text)
             return
@@ -335,8 +334,8 @@ class _ServerBound(_Many[Row]):
             plan = yield from self._send_gen(plan, text, execute)
 
     def _send_gen(self, plan: Plan, text: str, execute: Callable[[], PQGen[None]]) -> PQGen[Plan | None]:
-        """Send the opening, the statement, and in autocommit its COMMIT, a message each. Return as `_Composing._send_gen`."""
-        conn: Shared[Any] = self._conn
+        """Send the opening, the statement, and in autocommit its COMMIT, a message each."""
+        conn: BaseConnection[Any] = self._conn
         conn._plan = None if plan.apart else plan
         if conn._is_gone():
             raise psycopg.OperationalError("the connection is closed")
@@ -344,24 +343,24 @@ class _ServerBound(_Many[Row]):
         try:
             if plan.before.parts:
                 yield from conn._exec_command(plan.before)
-            conn._holding = True
+            conn._suppress_begin = True
             yield from execute()
         except psycopg.Error as exc:
             if not plan.begin and conn.pgconn.transaction_status in IN_TRANSACTION:
                 yield from conn._exec_command(b"ROLLBACK")
             if not plan.apart:
-                other = yield from conn._other_way_gen(plan, text, exc, bound_by_server=True)
+                other = yield from conn._plan_after_refusal_gen(plan, text, exc, bound_by_server=True)
                 if other is not None:
                     return other
             raise
         finally:
-            conn._holding = False
+            conn._suppress_begin = False
             status = conn.pgconn.transaction_status
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         if plan.before.parts and not plan.begin:
             yield from conn._exec_command(b"COMMIT")
         elif not plan.begin:
-            conn._pin(plan.statement)
+            conn._note_if_it_may_have_written(plan.statement)
         return None
 
     def _stream_send_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
@@ -374,24 +373,24 @@ class _ServerBound(_Many[Row]):
 
     def _check_can_open(self, what: str) -> None:
         """Refuse what delivers as it goes in autocommit: nobody could end the transaction that holds its settings."""
-        conn: Shared[Any] = self._conn
+        conn: BaseConnection[Any] = self._conn
         if conn._autocommit and conn.pgconn.transaction_status == IDLE and conn._opening_alone().parts:
             raise psycopg.NotSupportedError(
                 f'binding="server": {what} in autocommit would have no timeouts: write it in `with conn.transaction():`'
             )
 
 
-class Cursor(_Calls[Row], _Composing[Row], ClientCursor[Row]):
+class Cursor(_SyncMethods[Row], _OneMessageMixin[Row], ClientCursor[Row]):
     """A cursor of `Connection`. Parameters are bound by the client, so that statement and opening share a message."""
 
 
-class AsyncCursor(_AsyncCalls[Row], _Composing[Row], AsyncClientCursor[Row]):
+class AsyncCursor(_AsyncMethods[Row], _OneMessageMixin[Row], AsyncClientCursor[Row]):
     """A cursor of `AsyncConnection`."""
 
 
-class ServerBindingCursor(_Calls[Row], _ServerBound[Row], psycopg.Cursor[Row]):
+class ServerBindingCursor(_SyncMethods[Row], _ServerBindingMixin[Row], psycopg.Cursor[Row]):
     """A cursor of `Connection` for `binding="server"`."""
 
 
-class AsyncServerBindingCursor(_AsyncCalls[Row], _ServerBound[Row], psycopg.AsyncCursor[Row]):
+class AsyncServerBindingCursor(_AsyncMethods[Row], _ServerBindingMixin[Row], psycopg.AsyncCursor[Row]):
     """A cursor of `AsyncConnection` for `binding="server"`."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from ps_core.commit import TRANSACTION_SQL, UNBOUNDED
+from ps_core._message.commit import TRANSACTION_SQL, UNBOUNDED
+from ps_core._message.script import NOTHING, Script
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL
-from ps_core.script import NOTHING, Script
 
 if TYPE_CHECKING:
-    from ps_core.statements import Statement
+    from ps_core._message.statement import Statement
 
 __all__ = ["COMMIT_AND_POSITION", "POSITION", "READ_ONLY", "REPLICA_POSITION", "TRANSACTION", "Asks", "Plan"]
 

@@ -1,4 +1,4 @@
-"""The half of the connection that both worlds share: what is sent and what the answers mean, as generators, without waiting."""
+"""What the sync and the asyncio connection have in common, as generators that yield and never wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weakref import ReferenceType, ref
 import psycopg
 from psycopg import IsolationLevel, generators, pq
 
-from ps_core.commit import (
+from ps_core._message.commit import (
     SYNC_REP_ROUTINE,
     TRANSACTION_SQL,
     UNBOUNDED,
@@ -28,15 +28,16 @@ from ps_core.commit import (
     outcome,
     transaction_id,
 )
+from ps_core._message.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, REPLICA_POSITION, TRANSACTION, Asks, Plan
+from ps_core._message.script import Script
+from ps_core._message.statement import Statement, analyse
+from ps_core._retry.attempts import StillRunning
+from ps_core._retry.deadline import bounded
 from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
-from ps_core.context import current, current_token, pins, remaining, see
+from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded
 from ps_core.events import Event, Name, emit
-from ps_core.failures import DEMOTED, LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
-from ps_core.healing import RETRYABLE, StillRunning, bounded
-from ps_core.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, REPLICA_POSITION, TRANSACTION, Asks, Plan
-from ps_core.script import Script
-from ps_core.statements import Statement, analyse
+from ps_core.failures import DEMOTED, LOST_AT_COMMIT, RETRYABLE, Kind, Ran, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,11 +45,11 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
-    from ps_core.link import Link
+    from ps_core._endpoint import EndpointState
+    from ps_core._retry.gate import Turn
     from ps_core.replicas import Replicas
-    from ps_core.retry import Turn
 
-__all__ = ["Shared"]
+__all__ = ["NO_CONNECT", "BaseConnection", "connect_options", "look_up_options", "without_waiting"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
@@ -71,30 +72,30 @@ class _Answer:
         self._take(results[-1])
 
 
-class Shared(psycopg.BaseConnection[Row]):
-    """What the sync and the async connection have in common: everything but the waiting."""
+class BaseConnection(psycopg.BaseConnection[Row]):
+    """What the sync and the asyncio connection have in common: everything but the waiting."""
 
-    link: Link
-    _home: Link
-    """The endpoint that it was opened for; `link` is where it is now."""
+    state: EndpointState
+    _home: EndpointState
+    """The endpoint that it was opened for; `state` is where it is now."""
     _options: dict[str, Any]
     """What the caller gave beside the endpoint."""
     _replicas: Replicas | None = None
-    """The endpoints of which `link` is one, any of which would do."""
+    """The endpoints of which `state` is one, any of which would do."""
     _pid: int
     _generation: int
-    _aside: Any = None
+    _other_side: Any = None
     """A connection to the endpoints that this one is not at; see `go_to`."""
-    _away = False
+    _on_replicas = False
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
-    _holding = False
+    _suppress_begin = False
     _keeps_state = False
     _in_block = False
     _committing = False
-    _pins = 0
-    """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.see`."""
+    _unknown_positions = 0
+    """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
     _many = False
     """A pipeline is `executemany`'s own."""
     _sync_wait_cancelled = False
@@ -103,29 +104,29 @@ class Shared(psycopg.BaseConnection[Row]):
     _unsettled: tuple[Lookup, ...] = ()
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
-    def _bind(self, link: Link, options: dict[str, Any], replicas: Replicas | None, home: Link) -> None:
-        self.link, self._home = link, home
+    def _bind(self, state: EndpointState, options: dict[str, Any], replicas: Replicas | None, home: EndpointState) -> None:
+        self.state, self._home = state, home
         self._options = options
         self._replicas = replicas
         self._pid = os.getpid()
-        self._generation = link.generation
-        self._read_only = True if link.endpoint.read_only else None
+        self._generation = state.generation
+        self._read_only = True if state.endpoint.read_only else None
         self._watch_notices()
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
         # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.
-        yield from super()._set_read_only_gen(True if self.link.endpoint.read_only else value)
+        yield from super()._set_read_only_gen(True if self.state.endpoint.read_only else value)
 
     # --- opening ---------------------------------------------------------------------------------------------------------------
 
     def _start_query(self) -> PQGen[None]:
         # A cursor's execute() brings the opening along by itself; COPY, executemany, stream and named cursors come here.
-        if self._holding:
+        if self._suppress_begin:
             return
         if self._autocommit and self._pipeline and self.pgconn.transaction_status == IDLE:
             # Until its Sync, a pipeline in autocommit is one implicit transaction.
             settings = self._settings()
-            if self.link.endpoint.read_only:
+            if self.state.endpoint.read_only:
                 settings[b"transaction_read_only"] = b"'on'"
             if settings:
                 yield from super()._exec_command(Script.set_config(settings))
@@ -138,18 +139,18 @@ class Shared(psycopg.BaseConnection[Row]):
         `within` a transaction that is: for its id. Else for the position behind the commit, where the pipeline is `alone` that
         of the statement and may be divided.
         """
-        if self.link.endpoint.read_only or statement.reads:
+        if self.state.endpoint.read_only or statement.reads:
             return
         pipeline: Any = self._pipeline
         if within:
             if self._transaction is None:
                 self._enqueue(pipeline, TRANSACTION_SQL, self._take_transaction)
-        elif not (alone and self.link.tracks):
-            self._pin(statement)
+        elif not (alone and self.state.tracks):
+            self._note_if_it_may_have_written(statement)
         else:
-            self._pins = pins()
+            self._unknown_positions = unknown_positions()
             pipeline._enqueue_sync()
-            self._enqueue(pipeline, POSITION_SQL, partial(self._see, wrote=True))
+            self._enqueue(pipeline, POSITION_SQL, partial(self._record_seen, wrote=True))
 
     def _enqueue(self, pipeline: Any, sql: bytes, take: Callable[[PGresult], None]) -> None:
         pipeline.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
@@ -180,7 +181,7 @@ class Shared(psycopg.BaseConnection[Row]):
                 self._give_up()
             raise
 
-    def _go_on_within(self, text: str) -> None:
+    def _begin_within(self, text: str) -> None:
         """Begin a statement of a transaction, or of a pipeline, that is open.
 
         Raises:
@@ -194,18 +195,18 @@ class Shared(psycopg.BaseConnection[Row]):
         """Note what a statement wrote that was neither the first of its transaction nor asked for the transaction's id."""
         if self._pipeline:
             if self._autocommit and not self._num_transactions:
-                self._pin(analyse(text))
+                self._note_if_it_may_have_written(analyse(text))
         elif self.pgconn.transaction_status == IDLE and analyse(text).verb not in ("ROLLBACK", "ABORT"):
-            self._pin_all()  # a COMMIT of the caller's own
+            self._note_unknown_position()  # a COMMIT of the caller's own
 
-    def _pin(self, statement: Statement) -> None:
+    def _note_if_it_may_have_written(self, statement: Statement) -> None:
         """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
         if statement.may_change:
-            self._pin_all()
+            self._note_unknown_position()
 
-    def _pin_all(self) -> None:
-        if self.link.tracks and not self.link.endpoint.read_only:
-            self._see(None, wrote=True)
+    def _note_unknown_position(self) -> None:
+        if self.state.tracks and not self.state.endpoint.read_only:
+            self._record_seen(None, wrote=True)
 
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
@@ -218,17 +219,17 @@ class Shared(psycopg.BaseConnection[Row]):
     def _opening(self) -> Script:
         if current().local_settings:
             return Script.set_local(self._settings())
-        return self.link.opening(self.pgconn.server_version)
+        return self.state.opening(self.pgconn.server_version)
 
     def _opening_alone(self) -> Script:
         """Return what opens the transaction of a statement in autocommit."""
         opening = self._opening()
-        return Script(*opening.parts, READ_ONLY) if self.link.endpoint.read_only else opening
+        return Script(*opening.parts, READ_ONLY) if self.state.endpoint.read_only else opening
 
     def _settings(self) -> dict[bytes, bytes]:
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
         own = current().local_settings
-        return self.link.settings(self.pgconn.server_version) | {
+        return self.state.settings(self.pgconn.server_version) | {
             name.encode(): bytes(escaping.escape_literal(value.encode(encoding))) for name, value in own
         }
 
@@ -238,7 +239,7 @@ class Shared(psycopg.BaseConnection[Row]):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
                 return (yield from self._end_gen(command))
             if command == b"COMMIT" and self._pipeline:
-                self._pin_all()
+                self._note_unknown_position()
             result = yield from super()._exec_command(command, result_format)
             return result
         if self._pipeline:
@@ -253,15 +254,17 @@ class Shared(psycopg.BaseConnection[Row]):
                 raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
         return results[0]
 
-    def _other_way_gen(self, plan: Plan, text: str, error: psycopg.Error, *, bound_by_server: bool = False) -> PQGen[Plan | None]:
+    def _plan_after_refusal_gen(
+        self, plan: Plan, text: str, error: psycopg.Error, *, bound_by_server: bool = False
+    ) -> PQGen[Plan | None]:
         """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
         if self.pgconn.status != pq.ConnStatus.OK or not plan.first:
             return None
         if plan.read_only and not plan.again and self._is_cancelled_by_replay(error):
             return replace(self._make_plan(text, bound_by_server=bound_by_server), again=True)
-        state, read_only = error.sqlstate, self.link.endpoint.read_only
+        state, read_only = error.sqlstate, self.state.endpoint.read_only
         if state == "25006" and read_only:
-            self.link.hidden_writes.add(text)
+            self.state.refused_read_only.add(text)
         demoted = state == "25006" and not (plan.read_only or self._read_only or read_only)
         failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
         if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
@@ -277,23 +280,23 @@ class Shared(psycopg.BaseConnection[Row]):
         if state == "25006" and plan.read_only:
             if read_only:
                 return None
-            self.link.hidden_writes.add(text)
+            self.state.refused_read_only.add(text)
         elif state in ("25001", "2D000") and plan.before.parts:
             # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
-            self.link.loners.add(text)
+            self.state.refused_in_batch.add(text)
         else:
             return None
         return self._make_plan(text, bound_by_server=bound_by_server)
 
     def _make_plan(self, text: str, *, bound_by_server: bool = False) -> Plan:
         """Decide how a statement travels that arrives while the connection is idle."""
-        link, statement = self.link, analyse(text)
-        self._pins = pins()
-        reads = statement.reads and text not in link.hidden_writes
-        if link.endpoint.read_only and (statement.primary_only or text in link.hidden_writes):
+        state, statement = self.state, analyse(text)
+        self._unknown_positions = unknown_positions()
+        reads = statement.reads and text not in state.refused_read_only
+        if state.endpoint.read_only and (statement.primary_only or text in state.refused_read_only):
             raise _known_to_write_error()
         if bound_by_server:
-            return self._make_plan_apart(statement, reads=reads, alone=text in link.loners)
+            return self._make_plan_apart(statement, reads=reads, alone=text in state.refused_in_batch)
         if not self._autocommit and not (reads and self._may_read_without_transaction()):
             opening = self._get_tx_start_command()
             if not statement.single:
@@ -301,16 +304,16 @@ class Shared(psycopg.BaseConnection[Row]):
             return self._asking(Plan(statement, before=opening, begin=True), reads=reads)
         if statement.begins:
             return Plan(statement, after=self._opening_alone())
-        if statement.bare or statement.controls or not statement.count or text in link.loners:
-            if link.endpoint.read_only and not statement.is_harmless:
+        if statement.must_stand_alone or statement.controls or not statement.count or text in state.refused_in_batch:
+            if state.endpoint.read_only and not statement.is_harmless:
                 raise _known_to_write_error()  # it cannot be sent READ ONLY, and this may be a primary by now
             return Plan(statement)
         if reads:
             before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
-            if not link.tracks:
+            if not state.tracks:
                 return Plan(statement, before=before, read_only=True)
             return Plan(statement, before=before, read_only=True, after=self._position(), asks=Asks.POSITION)
-        if link.tracks and statement.single and not link.endpoint.read_only:
+        if state.tracks and statement.single and not state.endpoint.read_only:
             before = Script(b"BEGIN", *self._opening().parts)
             return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
         return Plan(statement, before=self._opening_alone())
@@ -319,8 +322,8 @@ class Shared(psycopg.BaseConnection[Row]):
         """The same for a statement that cannot share its message: its parameters are bound by the server."""
         if not self._autocommit:
             return Plan(statement, before=self._get_tx_start_command(), begin=True)
-        opening, read_only = self._opening().parts, self.link.endpoint.read_only
-        if statement.bare or statement.controls or not statement.count or alone or not (opening or read_only):
+        opening, read_only = self._opening().parts, self.state.endpoint.read_only
+        if statement.must_stand_alone or statement.controls or not statement.count or alone or not (opening or read_only):
             if read_only and not statement.is_harmless:
                 raise _known_to_write_error()
             return Plan(statement)
@@ -329,34 +332,34 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _asking(self, plan: Plan, *, reads: bool) -> Plan:
         """Let the first write of an explicit transaction bring the transaction's id back, a read before it where it was made."""
-        if self.link.endpoint.read_only:
+        if self.state.endpoint.read_only:
             return plan
         if reads:
-            return replace(plan, after=POSITION, asks=Asks.POSITION) if self.link.tracks else plan
+            return replace(plan, after=POSITION, asks=Asks.POSITION) if self.state.tracks else plan
         return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
 
     def _asks_for_transaction(self, text: str) -> bool:
         """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
-        link = self.link
-        if link.endpoint.pooled and (self._transaction is not None or link.endpoint.read_only):
+        state = self.state
+        if state.endpoint.pooled and (self._transaction is not None or state.endpoint.read_only):
             return False
         statement = analyse(text)
         self._note_state(statement)
         return (
             self._transaction is None
-            and not link.endpoint.read_only
+            and not state.endpoint.read_only
             and statement.single
-            and not (statement.reads or statement.bare)
+            and not (statement.reads or statement.must_stand_alone)
             and not self._pipeline
             and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
         )
 
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
-        if not (self.link.tracks and self.link.endpoint.read_only):
+        if not (self.state.tracks and self.state.endpoint.read_only):
             return ()
         seen = current_token()
-        token = None if seen is None else seen.of(self.link.identity)
+        token = None if seen is None else seen.of(self.state.identity)
         if token is None:
             return ()
         if token.position is None:
@@ -366,14 +369,14 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _position(self) -> Script:
         """Return what asks this endpoint how far its server is."""
-        return REPLICA_POSITION if self.link.endpoint.read_only else POSITION
+        return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
 
-    def _see(self, result: PGresult | None, *, wrote: bool) -> None:
+    def _record_seen(self, result: PGresult | None, *, wrote: bool) -> None:
         """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
         value = None if result is None or result.status != pq.ExecStatus.TUPLES_OK else result.get_value(0, 0)
         position = None if value is None else parse_lsn(bytes(value).decode())
-        token = Token(identity=self.link.identity, position=position, at=time.time())
-        see(token, wrote=wrote, pins=None if self.link.endpoint.read_only else self._pins)
+        token = Token(identity=self.state.identity, position=position, at=time.time())
+        record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else self._unknown_positions)
 
     def _check_place(self, result: PGresult | None) -> bool:
         """Return whether the server that told a position is the one that this endpoint is for; else use it no more.
@@ -381,7 +384,7 @@ class Shared(psycopg.BaseConnection[Row]):
         A primary that was demoted goes on to answer, and lags behind what this caller may have seen.
         """
         if (
-            self.link.endpoint.read_only
+            self.state.endpoint.read_only
             or result is None
             or result.status != pq.ExecStatus.TUPLES_OK
             or result.get_value(0, 1) != b"t"
@@ -392,13 +395,13 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _note_demotion(self) -> None:
         """Let every connection of this endpoint be replaced before its next use: its server is no longer the primary."""
-        emit(Event(name=Name.DEMOTED, endpoint=self.link.endpoint.name))
-        self.link.generation += 1
+        emit(Event(name=Name.DEMOTED, endpoint=self.state.endpoint.name))
+        self.state.generation += 1
 
     def _may_read_without_transaction(self) -> bool:
         """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
         return (
-            self.link.endpoint.read_only
+            self.state.endpoint.read_only
             and self._isolation_level in (None, IsolationLevel.READ_COMMITTED)
             and not self._deferrable
             and not self._num_transactions
@@ -412,17 +415,17 @@ class Shared(psycopg.BaseConnection[Row]):
         commits = command == b"COMMIT" and not failed
         transaction, self._transaction = self._transaction, None
         parts = [command]
-        if commits and self.link.opening(self.pgconn.server_version).parts:
+        if commits and self.state.opening(self.pgconn.server_version).parts:
             parts.insert(0, UNBOUNDED)
-        self._pins = pins()
+        self._unknown_positions = unknown_positions()
         marker = str(uuid.uuid4()) if commits and current().marker and not self._read_only else None
         if marker is not None:
             parts.insert(0, marker_sql(marker))
         # A write may have come in a pipeline, by COPY, in a text of several statements, in a function.
-        asks = commits and transaction is None and self.link.tracks and not (self._read_only or self.link.endpoint.read_only)
+        asks = commits and transaction is None and self.state.tracks and not (self._read_only or self.state.endpoint.read_only)
         if asks:
             parts.insert(0, TRANSACTION_SQL)
-        if self.link.tracks:
+        if self.state.tracks:
             parts.extend(self._position().parts)
         self._committing = commits
         results: list[PGresult] = []
@@ -449,12 +452,12 @@ class Shared(psycopg.BaseConnection[Row]):
         if lost is not None:
             raise lost
         self._in_block = False
-        if self.link.tracks:
+        if self.state.tracks:
             wrote = commits and (transaction is not None or (asks and transaction_id(results[0]) is not None))
             position = results[-1] if len(results) == len(parts) else None
             if commits and not self._check_place(position):
                 position = None
-            self._see(position, wrote=wrote)
+            self._record_seen(position, wrote=wrote)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
 
     @staticmethod
@@ -477,11 +480,11 @@ class Shared(psycopg.BaseConnection[Row]):
         """Turn a verdict into what `commit` does: return, or raise."""
         if verdict is Outcome.OVER:
             verdict = Outcome.UNKNOWN
-        emit(Event(name=Name.COMMIT_OUTCOME, endpoint=self.link.endpoint.name, reason=verdict.value))
+        emit(Event(name=Name.COMMIT_OUTCOME, endpoint=self.state.endpoint.name, reason=verdict.value))
         if verdict is Outcome.COMMITTED:
             self._in_block = False
-            if self.link.tracks:
-                self._see(None, wrote=True)
+            if self.state.tracks:
+                self._record_seen(None, wrote=True)
         elif verdict is Outcome.ROLLED_BACK:
             error = psycopg.OperationalError(LOST_AT_COMMIT)
             raise error from unknown.__cause__
@@ -518,7 +521,7 @@ class Shared(psycopg.BaseConnection[Row]):
         A pooler welcomes its clients whether it has one or not.
         """
         replicas = self._replicas
-        if self.link.endpoint.pooled and (turn.is_probe or (replicas is not None and self.link in replicas.out)):
+        if self.state.endpoint.pooled and (turn.is_probe or (replicas is not None and self.state in replicas.out)):
             self.pgconn.send_query(b"SELECT 1")
             results: list[PGresult] = yield from self._answer_gen()
             if results and results[-1].status == FATAL:
@@ -541,13 +544,13 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _watch_notices(self) -> None:
         wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
-        self.pgconn.notice_handler = partial(Shared._on_notice, wself)
+        self.pgconn.notice_handler = partial(BaseConnection._on_notice, wself)
         self.pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, wself)
 
     @staticmethod
     def _on_notice(wself: ReferenceType[psycopg.BaseConnection[Any]], result: PGresult) -> None:
         self = wself()
-        if isinstance(self, Shared):
+        if isinstance(self, BaseConnection):
             routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
             if routine is not None and bytes(routine).decode() == SYNC_REP_ROUTINE:
                 self._sync_wait_cancelled = True
@@ -567,7 +570,7 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _note_state(self, statement: Statement) -> None:
         # Behind a transaction pooler there is no session that could keep anything.
-        if statement.keeps_state and not self.link.endpoint.pooled:
+        if statement.keeps_state and not self.state.endpoint.pooled:
             self._keeps_state = True
 
     def _is_demoted_gen(self) -> PQGen[bool]:
@@ -581,10 +584,10 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _is_cancelled_by_replay(self, error: psycopg.Error) -> bool:
         """Return whether a read was cancelled on a replica in favour of what it replays. That goes on now, and may be through."""
-        failure = classify(error) if self.link.endpoint.read_only else None
+        failure = classify(error) if self.state.endpoint.read_only else None
         if failure is None or failure.kind is not Kind.RECOVERY_CONFLICT:
             return False
-        emit(Event(name=Name.RETRY, endpoint=self.link.endpoint.name, reason=failure.rule, attempt=1))
+        emit(Event(name=Name.RETRY, endpoint=self.state.endpoint.name, reason=failure.rule, attempt=1))
         return True
 
     def _is_gone(self) -> bool:
@@ -612,8 +615,8 @@ class Shared(psycopg.BaseConnection[Row]):
 
     def _is_out_of_place(self) -> bool:
         """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
-        return self._generation != self.link.generation or (
-            self._replicas is not None and self._replicas.wants_back(self.link, self._home)
+        return self._generation != self.state.generation or (
+            self._replicas is not None and self._replicas.should_return_home(self.state, self._home)
         )
 
     def _retire(self) -> None:
@@ -645,7 +648,7 @@ class Shared(psycopg.BaseConnection[Row]):
         plan = self._plan
         if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
             return False
-        if self.link.policy.attempts == 0:
+        if self.state.policy.attempts == 0:
             return False
         if isinstance(exc, CommitOutcomeUnknown):
             return False
@@ -657,7 +660,7 @@ class Shared(psycopg.BaseConnection[Row]):
         if not plan.statement.count:
             return True  # a ping
         statement = plan.statement
-        return statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO or statement.repeatable)
+        return statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO or statement.only_sets)
 
     def _check_connection_ok(self) -> None:
         if not self.can_revive():
@@ -672,8 +675,8 @@ class Shared(psycopg.BaseConnection[Row]):
         # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
         return {name: self.pgconn.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
 
-    def _adopt(self, donor: psycopg.BaseConnection[Any], link: Link) -> PQGen[None] | None:
-        """Go on with the donor's libpq connection, which leads to `link`'s endpoint. Cursors follow when they are next used.
+    def _adopt(self, donor: psycopg.BaseConnection[Any], state: EndpointState) -> PQGen[None] | None:
+        """Go on with the donor's libpq connection, which leads to `state`'s endpoint. Cursors follow when they are next used.
 
         Returns what is still to be run: session parameters that a framework had set, such as its time zone.
         """
@@ -681,7 +684,7 @@ class Shared(psycopg.BaseConnection[Row]):
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
-        self.link, self._generation = link, link.generation
+        self.state, self._generation = state, state.generation
         self._watch_notices()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()
@@ -729,3 +732,30 @@ def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknow
         transaction=transaction.xid if transaction else None,
         timeline=transaction.timeline if transaction else None,
     )
+
+
+NO_CONNECT: Final = (
+    "this class has to know the endpoint: write ps_core.connect(...) or connect_async(...); for psycopg_pool,"
+    " `from ps_core.connect import PooledConnection` (or AsyncPooledConnection)"
+)
+
+
+def without_waiting(gen: PQGen[Any]) -> Any:
+    """Run what needs no server to its end."""
+    try:
+        next(gen)
+    except StopIteration as done:
+        return done.value
+    gen.close()
+    raise psycopg.OperationalError("the connection is lost")
+
+
+def connect_options(state: EndpointState, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:
+    # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
+    # behind a pooler they may return another client's rows.
+    return {**state.endpoint.conninfo(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
+
+
+def look_up_options(state: EndpointState, options: dict[str, Any]) -> dict[str, Any]:
+    ours = ("cursor_factory", "row_factory", "context")
+    return {**state.endpoint.conninfo(), **{name: options[name] for name in options if name not in ours}, "autocommit": True}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps_core.statements import analyse
+from ps_core._message.statement import analyse
 
 pytestmark = pytest.mark.fast
 
@@ -113,7 +113,7 @@ NOT_REPEATABLE = [
 @pytest.mark.parametrize("text", REPEATABLE + NOT_REPEATABLE)
 def test_repeatable(text: str) -> None:
     """A lone setting may be made again; what may do anything else may not."""
-    assert analyse(text).repeatable is (text in REPEATABLE)
+    assert analyse(text).only_sets is (text in REPEATABLE)
 
 
 @pytest.mark.parametrize("text", READS)
@@ -150,7 +150,7 @@ def test_control(text: str) -> None:
 @pytest.mark.parametrize("text", BARE)
 def test_bare(text: str) -> None:
     """What PostgreSQL refuses inside a transaction block is known by its text."""
-    assert analyse(text).bare
+    assert analyse(text).must_stand_alone
 
 
 @pytest.mark.parametrize("text", KEEPING)

@@ -1,44 +1,26 @@
-"""What the connections to one endpoint share: how to open a transaction there, when to try again, what its server taught us."""
+"""The state of one endpoint in this process: how to open a transaction there, and what its server taught us."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
 
-from ps_core.consistency import identity_of
+from ps_core._message.script import Script
+from ps_core._retry.gate import OutageGate
+from ps_core._retry.policy import RetryPolicy
 from ps_core.context import current, remaining
-from ps_core.replicas import Replicas
-from ps_core.retry import OutageGate, RetryPolicy
-from ps_core.script import Script
-from ps_core.timeouts import POOLED, SETTINGS, format_ms
-from ps_core.topology import parse_retry_timeout
+from ps_core.timeouts import SETTINGS, format_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ps_core.timeouts import Duration
-    from ps_core.topology import Endpoint, Topology
+    from ps_core.topology import Endpoint
 
-__all__ = ["Link", "StatementMemory", "link_to", "links_of", "policy_for", "replicas_at", "replicas_of"]
+__all__ = ["EndpointState", "StatementMemory"]
 
-_POLICY: Final = RetryPolicy()
 _log: Final = logging.getLogger("ps_core.limits")
-
-_shared: WeakSet[Link | Replicas] = WeakSet()
-
-
-def _forget_threads() -> None:
-    for one in list(_shared):
-        one.forget_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
 
 
 class StatementMemory:
@@ -56,7 +38,7 @@ class StatementMemory:
         return len(self._hashes)
 
     def forget_threads(self) -> None:
-        """See `Link.forget_threads`."""
+        """See `EndpointState.forget_threads`."""
         self._lock = threading.Lock()
 
     def add(self, text: str) -> None:
@@ -68,15 +50,15 @@ class StatementMemory:
 
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
-class Link:
+class EndpointState:
     """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
 
     endpoint: Endpoint
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     gate: OutageGate = field(init=False)
-    hidden_writes: StatementMemory = field(default_factory=StatementMemory)
+    refused_read_only: StatementMemory = field(default_factory=StatementMemory)
     """Templates that look like reads and were refused READ ONLY."""
-    loners: StatementMemory = field(default_factory=StatementMemory)
+    refused_in_batch: StatementMemory = field(default_factory=StatementMemory)
     """Templates that the server refused to run in one message with others."""
     identity: str = ""
     """The branch, as tokens name it."""
@@ -92,13 +74,12 @@ class Link:
 
     def __post_init__(self) -> None:
         self.forget_threads()
-        _shared.add(self)
 
     def forget_threads(self) -> None:
         """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""
         self.gate = OutageGate(self.endpoint.name)
-        self.hidden_writes.forget_threads()
-        self.loners.forget_threads()
+        self.refused_read_only.forget_threads()
+        self.refused_in_batch.forget_threads()
 
     def opening(self, server_version: int) -> Script:
         """Return the SET LOCALs that open a transaction here and now, for a server of `server_version` (as in 180004).
@@ -156,66 +137,3 @@ class Link:
                     setting,
                 )
                 return
-
-
-def policy_for(retry_timeout: Duration) -> RetryPolicy:
-    """Return the policy that this setting (of `TopologySettings`) stands for."""
-    seconds = parse_retry_timeout(retry_timeout, name="retry_timeout")
-    # Who never tries again waits for the caller that probes the endpoint, or for a turn, as long as a connect may take.
-    return RetryPolicy(max_elapsed=seconds) if seconds else RetryPolicy(attempts=0, max_elapsed=POOLED.connect)
-
-
-def link_to(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, policy: RetryPolicy = _POLICY) -> Link:
-    """Return the link of this process to `endpoint`: the same one for everybody, so that all wait at the same gate."""
-    return _link_to(endpoint, identity, tracks, policy)
-
-
-@lru_cache(maxsize=256)
-def _link_to(endpoint: Endpoint, identity: str, tracks: bool, policy: RetryPolicy) -> Link:
-    return Link(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
-
-
-def links_of(topology: Topology, *, policy: RetryPolicy | None = None) -> tuple[Link, tuple[Link, ...], Link]:
-    """Return the links to a topology's primary, its replicas and its direct endpoint; a `policy` wins over `retry_timeout`."""
-    policy = policy or policy_for(topology.retry_timeout)
-    identity, tracks = identity_of(topology.identity), bool(topology.replicas)
-    primary, direct, *replicas = (
-        link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
-        for endpoint in (topology.primary, topology.direct, *topology.replicas)
-    )
-    return primary, tuple(replicas), direct
-
-
-def replicas_of(topology: Topology, *, policy: RetryPolicy | None = None) -> Replicas | None:
-    """Return the replicas of a topology, the same object for everybody in this process; None where it has none."""
-    if not topology.replicas:
-        return None
-    policy = policy or policy_for(topology.retry_timeout)
-    primary = topology.primary if topology.replica_fallback else None
-    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity), policy=policy)
-
-
-def replicas_at(
-    endpoints: tuple[Endpoint, ...],
-    primary: Endpoint | None,
-    *,
-    identity: str,
-    tracks: bool = True,
-    policy: RetryPolicy = _POLICY,
-) -> Replicas:
-    """Return the set of these endpoints, the same for everybody; it falls back to `primary`, if that is given."""
-    return _replicas_at(endpoints, primary, identity, tracks, policy)
-
-
-@lru_cache(maxsize=256)
-def _replicas_at(
-    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, identity: str, tracks: bool, policy: RetryPolicy
-) -> Replicas:
-    def link(endpoint: Endpoint) -> Link:
-        return link_to(endpoint, identity=identity, tracks=tracks, policy=policy)
-
-    # With the role of a replica: what is sent there is READ ONLY.
-    fallback = None if primary is None else link(replace(primary, name="fallback", role="replica"))
-    replicas = Replicas(map(link, endpoints), fallback=fallback)
-    _shared.add(replicas)
-    return replicas
