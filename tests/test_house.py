@@ -28,6 +28,7 @@ DOING = {
     "__init__",
     "_connection",
     "_endpoint",
+    "_fork",
     "_registry",
     "_retry",
     "connect",

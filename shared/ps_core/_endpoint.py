@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ps_core._fork import renew_after_fork
 from ps_core._message.script import Script
 from ps_core._retry.gate import OutageGate
 from ps_core._retry.policy import RetryPolicy
@@ -74,6 +75,7 @@ class EndpointState:
 
     def __post_init__(self) -> None:
         self.forget_threads()
+        renew_after_fork(self)
 
     def forget_threads(self) -> None:
         """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-from weakref import WeakSet
 
 from ps_core._endpoint import EndpointState
 from ps_core._retry.policy import RetryPolicy
@@ -23,17 +21,6 @@ __all__ = ["policy_for", "replicas_at", "replicas_of", "state_of", "states_of"]
 
 _POLICY: Final = RetryPolicy()
 
-_shared: WeakSet[EndpointState | Replicas] = WeakSet()
-
-
-def _forget_threads() -> None:
-    for one in list(_shared):
-        one.forget_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
-
 
 def policy_for(retry_timeout: Duration) -> RetryPolicy:
     """Return the policy that this setting (of `TopologySettings`) stands for."""
@@ -49,9 +36,7 @@ def state_of(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, po
 
 @lru_cache(maxsize=256)
 def _state_of(endpoint: Endpoint, identity: str, tracks: bool, policy: RetryPolicy) -> EndpointState:
-    state = EndpointState(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
-    _shared.add(state)
-    return state
+    return EndpointState(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
 
 
 def states_of(
@@ -97,6 +82,4 @@ def _replicas_at(
 
     # With the role of a replica: what is sent there is READ ONLY.
     fallback = None if primary is None else state(replace(primary, name="fallback", role="replica"))
-    replicas = Replicas(map(state, endpoints), fallback=fallback)
-    _shared.add(replicas)
-    return replicas
+    return Replicas(map(state, endpoints), fallback=fallback)

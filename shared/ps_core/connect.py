@@ -64,16 +64,16 @@ async def connect_async(
 def _target(target: str | Topology | Endpoint, to: str, options: dict[str, Any]) -> dict[str, Any]:
     policy: RetryPolicy | None = options.pop("retry", None)
     if isinstance(target, Endpoint):
-        return {"link": state_of(target, policy=policy or RetryPolicy())}
+        return {"state": state_of(target, policy=policy or RetryPolicy())}
     if isinstance(target, str):
         target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
     if to == "replica":
         replicas = replicas_of(target, policy=policy)
         if replicas is None:
             raise ConfigurationError("to='replica': there is none: write replica_bouncer=... or direct_replica=True")
-        return {"link": replicas.first(), "replicas": replicas}
+        return {"state": replicas.first(), "replicas": replicas}
     primary, _, direct = states_of(target, policy=policy)
-    return {"link": {"primary": primary, "direct": direct}[to]}
+    return {"state": {"primary": primary, "direct": direct}[to]}
 
 
 class PooledConnection(psycopg.Connection[Any]):

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+from ps_core._fork import renew_after_fork
 from ps_core.events import Event, Name, emit
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Replicas:
         self._out: dict[EndpointState, tuple[float, float]] = {}
         """Of an endpoint that is left out: when its next probe is due, and the interval after that."""
         self._on_fallback: WeakSet[Any] = WeakSet()
+        renew_after_fork(self)
 
     def forget_threads(self) -> None:
         """See `EndpointState.forget_threads`."""

@@ -695,7 +695,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _exchange(self, other: Self) -> None:
         """Exchange libpq connections, and where they lead to."""
-        for name in ("pgconn", "link", "_home", "_generation", "_replicas", "_parameters"):
+        for name in ("pgconn", "state", "_home", "_generation", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
