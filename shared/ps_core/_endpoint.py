@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ps_core._fork import renew_after_fork
+from ps_core._message.functions import Functions
 from ps_core._message.script import Script
 from ps_core._retry.gate import OutageGate
 from ps_core._retry.policy import RetryPolicy
@@ -61,6 +62,8 @@ class EndpointState:
     """Templates that look like reads and were refused READ ONLY."""
     refused_in_batch: StatementMemory = field(default_factory=StatementMemory)
     """Templates that the server refused to run in one message with others."""
+    functions: Functions = field(default_factory=Functions)
+    """The names of the database's functions that may write."""
     identity: str = ""
     """The branch, as tokens name it."""
     tracks: bool = False

@@ -1,13 +1,36 @@
 """The errors of this project's own. Everything else keeps the driver's or the framework's class, raised as it came.
 
+Those that a statement can raise are the driver's classes, since that is what code around statements catches, and carry their
+`failure`, which is what `classify` returns.
+
 - `ValueError` > `ConfigurationError`: a setting that cannot work; the message says what to write instead
 - `TimeoutError` > `DeadlineExceeded`: the caller's own deadline
 - `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
+- `psycopg.OperationalError` > `LostAtCommit`: the connection was lost at COMMIT, and the transaction was certainly rolled back
+- `psycopg.OperationalError` > `Demoted`: the server was the primary, and is no longer
+- `psycopg.OperationalError` > `NotSent`: the connection was lost before anything was sent
+- `psycopg.errors.InvalidParameterValue` > `ReplicaBehind`: a replica has not replayed what the caller has seen
+- `psycopg.errors.ReadOnlySqlTransaction` > `MayWrite`: a statement that may write was given to an endpoint for reads
 """
+
+from __future__ import annotations
+
+from typing import ClassVar
 
 import psycopg
 
-__all__ = ["CommitOutcomeUnknown", "ConfigurationError", "DeadlineExceeded"]
+from ps_core.failures import Failure, Kind, Ran
+
+__all__ = [
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "DeadlineExceeded",
+    "Demoted",
+    "LostAtCommit",
+    "MayWrite",
+    "NotSent",
+    "ReplicaBehind",
+]
 
 
 class ConfigurationError(ValueError):
@@ -20,9 +43,10 @@ class ConfigurationError(ValueError):
 class CommitOutcomeUnknown(psycopg.OperationalError):
     """A COMMIT was sent, its answer did not come, and what the primary says now does not settle whether it took effect.
 
-    The driver's class, since that is what code around transactions catches. Never retried by this library. `__cause__` is what
-    was met at COMMIT.
+    Never retried by this library. `__cause__` is what was met at COMMIT.
     """
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.UNKNOWN, usable=False, rule="commit_outcome_unknown")
 
     def __init__(self, message: str, *, transaction: str | None = None, timeline: str | None = None) -> None:
         super().__init__(message)
@@ -30,6 +54,39 @@ class CommitOutcomeUnknown(psycopg.OperationalError):
         """The transaction's id (xid8) where one was assigned and seen, for `pg_xact_status`."""
         self.timeline = timeline
         """The timeline that the id belongs to, eight hexadecimal digits."""
+
+
+class LostAtCommit(psycopg.OperationalError):
+    """The connection was lost at COMMIT, and a lookup has shown that the transaction was rolled back."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.ROLLED_BACK, usable=False, rule="lost_at_commit")
+
+
+class Demoted(psycopg.OperationalError):
+    """The server refused a write, or answered a read, and is a standby now: its connections are replaced."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="demoted")
+
+
+class NotSent(psycopg.OperationalError):
+    """The connection was found lost before anything of the statement was sent: it may be sent on a new one, whatever it is."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="connection_closed")
+
+    def __init__(self) -> None:
+        super().__init__("the connection is closed")
+
+
+class ReplicaBehind(psycopg.errors.InvalidParameterValue):
+    """A replica has not replayed what the caller has seen, and did not answer. The primary can."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.BEHIND, ran=Ran.ROLLED_BACK, usable=True, rule="replica_behind")
+
+
+class MayWrite(psycopg.errors.ReadOnlySqlTransaction):
+    """A statement that is known to write, or may, was given to an endpoint for reads, and was not sent there."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.NOT_PRIMARY, ran=Ran.ROLLED_BACK, usable=True, rule="read_only_transaction")
 
 
 class DeadlineExceeded(TimeoutError):

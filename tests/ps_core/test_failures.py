@@ -5,7 +5,8 @@ import pytest
 from psycopg.pq import DiagnosticField
 
 from ps_core.errors import CommitOutcomeUnknown
-from ps_core.failures import LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
+from ps_core.errors import LostAtCommit
+from ps_core.failures import Kind, Ran, classify, is_made_by_pooler
 
 pytestmark = pytest.mark.fast
 
@@ -52,7 +53,6 @@ SERVER = [
     ("40001", "terminating connection due to conflict with recovery", "FATAL", Kind.RECOVERY_CONFLICT, Ran.ROLLED_BACK, False),
     ("40P01", "deadlock detected", "ERROR", Kind.CONFLICT, Ran.ROLLED_BACK, True),
     ("25006", "cannot execute INSERT in a read-only transaction", "ERROR", Kind.NOT_PRIMARY, Ran.ROLLED_BACK, True),
-    ("22023", 'invalid value for parameter "statement_timeout": "replica_behind"', "ERROR", Kind.BEHIND, Ran.ROLLED_BACK, True),
     ("22023", 'invalid value for parameter "a": "b"', "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("53300", "sorry, too many clients already", "FATAL", Kind.OVERLOAD, Ran.NO, False),
     ("53000", "[PGINSIGHTS] Traffic Control: query exceeded budget", "ERROR", Kind.OVERLOAD, Ran.ROLLED_BACK, True),
@@ -178,7 +178,7 @@ def test_errors_of_our_own() -> None:
     """What this library raises about a COMMIT is classified, too."""
     unknown = classify(CommitOutcomeUnknown("nobody can tell"))
     assert (unknown.kind, unknown.ran, unknown.usable) == (Kind.TRANSIENT, Ran.UNKNOWN, False)
-    lost = classify(psycopg.OperationalError(LOST_AT_COMMIT))
+    lost = classify(LostAtCommit("the transaction was rolled back"))
     assert (lost.kind, lost.ran, lost.usable) == (Kind.TRANSIENT, Ran.ROLLED_BACK, False)
 
 

@@ -60,7 +60,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                             conn._bind(state, options, replicas, home)
                             await conn.wait(conn._arrive_gen(turn))
                         if state.role is None:
-                            state.role = await conn.wait(conn._read_role_gen())
+                            await conn.wait(conn._learn_gen())
         return conn
 
     async def go_to(self, replicas: Replicas | None) -> None:

@@ -86,7 +86,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                         conn._bind(state, options, replicas, home)
                         conn.wait(conn._arrive_gen(turn))
                     if state.role is None:
-                        state.role = conn.wait(conn._read_role_gen())
+                        conn.wait(conn._learn_gen())
         return conn
 
     def go_to(self, replicas: Replicas | None) -> None:
