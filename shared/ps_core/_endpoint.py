@@ -6,6 +6,7 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from ps_core._fork import renew_after_fork
 from ps_core._message.functions import Functions
@@ -51,6 +52,10 @@ class StatementMemory:
                 del self._hashes[next(iter(self._hashes))]
 
 
+_functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
+"""Those of each branch."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class EndpointState:
     """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
@@ -62,8 +67,8 @@ class EndpointState:
     """Templates that look like reads and were refused READ ONLY."""
     refused_in_batch: StatementMemory = field(default_factory=StatementMemory)
     """Templates that the server refused to run in one message with others."""
-    functions: Functions = field(default_factory=Functions)
-    """The names of the database's functions that may write."""
+    functions: Functions = field(init=False)
+    """The names of the branch's functions that may write: what one of its endpoints reports, all know."""
     identity: str = ""
     """The branch, as tokens name it."""
     tracks: bool = False
@@ -77,6 +82,7 @@ class EndpointState:
     """Whether it was said that the role's own timeouts are shorter than what is asked for."""
 
     def __post_init__(self) -> None:
+        self.functions = _functions.setdefault(self.identity, Functions()) if self.identity else Functions()
         self.forget_threads()
         renew_after_fork(self)
 

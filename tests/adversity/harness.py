@@ -398,7 +398,7 @@ def prepare(lab: Lab) -> None:
     with psycopg.connect(lab.primary.dsn(), autocommit=True) as conn:
         conn.execute(
             "DROP TABLE IF EXISTS ledger; CREATE TABLE ledger (id int, held int);"
-            " CREATE OR REPLACE FUNCTION hold(key int) RETURNS int LANGUAGE plpgsql AS"
+            " CREATE OR REPLACE FUNCTION hold(key int) RETURNS int LANGUAGE plpgsql STABLE AS"
             " 'BEGIN PERFORM pg_advisory_xact_lock_shared(key); RETURN 1; END';"
             " CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN PERFORM hold(NEW.held); RETURN NULL; END';"

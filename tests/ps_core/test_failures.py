@@ -4,8 +4,7 @@ import psycopg
 import pytest
 from psycopg.pq import DiagnosticField
 
-from ps_core.errors import CommitOutcomeUnknown
-from ps_core.errors import LostAtCommit
+from ps_core.errors import CommitOutcomeUnknown, LostAtCommit
 from ps_core.failures import Kind, Ran, classify, is_made_by_pooler
 
 pytestmark = pytest.mark.fast

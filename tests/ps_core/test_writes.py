@@ -264,9 +264,10 @@ def lose_commit(
 
 def test_server_bound_hidden_write(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
     """What looks like a read and writes runs without READ ONLY, once, and is remembered."""
+    ps_lab.sql("CREATE OR REPLACE FUNCTION lies() RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN add_item(); END'")
     conn = connect(state, autocommit=True)
     for _ in range(2):
-        ServerBindingCursor(conn).execute("SELECT add_item()")
+        ServerBindingCursor(conn).execute("SELECT lies()")
     assert len(state.refused_read_only) == 1
     assert count(ps_lab, "item") == 2
 

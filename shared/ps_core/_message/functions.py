@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ps_core._message.statement import QUOTE, identifiers
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -65,8 +67,13 @@ class Functions:
 
     def take(self, endpoint: str, rows: Iterable[tuple[str, bool]], now: float) -> None:
         """Take what `endpoint` answered. A replica that lags behind takes no name away that the primary has."""
-        rows = list(rows)
+        rows = [(_sought(name), beside) for name, beside in rows]
         self._reported[endpoint] = frozenset(name for name, _ in rows), frozenset(name for name, beside in rows if beside)
         self._due[endpoint] = now + REFRESH_EVERY
         self.may_write = frozenset().union(*(names for names, _ in self._reported.values()))
         self.beside = frozenset().union(*(names for _, names in self._reported.values()))
+
+
+def _sought(name: str) -> str:
+    """Return what of a name a text must have to call it: the longest identifier in it, or a quote where it has none."""
+    return max(identifiers(name) - {QUOTE}, key=len, default=QUOTE)

@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Statement", "analyse", "binds_outside_quotes"]
+__all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "identifiers"]
 
 _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"})
 _CONTROL = re.compile(
@@ -119,6 +119,7 @@ _CHANGING = frozenset({"EXECUTE", "COPY", "ALTER", "COMMIT"})
 _MAKING = frozenset({"CREATE", "ALTER", "DROP"})
 _MADE = frozenset({"function", "procedure", "routine", "aggregate", "extension", "schema"})
 _VERB = re.compile(r"[A-Za-z]+")
+QUOTE = '"'
 _TRAILING = "; \t\r\n\f\v"
 # Texts longer than this are analysed each time: they are generated, and would push the others out of the cache.
 _CACHED_LENGTH = 16_384
@@ -150,7 +151,7 @@ class Statement:
     """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
 
     names: frozenset[str] = frozenset()
-    """Every identifier in the text, in lower case, whatever it stands for."""
+    """Every identifier in the text, in lower case, whatever it stands for; and a double quote, if there is one."""
     names_unknown: bool = False
     """Some identifier is written in a way that hides its name (`U&"..."`, longer than 63 bytes)."""
     makes_functions: bool = False
@@ -198,7 +199,7 @@ def _analyse(text: str) -> Statement:
     match = _VERB.match(head)
     verb = match[0].upper() if match else ""
     controls = any(_CONTROL.match(part) for part in statements)
-    names = frozenset(map(str.lower, _IDENTIFIER.findall(text)))
+    names = identifiers(text)
     acts = any(map(_ACTS.fullmatch, names))
     reads = (
         len(statements) == 1
@@ -227,6 +228,12 @@ def _analyse(text: str) -> Statement:
 
 
 _remembered = lru_cache(maxsize=1024)(_analyse)
+
+
+def identifiers(text: str) -> frozenset[str]:
+    """Return every identifier of `text` in lower case; and a double quote, if there is one: names may be anything then."""
+    names = map(str.lower, _IDENTIFIER.findall(text))
+    return frozenset((*names, QUOTE) if QUOTE in text else names)
 
 
 @lru_cache(maxsize=1024)
