@@ -20,9 +20,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.backends.postgresql import base
 
-from ps_core.errors import ReplicaBehind
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
+from ps_core.errors import ReplicaBehind
 from ps_django.config import databases
 
 if TYPE_CHECKING:

@@ -42,6 +42,9 @@ _COMMANDS_ON_DIRECT_PATH: Final = frozenset(
 class Cursor(base.CursorMixin, PSCursor[Any]):
     """Django's cursor (with `callproc`), over ours."""
 
+    # Django's own takes `interval '%s days'`, and applications write that.
+    _quotes_hold_values = True
+
 
 class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
     """The same for `OPTIONS["server_side_binding"]`."""

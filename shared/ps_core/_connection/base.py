@@ -336,7 +336,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         )
         if plan is Refused.MAY_WRITE:
             raise MayWrite(
-                f"the endpoint {endpoint.name!r} is for reads, and this statement may write: the server refused it before, or it"
+                f"this statement may write, and the endpoint {endpoint.name!r} is read-only: the server refused it before, or it"
                 " names a VOLATILE function (declare one that only reads STABLE)"
             )
         if plan is Refused.NO_ROLE:

@@ -249,7 +249,7 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         return pgq
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
-        """Return whether a value could end up inside of quotes: the server binds it then, or refuses, as with psycopg's cursor."""
+        """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
         return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
             self._text(query)
         )
@@ -322,8 +322,8 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         pgq = self._convert_query(query, params)
         if self._by_server:
             raise psycopg.NotSupportedError(
-                f"{what}: a placeholder may stand inside of quotes, or in a comment: write it outside of them, without backslashes,"
-                " dollar quotes and comments in the text"
+                f"{what}: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without"
+                " backslashes and dollar quotes"
             )
         begin = not conn._autocommit
         conn._in_block = begin

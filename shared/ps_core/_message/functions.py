@@ -30,8 +30,8 @@ FUNCTIONS_SQL: Final = (
     b"SELECT pg_catalog.lower(p.proname::pg_catalog.text), pg_catalog.bool_or(NOT l.lanpltrusted)"
     b" FROM pg_catalog.pg_proc p"
     b" LEFT JOIN pg_catalog.pg_aggregate a ON a.aggfnoid::pg_catalog.oid OPERATOR(pg_catalog.=) p.oid"
-    b" JOIN pg_catalog.pg_proc f ON f.oid OPERATOR(pg_catalog.=) p.oid OR f.oid OPERATOR(pg_catalog.=) a.aggtransfn::pg_catalog.oid"
-    b" OR f.oid OPERATOR(pg_catalog.=) a.aggfinalfn::pg_catalog.oid"
+    b" JOIN pg_catalog.pg_proc f ON f.oid OPERATOR(pg_catalog.=) p.oid"
+    b" OR f.oid OPERATOR(pg_catalog.=) a.aggtransfn::pg_catalog.oid OR f.oid OPERATOR(pg_catalog.=) a.aggfinalfn::pg_catalog.oid"
     b" JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) f.prolang"
     b" WHERE p.pronamespace OPERATOR(pg_catalog.<>) 11::pg_catalog.oid"  # pg_catalog
     b" AND f.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\""

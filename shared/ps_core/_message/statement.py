@@ -7,8 +7,8 @@ Two questions decide whether a text may ever be sent again, and no lexer answers
 - May it write? Any identifier in it that is the name of a function which may write means yes (`Statement.names`), wherever it
   stands, in a string or a comment, too.
 
-Everything else is a hint that the server corrects: whatever looks like a read is *sent* READ ONLY, and whatever is not known to be
-a read is treated as a write.
+Everything else is a hint that the server corrects: whatever looks like a read is *sent* READ ONLY, and whatever is not known to
+be a read is treated as a write.
 
 >>> analyse("select 1").reads, analyse("with x as (delete from t returning *) select * from x").reads
 (True, False)
