@@ -154,6 +154,19 @@ def test_a_function_that_swallows_its_error_writes(
     assert rows(ps_lab) == [1]
 
 
+def test_values_in_quotes_in_django(ps_lab: Lab) -> None:
+    """Django's own cursor puts values inside of quotes, and so does ours there; what they make of the text is not sent again."""
+    with _django_at(ps_lab):
+        with connections["default"].cursor() as cursor:
+            cursor.execute("select interval '%s days'", (2,))
+            assert cursor.fetchone()[0].days == 2
+        value = " is null; commit; insert into cut values (1); select 3 where '"
+        with ps_lab.edge.cut_answers("primary", containing="insert into cut"), connections["default"].cursor() as cursor:
+            with pytest.raises(Exception, match="connection"):
+                cursor.execute("select 2 where '%s' is not null", (value,))
+        assert rows(ps_lab) == [1]
+
+
 def test_frameworks_write_by_such_a_function(ps_lab: Lab) -> None:
     """Text and Core in a session that may read from replicas, and Django's cursor in a request that only reads."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")

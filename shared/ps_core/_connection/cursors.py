@@ -64,6 +64,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             conn._suppress_begin = False
         pgq = self._convert_query(query, params)
         text = self._text(query, pgq)
+        if params and self._quotes_hold_values and not binds_outside_quotes(text):
+            text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
         plan: Plan | None = conn._plan_for(text, by_server=self._by_server)
         try:
             while plan is not None:
@@ -239,7 +241,7 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
     """The cursors whose parameters the client binds, so that a statement and what goes around it share a message."""
 
     def _convert_query(self, query: Query, params: Params | None = None) -> Any:
-        self._by_server = params is not None and self._must_be_bound_by_server(query)
+        self._by_server = bool(params) and self._must_be_bound_by_server(query)
         if self._by_server:
             pgq: Any = PostgresQuery(self._tx)
             pgq.convert(query, params)

@@ -67,7 +67,7 @@ _PROGRAM = re.compile(r"\bCOPY\b.*\bPROGRAM\b", re.IGNORECASE | re.DOTALL)
 # Strings and quoted names hold no backslash, comments neither that nor a quote, and nothing looks like a dollar quote; a percent
 # sign in one of them is doubled. What it does not match may be harmless: it is bound by the server then.
 _PLAIN = re.compile(
-    r"""(?:[^'"\\$/-]|-(?!-)|/(?!\*)|\$(?![\w\x80-\U0010ffff]*\$)"""
+    r"""(?:[^'"\\$/-]++|-(?!-)|/(?!\*)|\$(?![\w\x80-\U0010ffff]*\$)"""
     r"""|'(?:[^'\\%]|%%)*'|"(?:[^"\\%]|%%)*"|--[^'"\\$%\r\n]*(?:[\r\n]|\Z)|/\*[^'"\\$%/*]*\*/)*+"""
 )
 # What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
@@ -236,14 +236,20 @@ def identifiers(text: str) -> frozenset[str]:
     return frozenset((*names, QUOTE) if QUOTE in text else names)
 
 
-@lru_cache(maxsize=1024)
 def binds_outside_quotes(template: str) -> bool:
     """Return whether every placeholder of `template` certainly stands outside of strings, quoted names and comments.
 
     Only there is a value that the client puts in its place a value: inside of quotes it would be a part of the text, and could
     end the string. False also means that this cannot be told: a backslash, a dollar quote, a quote in a comment.
     """
+    return _is_plain(template) if len(template) > _CACHED_LENGTH else _known_to_be_plain(template)
+
+
+def _is_plain(template: str) -> bool:
     return _PLAIN.fullmatch(template) is not None
+
+
+_known_to_be_plain = lru_cache(maxsize=1024)(_is_plain)
 
 
 def _without_opaque_parts(text: str) -> str:
