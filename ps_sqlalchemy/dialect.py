@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from ps_core.failures import Failure
     from ps_core.replicas import Replicas
 
-__all__ = ["PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
+__all__ = ["READ_ONLY_ON_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
 
 _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid = pg_catalog.to_regtype(%s)"
 
-PRIMARY: Final = "primary"
+READ_ONLY_ON_PRIMARY: Final = "primary"
 """A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
 
 
@@ -125,7 +125,7 @@ class PSDialect(PGDialect_psycopg):
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
         if self.ps_replicas is not None:
-            self._ps_go_to(connection, self.ps_replicas if value and value != PRIMARY else None)
+            self._ps_go_to(connection, self.ps_replicas if value and value != READ_ONLY_ON_PRIMARY else None)
         super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:

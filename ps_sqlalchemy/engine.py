@@ -94,9 +94,20 @@ class _OptionEngine(SAOptionEngine):
 Engine._option_cls = _OptionEngine
 
 
+class _ReplicaOption(SAOptionEngine):
+    """The same under other options."""
+
+    _proxied: _Replica
+
+    @property
+    def ps_replicas(self) -> Replicas:
+        return self._proxied.ps_replicas
+
+
 class _Replica(sa.Engine):
     """The engine on the replica endpoints. Made from one of SQLAlchemy's by `_join`."""
 
+    _option_cls = _ReplicaOption
     _ps_primary: Engine
     ps_replicas: Replicas
     """The endpoints."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ps_core._fork import renew_after_fork
+from ps_core.context import has_to_ask_primary
 from ps_core.events import Event, Name, emit
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ class Replicas:
             return False
         now = self._clock()
         return all(now < self._next_probe(state) for state in self.states if state.endpoint.weight)
+
+    @property
+    def may_lack_what_was_seen(self) -> bool:
+        """Whether the caller has seen what only the primary certainly has: a token without a position."""
+        state = self.states[0]
+        return state.tracks and has_to_ask_primary(state.identity)
 
     def have_refused(self, text: str) -> bool:
         """Return whether one of the endpoints has refused this text because it writes."""
