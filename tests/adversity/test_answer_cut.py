@@ -212,12 +212,13 @@ def test_emits_once(ps_lab: Lab, paths: Paths, binding: str) -> None:
     """A logical message outside of transactions is written once."""
     conn = paths.ours()
     cursor = conn.cursor() if binding == "client" else ServerBindingCursor(conn)
-    begun = ps_lab.sql("SELECT pg_current_wal_insert_lsn()::text")[0][0]
+    begun, file = ps_lab.sql("SELECT lsn::text, pg_walfile_name(lsn) FROM pg_current_wal_insert_lsn() lsn")[0]
+    timeline = str(int(file[:8], 16))
     with ps_lab.edge.cut_answers("primary", containing="emit_message"):
         raised(cursor.execute, "select pg_logical_emit_message(false, 'cut', 'once')")
     ended = ps_lab.sql("SELECT pg_switch_wal()::text")[0][0]
     wal = ps_lab.primary.folder / "pg_wal"
-    found = ps_lab.primary.run("pg_waldump", "-p", wal, "-s", begun, "-e", ended, "-r", "LogicalMessage")
+    found = ps_lab.primary.run("pg_waldump", "-p", wal, "-s", begun, "-e", ended, "-t", timeline, "-r", "LogicalMessage")
     assert found.count('prefix "cut"') == 1, found
 
 

@@ -216,8 +216,7 @@ def test_change_of_primary(
 def test_retries_end(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """When the endpoint stays away, the error that is raised is the driver's, with a note of what was tried."""
     policy = RetryPolicy(max_elapsed=0.5)
-    state = EndpointState(endpoint=primary.endpoint, policy=policy)
-    conn = connect(state, autocommit=True)
+    conn = connect(EndpointState(endpoint=primary.endpoint), policy=policy, autocommit=True)
     ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
     ps_lab.edge.cut("primary")
     try:

@@ -290,14 +290,14 @@ def test_server_bound_behind(ps_lab: Lab, table: str, connect: Connect) -> None:
 @pytest.mark.parametrize("attempts", [0, 1, 3])
 def test_attempts(ps_lab: Lab, primary: EndpointState, attempts: int) -> None:
     """`attempts` counts the tries after the first failure: of a new connection, and of a statement whose connection is lost."""
-    state = EndpointState(endpoint=primary.endpoint, policy=RetryPolicy(attempts=attempts, first_wait="1ms", max_wait="1ms"))
-    conn = Connection.open(state, autocommit=True)
+    policy = RetryPolicy(attempts=attempts, first_wait="1ms", max_wait="1ms")
+    conn = Connection.open(EndpointState(endpoint=primary.endpoint), policy=policy, autocommit=True)
     told: list[Event] = []
     unsubscribe = subscribe(lambda event: told.append(event) if event.name is Name.RETRY else None)
     try:
         ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
         with pytest.raises(psycopg.OperationalError):
-            Connection.open(EndpointState(endpoint=state.endpoint, policy=state.policy))
+            Connection.open(EndpointState(endpoint=primary.endpoint), policy=policy)
         assert len(told) == attempts + 1  # the first failure is told, too
         told.clear()
         ps_lab.edge.cut("primary")

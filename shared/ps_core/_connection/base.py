@@ -13,6 +13,7 @@ from weakref import ReferenceType, ref
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq
+from psycopg.conninfo import timeout_from_conninfo
 
 from ps_core._message.commit import (
     SYNC_REP_ROUTINE,
@@ -49,9 +50,10 @@ if TYPE_CHECKING:
 
     from ps_core._endpoint import EndpointState
     from ps_core._retry.gate import Turn
+    from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
-__all__ = ["NO_CONNECT", "BaseConnection", "behind", "connect_options", "look_up_options", "without_waiting"]
+__all__ = ["BaseConnection", "behind", "connect_options", "look_up_options", "time_to_connect", "without_waiting"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
@@ -96,6 +98,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """What the caller gave beside the endpoint."""
     _replicas: Replicas | None = None
     """The endpoints of which `state` is one, any of which would do."""
+    _policy: RetryPolicy
+    """When to try again."""
     _pid: int
     _generation: int
     _other_side: Any = None
@@ -120,9 +124,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _unsettled: tuple[Lookup, ...] = ()
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
-    def _bind(self, state: EndpointState, options: dict[str, Any], replicas: Replicas | None, home: EndpointState) -> None:
+    def _bind(
+        self,
+        state: EndpointState,
+        options: dict[str, Any],
+        replicas: Replicas | None,
+        home: EndpointState,
+        policy: RetryPolicy,
+    ) -> None:
         self.state, self._home = state, home
-        self._options = options
+        self._options, self._policy = options, policy
         self._replicas = replicas
         self._pid = os.getpid()
         self._generation = state.generation
@@ -707,7 +718,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         plan = self._plan
         if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
             return False
-        if self.state.policy.attempts == 0 or isinstance(exc, CommitOutcomeUnknown):
+        if self._policy.attempts == 0 or isinstance(exc, CommitOutcomeUnknown):
             return False
         return may_replay(plan, classify(exc))
 
@@ -776,12 +787,6 @@ def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknow
     )
 
 
-NO_CONNECT: Final = (
-    "this class has to know the endpoint: write ps_core.connect(...) or connect_async(...); for psycopg_pool,"
-    " `from ps_core.connect import PooledConnection` (or AsyncPooledConnection)"
-)
-
-
 def without_waiting(gen: PQGen[Any]) -> Any:
     """Run what needs no server to its end."""
     try:
@@ -790,6 +795,17 @@ def without_waiting(gen: PQGen[Any]) -> Any:
         return done.value
     gen.close()
     raise psycopg.OperationalError("the connection is lost")
+
+
+def time_to_connect(options: dict[str, Any]) -> float | None:
+    """Take psycopg's `connect_timeout` out of `options`, and return the seconds that psycopg makes of it; None: none is given.
+
+    With a unit ("3s") it is the topology's setting, which bounds each try to connect, also later ones.
+    """
+    given = options.get("connect_timeout")
+    if given is None or (isinstance(given, str) and not given.strip().isdecimal()):
+        return None
+    return timeout_from_conninfo({"connect_timeout": options.pop("connect_timeout")})
 
 
 def connect_options(state: EndpointState, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:
