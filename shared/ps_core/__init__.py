@@ -2,7 +2,7 @@
 
 from ps_core._connection.asyncio import AsyncConnection
 from ps_core._connection.sync import Connection
-from ps_core._message.commit import MARKER_TABLE_SQL
+from ps_core._message.commit import marker_table_sql
 from ps_core._retry.policy import RetryPolicy
 from ps_core.connect import connect, connect_async
 from ps_core.consistency import Token
@@ -26,7 +26,6 @@ from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint, Topology
 
 __all__ = [
-    "MARKER_TABLE_SQL",
     "AsyncConnection",
     "CommitOutcomeUnknown",
     "ConfigurationError",
@@ -49,6 +48,7 @@ __all__ = [
     "deadline",
     "limits",
     "local_settings",
+    "marker_table_sql",
     "set_replica_share",
     "subscribe",
     "tags",

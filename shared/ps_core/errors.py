@@ -1,13 +1,23 @@
 """The errors of this project's own. Everything else keeps the driver's or the framework's class, raised as it came.
 
+Those that a statement can raise are the driver's classes, since that is what code around statements catches, and carry their
+`failure`, which is what `classify` returns.
+
 - `ValueError` > `ConfigurationError`: a setting that cannot work; the message says what to write instead
 - `TimeoutError` > `DeadlineExceeded`: the caller's own deadline
 - `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
+- `psycopg.OperationalError` > `LostAtCommit`: the connection was lost at COMMIT, and the transaction was certainly rolled back
 """
+
+from __future__ import annotations
+
+from typing import ClassVar
 
 import psycopg
 
-__all__ = ["CommitOutcomeUnknown", "ConfigurationError", "DeadlineExceeded"]
+from ps_core.failures import Failure, Kind, Ran
+
+__all__ = ["CommitOutcomeUnknown", "ConfigurationError", "DeadlineExceeded", "LostAtCommit"]
 
 
 class ConfigurationError(ValueError):
@@ -20,9 +30,10 @@ class ConfigurationError(ValueError):
 class CommitOutcomeUnknown(psycopg.OperationalError):
     """A COMMIT was sent, its answer did not come, and what the primary says now does not settle whether it took effect.
 
-    The driver's class, since that is what code around transactions catches. Never retried by this library. `__cause__` is what
-    was met at COMMIT.
+    Never retried by this library. `__cause__` is what was met at COMMIT.
     """
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.UNKNOWN, usable=False, rule="commit_outcome_unknown")
 
     def __init__(self, message: str, *, transaction: str | None = None, timeline: str | None = None) -> None:
         super().__init__(message)
@@ -30,6 +41,12 @@ class CommitOutcomeUnknown(psycopg.OperationalError):
         """The transaction's id (xid8) where one was assigned and seen, for `pg_xact_status`."""
         self.timeline = timeline
         """The timeline that the id belongs to, eight hexadecimal digits."""
+
+
+class LostAtCommit(psycopg.OperationalError):
+    """The connection was lost at COMMIT, and a lookup has shown that the transaction was rolled back."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.ROLLED_BACK, usable=False, rule="lost_at_commit")
 
 
 class DeadlineExceeded(TimeoutError):

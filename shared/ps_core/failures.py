@@ -18,12 +18,9 @@ from typing import Final
 
 import psycopg
 
-from ps_core.errors import CommitOutcomeUnknown
-
 __all__ = [
     "DEMOTED",
     "FOR_PRIMARY",
-    "LOST_AT_COMMIT",
     "READ_FOR_PRIMARY",
     "RETRYABLE",
     "RUN_AGAIN",
@@ -99,8 +96,6 @@ class Failure:
 RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 """What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
-LOST_AT_COMMIT: Final = "the connection was lost at COMMIT, and the transaction was rolled back"
-"""Raised by this library after a lookup."""
 DEMOTED: Final = "the server is no longer the primary"
 """Raised by this library after a write was refused (25006) and pg_is_in_recovery() told why."""
 
@@ -121,7 +116,6 @@ _TRANSACTION_TIMEOUT: Final = _lost("transaction_timeout", kind=Kind.TIMEOUT, ra
 
 _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     (re.escape(DEMOTED), _lost("demoted", ran=Ran.NO)),
-    (re.escape(LOST_AT_COMMIT), _lost("lost_at_commit", ran=Ran.ROLLED_BACK)),
     # The server's words, where an older libpq lost their SQLSTATE to the pooler's that followed.
     (r"terminating connection due to transaction timeout", _TRANSACTION_TIMEOUT),
     (r"terminating connection due to idle-in-transaction timeout", _IDLE_IN_TRANSACTION_TIMEOUT),
@@ -241,13 +235,14 @@ _PERMANENT: Final = _alive("statement_error", Kind.PERMANENT)
 def classify(exc: BaseException) -> Failure:
     """Return what `exc` was. Accepts psycopg's exceptions, and SQLAlchemy's and Django's that carry one (`orig`, `__cause__`).
 
-    An exception that holds no driver error is PERMANENT.
+    An error of ours carries its `failure`; an exception that holds no driver error is PERMANENT.
     """
     error = _driver_error(exc)
     if error is None:
         return _PERMANENT
-    if isinstance(error, CommitOutcomeUnknown):
-        return _lost("commit_outcome_unknown")
+    own = getattr(error, "failure", None)
+    if isinstance(own, Failure):
+        return own  # an error of ours
     message = str(error)
     state = error.sqlstate
     if state is None and not isinstance(error, (psycopg.OperationalError, psycopg.InternalError)):

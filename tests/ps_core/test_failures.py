@@ -4,8 +4,8 @@ import psycopg
 import pytest
 from psycopg.pq import DiagnosticField
 
-from ps_core.errors import CommitOutcomeUnknown
-from ps_core.failures import LOST_AT_COMMIT, Kind, Ran, classify, is_made_by_pooler
+from ps_core.errors import CommitOutcomeUnknown, LostAtCommit
+from ps_core.failures import Kind, Ran, classify, is_made_by_pooler
 
 pytestmark = pytest.mark.fast
 
@@ -178,7 +178,7 @@ def test_errors_of_our_own() -> None:
     """What this library raises about a COMMIT is classified, too."""
     unknown = classify(CommitOutcomeUnknown("nobody can tell"))
     assert (unknown.kind, unknown.ran, unknown.usable) == (Kind.TRANSIENT, Ran.UNKNOWN, False)
-    lost = classify(psycopg.OperationalError(LOST_AT_COMMIT))
+    lost = classify(LostAtCommit("the transaction was rolled back"))
     assert (lost.kind, lost.ran, lost.usable) == (Kind.TRANSIENT, Ran.ROLLED_BACK, False)
 
 

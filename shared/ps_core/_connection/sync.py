@@ -22,16 +22,17 @@ the same from 3.2 to 3.3, and the tests run on both ends.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
 import tenacity
+from psycopg import waiting
 
-from ps_core._connection.base import NO_CONNECT, BaseConnection, connect_options, look_up_options, without_waiting
+from ps_core._connection.base import NO_CONNECT, WAIT_INTERVAL, BaseConnection, connect_options, look_up_options, without_waiting
 from ps_core._connection.cursors import Cursor
-from ps_core._message.commit import UNDECIDED, Outcome
-from ps_core._retry.attempts import Attempts, verdict_of_failure
+from ps_core._message.commit import Outcome
+from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
 from ps_core.errors import CommitOutcomeUnknown
 
@@ -139,7 +140,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
         if self.broken and self.can_revive():
             return without_waiting(gen)
-        self._sync_wait_cancelled = False
+        self._begin_wait()
         with deadline_unwrapped():
             result = super().wait(gen, *args, **kwargs)
         self._check_durable()
@@ -182,28 +183,30 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             yield pipeline
 
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:
-        lookups, self._unsettled = self._unsettled, ()
-        verdict = Outcome.UNKNOWN
-        for lookup in lookups:
-            if verdict in UNDECIDED:
-                verdict = verdict.then(self._look_up(lookup, unknown))
-        self._conclude(verdict, unknown)
+        settling, verdict = self._settle_gen(unknown), None
+        with suppress(StopIteration):
+            while True:
+                # None begins it.
+                verdict = self._look_up(settling.send(verdict), unknown)  # type: ignore[arg-type]
 
     def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
             attempts = Attempts(self.state, first=unknown)
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, self.state.gate.turn(attempts.remaining()):
-                    with psycopg.Connection.connect(**look_up_options(self.state, self._options)) as donor:
-                        row = donor.execute(lookup.query.encode(), lookup.params or None).fetchone()
-                    return self._judge_row(lookup, row)
-        except (psycopg.Error, TimeoutError) as exc:
-            return verdict_of_failure(exc)
+                with attempt:
+                    with self.state.gate.turn(attempts.remaining()):
+                        donor = psycopg.Connection.connect(**look_up_options(self.state, self._options))
+                    # Out of the turn: the barrier may take long, and nobody has to wait for it to connect.
+                    # psycopg's own `wait` would cancel it when interrupted; this drops the connection.
+                    asking = self._look_up_gen(donor, lookup, attempts.until)
+                    return waiting.wait(asking, donor.pgconn.socket, interval=WAIT_INTERVAL)
+        except (psycopg.Error, TimeoutError):
+            pass
         return Outcome.UNKNOWN
 
     def _try_cancel(self, *, timeout: float = 5.0) -> None:
         # Cancelling a COMMIT that waits for the synchronous replica would let it succeed without one.
-        if not self._committing:
+        if not self._may_be_committing():
             super()._try_cancel(timeout=timeout)
 
 

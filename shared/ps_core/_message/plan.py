@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from ps_core._message.commit import TRANSACTION_SQL, UNBOUNDED
+from ps_core._message.commit import TRANSACTION_SQL
 from ps_core._message.script import NOTHING, Script
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL
 
@@ -19,7 +19,7 @@ READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 POSITION: Final = Script(POSITION_SQL)
 REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
 TRANSACTION: Final = Script(TRANSACTION_SQL)
-COMMIT_AND_POSITION: Final = Script(UNBOUNDED, b"COMMIT", POSITION_SQL)
+COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
 
 
 class Asks(Enum):
