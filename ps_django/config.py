@@ -44,6 +44,7 @@ _OWN: Final = frozenset(
         "ps_replica_fallback",
         "ps_retry_timeout",
         "ps_application_name",
+        "ps_marker_schema",
         "ps_identity",
         "ps_tracks",
         *_TIMEOUTS,
@@ -84,6 +85,8 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["ps_weight"] = endpoint.weight
     if endpoint.application_name:
         own["ps_application_name"] = endpoint.application_name
+    if endpoint.marker_schema != "public":
+        own["ps_marker_schema"] = endpoint.marker_schema
     return {
         "ENGINE": ENGINE,
         "NAME": endpoint.dbname,
@@ -130,6 +133,7 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
         weight=float(options.get("ps_weight", 1.0)),
         timeouts=Timeouts(**timeouts),
         application_name=options.get("ps_application_name"),
+        marker_schema=options.get("ps_marker_schema", "public"),
         assumed_role=options.get("assume_role") if pooled else None,
     )
 

@@ -2,7 +2,7 @@
 
 from ps_core._connection.asyncio import AsyncConnection
 from ps_core._connection.sync import Connection
-from ps_core._message.commit import MARKER_TABLE_SQL
+from ps_core._message.commit import marker_table_sql
 from ps_core._retry.policy import RetryPolicy
 from ps_core.consistency import Token
 from ps_core.context import (
@@ -28,7 +28,6 @@ connect = Connection.connect
 connect_async = AsyncConnection.connect
 
 __all__ = [
-    "MARKER_TABLE_SQL",
     "AsyncConnection",
     "CommitOutcomeUnknown",
     "ConfigurationError",
@@ -51,6 +50,7 @@ __all__ = [
     "deadline",
     "limits",
     "local_settings",
+    "marker_table_sql",
     "set_replica_share",
     "subscribe",
     "tags",

@@ -176,20 +176,29 @@ def guard_sql(position: int) -> bytes:
     replica has all there is.
     """
     return (
-        b"SELECT set_config('statement_timeout',CASE WHEN pg_is_in_recovery() AND pg_last_wal_replay_lsn()<'%s'"
-        b" THEN 'replica_behind' ELSE current_setting('statement_timeout') END,true)"
+        b"SELECT pg_catalog.set_config('statement_timeout',CASE WHEN pg_catalog.pg_is_in_recovery()"
+        b" AND pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) '%s'"
+        b" THEN 'replica_behind' ELSE pg_catalog.current_setting('statement_timeout') END,true)"
     ) % format_lsn(position).encode()
 
 
 POSITION_SQL: Final = (
-    b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
-    b" WHEN current_setting('synchronous_commit')='off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END"
-    b",pg_is_in_recovery()"
+    b"SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()"
+    b" WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'"
+    b" THEN pg_catalog.pg_current_wal_insert_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END"
+    b",pg_catalog.pg_is_in_recovery()"
 )
 """Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot. And
 whether it is a standby."""
+COMMITTED_POSITION_SQL: Final = (
+    b"SELECT CASE WHEN NOT standby THEN pg_catalog.pg_current_wal_flush_lsn() END,standby"
+    b",CASE WHEN NOT standby THEN pg_catalog.pg_current_wal_insert_lsn() END"
+    b" FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby) AS place"
+)
+"""The same behind a COMMIT whose `synchronous_commit` was asked before it: how far WAL is flushed, and how far it is inserted."""
 REPLICA_POSITION_SQL: Final = (
-    b"SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END"
+    b"SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()"
+    b" ELSE pg_catalog.pg_current_wal_insert_lsn() END"
 )
 """The same of an endpoint for reads, at less cost: every read carries it. Where a primary answers in their place, what is
 seen may not be flushed yet."""

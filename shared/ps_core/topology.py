@@ -81,6 +81,8 @@ class TopologySettings(TypedDict, total=False):
     application_name: str | None
     """What `pg_stat_activity`, PgBouncer and Traffic Control show. Without it, libpq's PGAPPNAME; then, on endpoints that are not
     pooled, "ps-postgres"."""
+    marker_schema: str
+    """The schema of the table `ps_commit_marker`, for `commit_check(marker=True)`: "public" by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -111,6 +113,8 @@ class Endpoint:
     application_name: str | None = None
     assumed_role: str | None = None
     """The role that each transaction takes on (SET LOCAL role)."""
+    marker_schema: str = "public"
+    """The schema of the table that `commit_check(marker=True)` writes into."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
@@ -121,6 +125,7 @@ class Endpoint:
                 raise ConfigurationError(
                     f"{host!r} is not a database: write the host that the branch's Connect page shows, *.psdb.cloud"
                 )
+        parse_schema(self.marker_schema, name="marker_schema")
         _check_suffix(self)
         _check_params(self)
 
@@ -264,7 +269,7 @@ class Topology:
             params = tuple(pair for pair in dsn.params if pair[0] not in (*_LIBPQ_SETTINGS, *without))
             return replace(dsn, host=host, user=user, port=port, params=params)
 
-        endpoint = partial(_endpoint, application_name=application_name)
+        endpoint = partial(_endpoint, application_name=application_name, marker_schema=get("marker_schema", "public"))
         primary = endpoint(path(bouncer, work_at), "primary", pooled=use_pooled, timeouts=bounded)
         # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
         paths = [(path(name, pooled_at, "target_session_attrs"), True) for name in replica_bouncers]
@@ -307,6 +312,7 @@ def _endpoint(
     pooled: bool,
     timeouts: Timeouts,
     application_name: str | None,
+    marker_schema: str,
 ) -> Endpoint:
     params, dbname = dict(dsn.params), dsn.dbname
     if _is_planetscale(dsn.host):
@@ -326,6 +332,7 @@ def _endpoint(
         pooled=pooled,
         timeouts=timeouts,
         application_name=application_name,
+        marker_schema=marker_schema,
     )
 
 
@@ -448,6 +455,17 @@ def _text(value: str | None, **_: str) -> str | None:
     return value or None
 
 
+def parse_schema(value: str, *, name: str) -> str:
+    """Return the name of a schema.
+
+    Raises:
+        ConfigurationError: it cannot be one.
+    """
+    if not value or "\x00" in value or len(value.encode()) > 63:
+        raise ConfigurationError(f"{name}: {value!r} is no schema's name: write 1 to 63 bytes, without quotes around them")
+    return value
+
+
 def _flag(value: bool | str | None, *, name: str) -> bool | None:
     if value is None:
         return None
@@ -557,4 +575,5 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "connect_timeout": parse_duration,
     "retry_timeout": parse_retry_timeout,
     "application_name": _text,
+    "marker_schema": parse_schema,
 }

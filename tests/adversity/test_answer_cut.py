@@ -348,10 +348,11 @@ def test_functions_that_are_made_here_are_known(ps_lab: Lab, paths: Paths, way: 
         ps_lab.sql("DROP FUNCTION made_now(int)")
 
 
-def test_names_are_asked_for_once_a_minute(ps_lab: Lab, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_names_are_asked_for_once_a_minute(ps_lab: Lab, paths: Paths, monkeypatch: pytest.MonkeyPatch, autocommit: bool) -> None:
     """The question travels behind a message that is sent anyway: no round trip more, and no row of it reaches the caller."""
     state = paths.state()
-    conn = paths.ours(state)
+    conn = paths.ours(state, autocommit=autocommit)
     ps_lab.sql("CREATE FUNCTION made_elsewhere() RETURNS int LANGUAGE sql AS 'INSERT INTO cut VALUES (9) RETURNING n'")
     try:
         assert "made_elsewhere" not in state.functions.may_write
@@ -359,9 +360,10 @@ def test_names_are_asked_for_once_a_minute(ps_lab: Lab, paths: Paths, monkeypatc
         monkeypatch.setattr("ps_core._connection.base.time.monotonic", lambda: now)
         with ps_lab.round_trips() as trips:
             cursor = conn.execute("select 1")
-        assert trips.count == 1
-        assert cursor.fetchall() == [(1,)]
-        assert cursor.nextset() is None
+            assert cursor.fetchall() == [(1,)]
+            assert cursor.nextset() is None
+            conn.commit()
+        assert trips.count == (1 if autocommit else 2)
         assert "made_elsewhere" in state.functions.may_write
     finally:
         ps_lab.sql("DROP FUNCTION made_elsewhere()")

@@ -1,6 +1,7 @@
 """COMMIT waits for its replica and somebody cancels it: the server then reports a success that a promotion may undo."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from django.db import OperationalError, connections, transaction
+from psycopg.pq import TransactionStatus
 from sqlalchemy import text
 
 import ps_django.transaction
 import ps_sqlalchemy
+from ps_core import AsyncConnection
+from ps_core._connection.cursors import AsyncServerBindingCursor
 from ps_core.context import deadline
 from ps_core.errors import CommitOutcomeUnknown
 from ps_lab import Lab
@@ -177,6 +181,92 @@ def test_task_is_cancelled(ps_lab: Lab, matrix: Matrix, how: str) -> None:
     in_asyncio(ps_lab, work)
     assert ledger(ps_lab) == [1]
     matrix.sees("A task is cancelled while its COMMIT waits for its replica", "the cancellation, once the COMMIT is answered")
+
+
+async def several(conn: AsyncConnection[Any]) -> None:
+    await conn.execute(f"{INSERT}; SELECT 1")
+
+
+async def many(conn: AsyncConnection[Any]) -> None:
+    await conn.cursor().executemany("INSERT INTO ledger VALUES (%s)", [(1,)])
+
+
+async def copied(conn: AsyncConnection[Any]) -> None:
+    async with conn.cursor().copy("COPY ledger (id) FROM STDIN") as copy:
+        await copy.write_row((1,))
+
+
+async def by_server(conn: AsyncConnection[Any]) -> None:
+    await AsyncServerBindingCursor(conn).execute("INSERT INTO ledger VALUES (%s)", (1,))
+
+
+async def by_text(conn: AsyncConnection[Any]) -> None:
+    await conn.execute("BEGIN")
+    await conn.execute(INSERT)
+    await conn.execute("/* of the caller's own */ COMMIT")
+
+
+async def piped(conn: AsyncConnection[Any]) -> None:
+    async with conn.pipeline():
+        await conn.execute(INSERT)
+
+
+async def inserted(conn: AsyncConnection[Any]) -> None:
+    await conn.execute(INSERT)
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.parametrize("way", [inserted, several, many, copied, by_server, by_text, piped])
+def test_task_with_a_single_write_is_cancelled(
+    ps_lab: Lab, paths: Paths, way: Callable[[AsyncConnection[Any]], Any], tracks: bool
+) -> None:
+    """A write in autocommit has its COMMIT in its own message: cancelling its task sends no cancel, however it travels."""
+    prepare(ps_lab)
+    state = paths.state("primary")
+    state.tracks = tracks
+
+    async def work() -> None:
+        conn = await AsyncConnection.open(state, autocommit=True)
+        try:
+            with ExitStack() as stack:
+                waiting = await asyncio.to_thread(stack.enter_context, replicas_cut_off(ps_lab))
+                task = asyncio.create_task(way(conn))
+                await asyncio.to_thread(waiting, 1)
+                task.cancel()
+                done, _ = await asyncio.wait([task], timeout=0.2)
+                assert not done
+                assert await asyncio.to_thread(ps_lab.sql, WAITS) == [(1,)], "the server was told"
+                await asyncio.to_thread(stack.close)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            await conn.close()
+
+    asyncio.run(work())
+    assert ledger(ps_lab) == [1]
+
+
+def test_what_only_reads_is_cancelled(paths: Paths) -> None:
+    """What holds no COMMIT is cancelled as stock cancels it: a read in autocommit, a statement of a transaction, maintenance."""
+
+    async def work(autocommit: bool, text: str) -> None:
+        conn = await AsyncConnection.open(paths.state("primary"), autocommit=autocommit)
+        try:
+            with pytest.raises(asyncio.TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await conn.execute(text)
+            assert conn.info.transaction_status != TransactionStatus.ACTIVE
+        finally:
+            await conn.close()
+
+    began = time.monotonic()
+    for autocommit, sql_text in (
+        (True, "SELECT pg_sleep(1.5)"),
+        (False, "SELECT pg_sleep(1.5)"),
+        (False, "SELECT pg_sleep(1.5) FOR UPDATE"),
+    ):
+        asyncio.run(work(autocommit, sql_text))
+    assert time.monotonic() - began < 1.5
 
 
 def test_deadline_ends_the_wait(ps_lab: Lab, matrix: Matrix, engine: ps_sqlalchemy.Engine, site: None) -> None:

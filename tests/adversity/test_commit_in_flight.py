@@ -1,16 +1,20 @@
 """The answer to COMMIT does not come. Each outcome is forced, and what the caller is told is compared with what is true."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import waiting
 
-from ps_core import AsyncConnection
+from ps_core import AsyncConnection, RetryPolicy, commit_check, deadline, local_settings, marker_table_sql, subscribe
+from ps_core._message.commit import Outcome, lookup_of, lookup_of_marker
 from ps_core.errors import CommitOutcomeUnknown
+from ps_core.events import Event, Name
 from ps_core.failures import Kind, Ran, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -184,36 +188,190 @@ def other_transaction(lab: Lab) -> int:
     return int(lab.sql("SELECT pg_current_xact_id()::text")[0][0])
 
 
+def end_the_wait(lab: Lab, how: str) -> None:
+    """End the wait of the COMMITs that wait for their replica."""
+    lab.sql(f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+
+
 @pytest.mark.parametrize("path", ["primary", "direct"])
-@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
-def test_cancelled_wait(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path, how: str) -> None:
+def test_cancelled_wait(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None:
     """A COMMIT whose wait for its replica is cancelled says that it succeeded, and may be gone after a promotion: unknown."""
     prepare(ps_lab)
     ours, stock = paths.ours(path, autocommit=False), paths.stock(path, autocommit=False)
     with replicas_cut_off(ps_lab) as waiting:
         commits = [insert(ours, 1), insert(stock, 2)]
         waiting(2)
-        ps_lab.sql(f"SELECT {how}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-        for commit in commits:
-            commit._thread.join(20)
-    if how == "pg_cancel_backend":
+        end_the_wait(ps_lab, "pg_cancel_backend")
         commits[1].end()  # stock psycopg says that all is well
         error = raised(commits[0].end)
-        assert isinstance(error, CommitOutcomeUnknown)
-        matrix.add(
-            "COMMIT's wait for its replica is cancelled",
-            path,
-            PHASE,
-            classify(error),
-            "commit_outcome_unknown",
-            ours="raised",
-            outcome="the caller is told that nobody can tell",
-        )
-    else:
-        # The primary lives and has it; whether the caller hears "committed" or "unknown", it is never "rolled back".
-        with suppress(CommitOutcomeUnknown):
-            commits[0].end()
+    assert isinstance(error, CommitOutcomeUnknown)
+    matrix.add(
+        "COMMIT's wait for its replica is cancelled",
+        path,
+        PHASE,
+        classify(error),
+        "commit_outcome_unknown",
+        ours="raised",
+        outcome="the caller is told that nobody can tell",
+    )
     assert ledger(ps_lab) == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["patience", "deadline"])
+@pytest.mark.parametrize("path", ["primary", "direct"])
+def test_terminated_wait(ps_lab: Lab, paths: Paths, path: Path, how: str) -> None:
+    """A backend is terminated while its COMMIT waits for its replica: what only the old primary has is not called committed.
+
+    No server ends the wait of the barrier behind the lookup: the patience does, or the caller's deadline.
+    """
+    prepare(ps_lab)
+    state = paths.state(path, RetryPolicy(max_elapsed=0.7) if how == "patience" else None)
+    ours = paths.ours(state, autocommit=False)
+
+    def commit() -> None:
+        with deadline(5) if how == "deadline" else nullcontext():
+            ours.commit()
+
+    ours.execute("INSERT INTO ledger VALUES (1)")
+    with replicas_cut_off(ps_lab) as waits:
+        committing = Doing(commit)
+        waits(1)
+        end_the_wait(ps_lab, "pg_terminate_backend")
+        error = raised(committing.end, 15)
+        assert isinstance(error, CommitOutcomeUnknown)
+        assert ledger(ps_lab) == [1]
+        ps_lab.crash_primary(detection=0.1)
+    assert ledger(ps_lab) == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_terminated_wait_that_is_confirmed(ps_lab: Lab, paths: Paths, asynchronous: bool) -> None:
+    """The same, and the replicas return while the barrier is waited for: committed, and they have it."""
+    prepare(ps_lab)
+    state = paths.state("direct")
+
+    def commit() -> None:
+        conn = paths.ours(state, autocommit=False)
+        conn.execute("INSERT INTO ledger VALUES (1)")
+        conn.commit()
+
+    async def acommit() -> None:
+        conn = await AsyncConnection.open(state)
+        await conn.execute("INSERT INTO ledger VALUES (1)")
+        await conn.commit()
+        await conn.close()
+
+    with replicas_cut_off(ps_lab) as waits:
+        committing = Doing((lambda: asyncio.run(acommit())) if asynchronous else commit)
+        waits(1)
+        (pid,) = ps_lab.sql("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")[0]
+        end_the_wait(ps_lab, "pg_terminate_backend")
+        barrier = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid <> %s"
+        wait_until(lambda: ps_lab.sql(barrier, pid), "the barrier")
+        assert not committing.done
+    committing.end()
+    ps_lab.crash_primary(detection=0.1)
+    assert ledger(ps_lab) == [1]
+
+
+@pytest.mark.parametrize("setting", ["local", "off"])
+def test_commit_that_waits_for_nobody(ps_lab: Lab, paths: Paths, setting: str) -> None:
+    """A transaction that waits for no replica has a barrier that waits for none: its lookup is answered while all are gone."""
+    prepare(ps_lab)
+    state = paths.state("direct", RetryPolicy(max_elapsed=10))
+    ours = paths.ours(state, autocommit=False)
+    ours.execute("SET LOCAL synchronous_commit = " + setting)
+    ours.execute("INSERT INTO ledger VALUES (1)")
+    transaction = ours._transaction
+    assert transaction is not None
+    assert transaction.synchronous_commit == setting
+    ours.commit()
+    with replicas_cut_off(ps_lab):
+        donor = paths.stock("direct")
+        assert waiting.wait(ours._look_up_gen(donor, lookup_of(transaction), time.monotonic() + 10), donor.fileno()) is (
+            Outcome.COMMITTED
+        )
+
+
+def test_lookup_on_a_standby(ps_lab: Lab, paths: Paths) -> None:
+    """The lookup meets a standby that has not replayed the COMMIT, whose "in the future" proves nothing: it is asked again."""
+    prepare(ps_lab)
+    ours = paths.ours("direct", autocommit=False)
+    asked: list[Event] = []
+    unsubscribe = subscribe(lambda event: asked.append(event) if event.name is Name.RETRY else None)
+    real = ps_lab.primary
+    try:
+        with replicas_cut_off(ps_lab) as waits:
+            commit = insert(ours, 1)
+            waits(1)
+            ps_lab.primary = ps_lab.replicas[0]
+            ps_lab._tell_edge()
+            ps_lab.primary = real
+            ps_lab.edge.cut("direct")
+            wait_until(lambda: commit.done or len(asked) > 2, "answers of the standby")
+            assert not commit.done
+            ps_lab._tell_edge()
+        commit.end()
+    finally:
+        unsubscribe()
+        ps_lab.primary = real
+        ps_lab._tell_edge()
+    assert ledger(ps_lab) == [1]
+
+
+@pytest.mark.parametrize("tenant", ["42", "43"])
+def test_verify_under_row_level_security(ps_lab: Lab, paths: Paths, tenant: str) -> None:
+    """`verify` is asked with the settings of the lost transaction: row-level security shows it that transaction's rows."""
+    prepare(ps_lab)
+    ps_lab.sql("ALTER TABLE ledger OWNER TO postgres")
+    ps_lab.sql("GRANT ALL ON ledger TO app")
+    ps_lab.sql("ALTER TABLE ledger ENABLE ROW LEVEL SECURITY")
+    ps_lab.sql("CREATE POLICY own ON ledger USING (id = nullif(current_setting('app.tenant', true), '')::int)")
+    ours = paths.ours("primary", autocommit=False)
+
+    def work() -> None:
+        with local_settings({"app.tenant": tenant}), commit_check(verify=f"SELECT count(*) FROM ledger WHERE id = {tenant} -- ;"):
+            ours.execute(f"INSERT INTO ledger VALUES ({tenant}); SELECT 2")  # a text of several: its id is not known
+            ours.commit()
+
+    with ExitStack() as refused:
+        with replicas_cut_off(ps_lab) as waits:
+            commit = Doing(work)
+            waits(1)
+            refused.enter_context(ps_lab.edge.refuse("57P03", "the database system is starting up"))
+            ps_lab.edge.cut("primary")
+        wait_until(lambda: ledger(ps_lab) == [int(tenant)], "the COMMIT")
+    commit.end()
+
+
+def test_fence_is_asked_again(ps_lab: Lab, paths: Paths) -> None:
+    """A fence whose answer was lost is met by the next lookup, and is not taken for the transaction's marker."""
+    ps_lab.sql(marker_table_sql())
+    ps_lab.sql("GRANT ALL ON ps_commit_marker TO app")
+    try:
+        ours = paths.ours("direct")
+        lookup = lookup_of_marker("5f1f1c0e-0000-4000-8000-000000000000", "public", "on")
+        for _ in range(2):
+            donor = paths.stock("direct")
+            answer = waiting.wait(ours._look_up_gen(donor, lookup, time.monotonic() + 10), donor.fileno())
+            assert answer is Outcome.ROLLED_BACK
+    finally:
+        ps_lab.sql("DROP TABLE ps_commit_marker")
+
+
+@pytest.mark.parametrize("setting", ["statement_timeout", "transaction_timeout"])
+def test_no_timeout_ends_the_wait(ps_lab: Lab, paths: Paths, setting: str) -> None:
+    """A COMMIT needs no timeout lifted: the server ends its wait for a replica by none."""
+    prepare(ps_lab)
+    stock = paths.stock("direct", autocommit=False)
+    stock.execute(f"SET LOCAL {setting} = '300ms'")
+    with replicas_cut_off(ps_lab) as waits:
+        commit = insert(stock, 1)
+        waits(1)
+        began = ps_lab.sql("SELECT clock_timestamp()")[0][0]
+        wait_until(lambda: ps_lab.sql("SELECT clock_timestamp() > %s::timestamptz + '600ms'", began)[0][0], "twice its time")
+        assert not commit.done
+    commit.end()
 
 
 def test_verdict_of_the_outcome_unknown() -> None:

@@ -58,7 +58,7 @@ def shop(ps_lab: Lab) -> Iterator[Lab]:
         "CREATE TABLE product (id int PRIMARY KEY, name text, stock int)",
         "GRANT ALL ON product TO app",
         "INSERT INTO product VALUES (1, 'teapot', 1000)",
-        ps_core._message.commit.MARKER_TABLE_SQL,
+        ps_core._message.commit.marker_table_sql(),
         "GRANT ALL ON ps_commit_marker TO app",
     ):
         ps_lab.sql(query)

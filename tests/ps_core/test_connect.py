@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -15,7 +16,7 @@ import ps_core
 from ps_core import Connection
 from ps_core._connection.cursors import Cursor, ServerBindingCursor
 from ps_core._endpoint import EndpointState
-from ps_core._message.commit import MARKER_TABLE_SQL
+from ps_core._message.commit import marker_table_sql
 from ps_core.errors import CommitOutcomeUnknown
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -220,7 +221,7 @@ def test_read_only_that_was_asked_for_is_no_demotion(primary: EndpointState, tab
 
 def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: EndpointState, table: str) -> None:
     """With a marker row, or a query of the caller's, the outcome is told without the transaction's id."""
-    ps_lab.sql(MARKER_TABLE_SQL)
+    ps_lab.sql(marker_table_sql())
     state = EndpointState(endpoint=primary.endpoint)
     for check in (ps_core.commit_check(marker=True), ps_core.commit_check(verify=f"SELECT count(*) = 2 FROM {table}")):
         outcomes: list[Any] = []
@@ -257,8 +258,10 @@ def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, p
     """What is not to be seen yet may still commit: with the id that is waited for, without one nobody can tell."""
     state = EndpointState(endpoint=primary.endpoint)
     write = f"INSERT INTO {table} VALUES (1)"
+    # The lookup of the id ends while the transaction is under way; that of the query waits behind it, for its own commit.
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     # An idle server connection may have had an earlier test's lookup last.
-    asked = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'SELECT pg_xact_status%%' AND query_start > %s"
+    asked = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%%pg_xact_status%%' AND query_start > %s"
     for text, expected in ((write, []), (f"{write}; SELECT 2", [CommitOutcomeUnknown])):
         before = count(ps_lab, table)
         errors: list[BaseException] = []
@@ -274,13 +277,16 @@ def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, p
                 finally:
                     conn.close()
 
+        def asks(thread: threading.Thread, cut: Any) -> bool:
+            return not thread.is_alive() or bool(ps_lab.sql(asked, cut)) or ps_lab.sql(waits) == [(2,)]
+
         with commit_waits(ps_lab) as waiting:
             thread = threading.Thread(target=work)
             thread.start()
             waiting()
             cut = ps_lab.sql("SELECT clock_timestamp()")[0][0]
             ps_lab.edge.cut("primary")
-            wait_until(lambda thread=thread, cut=cut: not thread.is_alive() or ps_lab.sql(asked, cut), "a lookup")
+            wait_until(partial(asks, thread, cut), "a lookup")
         thread.join(30)
         assert [type(error) for error in errors] == expected
         assert count(ps_lab, table) == before + 1

@@ -139,6 +139,7 @@ FORMS = {
     "connect_timeout": (3, "3s"),
     "retry_timeout": (0, "0"),
     "application_name": ("shop & co", "shop & co"),
+    "marker_schema": ("own", "own"),
 }
 
 

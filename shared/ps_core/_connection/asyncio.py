@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import psycopg
 import tenacity
+from psycopg import waiting
 
-from ps_core._connection.base import BaseConnection, connect_options, look_up_options, time_to_connect, without_waiting
+from ps_core._connection.base import (
+    WAIT_INTERVAL,
+    BaseConnection,
+    connect_options,
+    look_up_options,
+    time_to_connect,
+    without_waiting,
+)
 from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor
-from ps_core._message.commit import UNDECIDED, Outcome
+from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
-from ps_core._retry.attempts import Attempts, verdict_of_failure
+from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
 from ps_core._retry.policy import RetryPolicy
 from ps_core.context import ensure_tracker, leave_blocks_in_pool_worker
@@ -143,7 +151,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         """Like `Connection.wait`."""
         if self.broken and self.can_revive():
             return without_waiting(gen)
-        self._sync_wait_cancelled = False
+        self._begin_wait()
         with deadline_unwrapped():
             result = await super().wait(gen, *args, **kwargs)
         self._check_durable()
@@ -183,12 +191,11 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 yield pipeline
 
     async def _settle(self, unknown: CommitOutcomeUnknown) -> None:
-        lookups, self._unsettled = self._unsettled, ()
-        verdict = Outcome.UNKNOWN
-        for lookup in lookups:
-            if verdict in UNDECIDED:
-                verdict = verdict.then(await self._look_up(lookup, unknown))
-        self._conclude(verdict, unknown)
+        settling, verdict = self._settle_gen(unknown), None
+        with suppress(StopIteration):
+            while True:
+                # None begins it.
+                verdict = await self._look_up(settling.send(verdict), unknown)  # type: ignore[arg-type]
 
     async def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
@@ -196,16 +203,15 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with self.state.gate.aturn(attempts.remaining()):
-                        async with await psycopg.AsyncConnection.connect(**look_up_options(self.state, self._options)) as donor:
-                            cursor = await donor.execute(lookup.query.encode(), lookup.params or None)
-                            row = await cursor.fetchone()
-                        return self._judge_row(lookup, row)
-        except (psycopg.Error, TimeoutError) as exc:
-            return verdict_of_failure(exc)
+                        donor = await psycopg.AsyncConnection.connect(**look_up_options(self.state, self._options))
+                    asking = self._look_up_gen(donor, lookup, attempts.until)
+                    return await waiting.wait_async(asking, donor.pgconn.socket, interval=WAIT_INTERVAL)
+        except (psycopg.Error, TimeoutError):
+            pass
         return Outcome.UNKNOWN
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        if not self._committing:
+        if not self._may_be_committing():
             await super()._try_cancel(timeout=timeout)
 
 

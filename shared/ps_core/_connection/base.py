@@ -16,17 +16,19 @@ from psycopg import IsolationLevel, generators, pq
 from psycopg.conninfo import timeout_from_conninfo
 
 from ps_core._message.commit import (
+    ASK_AGAIN,
     SYNC_REP_ROUTINE,
     TRANSACTION_SQL,
-    UNBOUNDED,
     Lookup,
     Outcome,
+    Raises,
+    Reply,
     TransactionId,
-    lookup_of,
-    lookup_of_marker,
-    lookup_of_verify,
+    ending,
+    lookups_of,
     marker_sql,
-    outcome,
+    read_ending,
+    settling,
     transaction_id,
 )
 from ps_core._message.functions import FUNCTIONS_SQL
@@ -35,7 +37,7 @@ from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
 from ps_core._retry.attempts import StillRunning
-from ps_core._retry.deadline import bounded
+from ps_core._retry.deadline import bounded, bounded_until
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
@@ -43,7 +45,7 @@ from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
@@ -53,7 +55,15 @@ if TYPE_CHECKING:
     from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
-__all__ = ["BaseConnection", "behind", "connect_options", "look_up_options", "time_to_connect", "without_waiting"]
+__all__ = [
+    "WAIT_INTERVAL",
+    "BaseConnection",
+    "behind",
+    "connect_options",
+    "look_up_options",
+    "time_to_connect",
+    "without_waiting",
+]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
@@ -61,12 +71,14 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
+WAIT_INTERVAL: Final = 0.1
+"""Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 POSITION: Final = Script(POSITION_SQL)
 REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
 TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
-COMMIT_AND_POSITION: Final = Script(UNBOUNDED, b"COMMIT", POSITION_SQL)
+COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
 ROLE_SQL: Final = (
     b"SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout'])"
@@ -112,6 +124,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _keeps_state = False
     _in_block = False
     _committing = False
+    """A COMMIT of ours is under way, by itself or in the message of a write in autocommit."""
+    _began_idle = False
+    """No transaction was open when the wait that is under way began."""
+    _plan_before: Plan | None = None
+    """`_plan` when that wait began."""
+    _text_within = ""
+    """The statement of an open transaction that is under way."""
     _unknown_positions = 0
     """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
     _many = False
@@ -216,7 +235,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         if not text.startswith("ROLLBACK"):
             remaining()
-        self._in_block = True
+        self._in_block, self._text_within = True, text
 
     def _note_write_within(self, text: str) -> None:
         """Note what a statement wrote that was neither the first of its transaction nor asked for the transaction's id."""
@@ -450,9 +469,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
 
     def _record_seen(self, result: PGresult | None, *, wrote: bool) -> None:
-        """Merge a position that came back; where none came, only the primary has certainly what this caller has seen."""
+        """Merge a position that came back; see `_record_position`."""
         value = None if result is None or result.status != pq.ExecStatus.TUPLES_OK else result.get_value(0, 0)
-        position = None if value is None else parse_lsn(bytes(value).decode())
+        self._record_position(None if value is None else bytes(value).decode(), wrote=wrote)
+
+    def _record_position(self, lsn: str | None, *, wrote: bool) -> None:
+        """Merge a position; where none came, only the primary has certainly what this caller has seen."""
+        position = None if lsn is None else parse_lsn(lsn)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else self._unknown_positions)
 
@@ -485,71 +508,110 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     # --- the end of a transaction ---
 
     def _end_gen(self, command: bytes) -> PQGen[PGresult | None]:
-        """Send COMMIT or ROLLBACK, and take the position where one is to be had. Results are read one by one."""
-        failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
-        commits = command == b"COMMIT" and not failed
-        transaction, self._transaction = self._transaction, None
-        parts = [command]
-        if commits and self.state.opening(self.pgconn.server_version).parts:
-            parts.insert(0, UNBOUNDED)
-        self._unknown_positions = unknown_positions()
-        marker = str(uuid.uuid4()) if commits and current().marker and not self._read_only else None
-        if marker is not None:
-            parts.insert(0, marker_sql(marker))
-        # A write may have come in a pipeline, by COPY, in a text of several statements, in a function.
-        asks = commits and transaction is None and self.state.tracks and not (self._read_only or self.state.endpoint.read_only)
-        if asks:
-            parts.insert(0, TRANSACTION_SQL)
-        if self.state.tracks:
-            parts.extend(self._position().parts)
-        self._committing = commits
-        results: list[PGresult] = []
-        try:
-            self.pgconn.send_query(b";".join(parts))
-            lost = yield from self._collect_gen(results)
-        finally:
-            self._committing = False
-        errors = [result for result in results if result.status == FATAL]
+        """Send COMMIT or ROLLBACK with what goes with it; what that is and what the answers mean, `ending` and its module say."""
+        state, context = self.state, current()
+        known, self._transaction = self._transaction, None
+        commits = command == b"COMMIT" and self.pgconn.transaction_status != pq.TransactionStatus.INERROR
         if commits:
-            error = self._error(errors[0]) if errors else lost
-            end = outcome(results, made_by_server=bool(errors) and not is_made_by_pooler(self._error(errors[0])))
-            if end is Outcome.COMMITTED and self._sync_wait_cancelled:
-                raise _unknown(transaction, _NOT_CONFIRMED) from error
-            if end is Outcome.UNKNOWN:
-                self._unsettled = self._lookups(transaction, marker)
-                raise _unknown(transaction, "the connection was lost before its answer came") from error
-            if end is Outcome.COMMITTED:
-                errors, lost = [], None
-        if command == b"ROLLBACK" and self._forget_lost_transaction():
-            return None  # the server rolled back by itself
-        if errors:
-            raise self._error(errors[0])
-        if lost is not None:
-            raise lost
+            remaining()
+        self._unknown_positions = unknown_positions()
+        marker = str(uuid.uuid4()) if commits and context.marker and not self._read_only else None
+        schema, encoding = state.endpoint.marker_schema, self.pgconn._encoding
+        settings = () if context.verify is None or not commits else self._settings_for_verify()
+        end = ending(
+            command,
+            failed=not commits,
+            known=known,
+            marker=None if marker is None else marker_sql(marker, schema).encode(encoding),
+            tracks=state.tracks,
+            read_only=bool(self._read_only),
+            on_replica=state.endpoint.read_only,
+        )
+        results: list[PGresult] = []
+        functions = state.functions.is_due(state.endpoint.name, time.monotonic())
+        self.pgconn.send_query(end.message() + b";" + FUNCTIONS_SQL if functions else end.message())
+        lost = yield from self._collect_gen(results, commits=commits)
+        if functions and len(results) > len(end.parts):
+            self._take_functions(results.pop())
+        ended = read_ending(end, [*map(self._reply, results)], lost=lost is not None, wait_cancelled=self._sync_wait_cancelled)
+        error = next((self._error(result) for result in results if result.status == FATAL), lost)
+        match ended.raises:
+            case Raises.NOT_CONFIRMED:
+                raise _unknown(ended.transaction, _NOT_CONFIRMED) from error
+            case Raises.UNSETTLED:
+                # What the session may hold beside its opening nobody could give the connection that asks.
+                verify = None if self._keeps_state else context.verify
+                self._unsettled = lookups_of(ended, marker=marker, schema=schema, verify=verify, settings=settings)
+                raise _unknown(ended.transaction, "the connection was lost before its answer came") from error
+            case Raises.ERROR | Raises.LOST:
+                if command == b"ROLLBACK" and self._forget_lost_transaction():
+                    return None  # the server rolled back by itself
+                assert error is not None  # it says so
+                raise error
+            case Raises.NOTHING:
+                pass
         self._in_block = False
-        if self.state.tracks:
-            wrote = commits and (transaction is not None or (asks and transaction_id(results[0]) is not None))
-            position = results[-1] if len(results) == len(parts) else None
-            if commits and not self._check_place(position):
-                position = None
-            self._record_seen(position, wrote=wrote)
+        if ended.is_demoted:
+            self._note_demotion()
+        if state.tracks:
+            self._record_position(ended.position, wrote=ended.wrote)
         return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
 
-    @staticmethod
-    def _lookups(transaction: TransactionId | None, marker: str | None) -> tuple[Lookup, ...]:
-        if marker is not None:
-            return (lookup_of_marker(marker),)
-        found = () if transaction is None else (lookup_of(transaction),)
-        verify = current().verify
-        return found if verify is None else (*found, lookup_of_verify(verify))
+    def _settings_for_verify(self) -> tuple[str, ...]:
+        """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""
+        escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
+        reported = [(name, value) for name, value in self._read_parameters().items() if value]
+        parts = (*(b"SET LOCAL %s=%s" % (name, bytes(escaping.escape_literal(value))) for name, value in reported),)
+        return tuple(part.decode(encoding) for part in (*self._opening().parts, *parts))
 
-    @staticmethod
-    def _judge_row(lookup: Lookup, row: tuple[Any, ...] | None) -> Outcome:
-        """Return what the primary's answer means; raise to ask again."""
-        verdict = lookup.judge(row)
-        if verdict is Outcome.IN_PROGRESS:
-            raise StillRunning("the transaction is still in progress")
-        return verdict
+    def _reply(self, result: PGresult) -> Reply:
+        """Return one result as plain values."""
+        if result.status == FATAL:
+            routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
+            error = self._error(result)
+            return Reply(
+                error=error.sqlstate or "",
+                routine=bytes(routine or b"").decode(),
+                by_pooler=is_made_by_pooler(error),
+            )
+        row: list[str | None] = []
+        if result.ntuples:
+            values = (result.get_value(0, column) for column in range(result.nfields))
+            row = [None if value is None else bytes(value).decode(self.pgconn._encoding) for value in values]
+        return Reply(tag=bytes(result.command_status or b"").decode(), row=tuple(row))
+
+    def _settle_gen(self, unknown: CommitOutcomeUnknown) -> Generator[Lookup, Outcome, None]:
+        """Yield the lookups that are needed, take what each proves, and do what `commit` does then: return, or raise."""
+        lookups, self._unsettled = self._unsettled, ()
+        self._conclude((yield from settling(lookups)), unknown)
+
+    def _look_up_gen(self, donor: psycopg.BaseConnection[Any], lookup: Lookup, until: float) -> PQGen[Outcome]:
+        """Ask, on a connection of its own, what became of a COMMIT; raise to ask again.
+
+        No timeout of the server's ends the wait for its barrier: `until` does, and the connection is dropped.
+        """
+        cancelled: list[str] = []
+        donor.add_notice_handler(
+            lambda said: cancelled.append(SYNC_REP_ROUTINE) if said.source_function == SYNC_REP_ROUTINE else None
+        )
+        results: list[PGresult] = []
+        lost: psycopg.Error | None = None
+        try:
+            donor.pgconn.send_query(lookup.message().encode(donor.pgconn._encoding))
+            yield from bounded_until(until, generators.send(donor.pgconn))
+            while (result := (yield from bounded_until(until, generators.fetch(donor.pgconn)))) is not None:
+                results.append(result)
+        except psycopg.OperationalError as exc:
+            lost = exc
+        finally:
+            donor.pgconn.finish()
+        what = lookup.read([*map(self._reply, results)], wait_cancelled=bool(cancelled))
+        if what in ASK_AGAIN:
+            raise StillRunning(f"the transaction is {what.value}")
+        error = next((self._error(result) for result in results if result.status == FATAL), lost)
+        if what is Outcome.UNKNOWN and error is not None:
+            raise error
+        return what
 
     def _conclude(self, verdict: Outcome, unknown: CommitOutcomeUnknown) -> None:
         """Turn a verdict into what `commit` does: return, or raise."""
@@ -561,13 +623,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             if self.state.tracks:
                 self._record_seen(None, wrote=True)
         elif verdict is Outcome.ROLLED_BACK:
-            error = LostAtCommit("the connection was lost at COMMIT, and the transaction was rolled back")
-            raise error from unknown.__cause__
+            raise LostAtCommit("the connection was lost at COMMIT, and the transaction was rolled back") from unknown.__cause__
         else:
             raise unknown
 
-    def _collect_gen(self, results: list[PGresult]) -> PQGen[psycopg.Error | None]:
-        """Take the results of a message one by one, so that a connection that is lost does not take those before with it."""
+    def _collect_gen(self, results: list[PGresult], *, commits: bool = True) -> PQGen[psycopg.Error | None]:
+        """Take the results of a message one by one, so that a connection that is lost does not take those before with it.
+
+        `commits`: there is a COMMIT in it.
+        """
+        self._committing = commits
         try:
             yield from bounded(generators.send(self.pgconn))
             while (result := (yield from bounded(generators.fetch(self.pgconn)))) is not None:
@@ -579,6 +644,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             lost = psycopg.OperationalError(str(exc))
             lost.__cause__ = exc  # as which it is raised, but where the outcome of a COMMIT is what matters
             return lost
+        finally:
+            self._committing = False
         return None
 
     def _answer_gen(self) -> PQGen[list[PGresult]]:
@@ -607,6 +674,27 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+    def _begin_wait(self) -> None:
+        """Note where a wait begins, for `_may_be_committing`."""
+        self._sync_wait_cancelled = False
+        self._plan_before, self._text_within = self._plan, ""
+        status = self.pgconn.transaction_status
+        if status != pq.TransactionStatus.ACTIVE:
+            self._began_idle = status == IDLE
+
+    def _may_be_committing(self) -> bool:
+        """Return whether a COMMIT may be in flight, in whichever way it travels.
+
+        Cancelling one that waits for its synchronous standby would let it succeed without. In autocommit everything commits that
+        is not known to read only; maintenance (VACUUM and its like) may take hours, has nothing to lose, and stays cancellable.
+        """
+        if self._committing or self.state.endpoint.read_only:
+            return self._committing
+        if not self._began_idle:
+            return analyse(self._text_within).controls
+        plan = None if self._plan is self._plan_before else self._plan
+        return self._autocommit and (plan is None or not (plan.read_only or plan.statement.must_stand_alone))
 
     def _check_durable(self) -> None:
         """Raise where the server reported success for what no other server has: in autocommit, a COMMIT has no call of its own.
@@ -657,7 +745,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _is_demoted_gen(self) -> PQGen[bool]:
         """Ask, after a write was refused, whether the server is no longer the primary; if so, give its connections up."""
-        result = yield from super()._exec_command(b"SELECT pg_is_in_recovery()")
+        result = yield from super()._exec_command(b"SELECT pg_catalog.pg_is_in_recovery()")
         if result is None or result.get_value(0, 0) != b"t":
             return False
         self._note_demotion()

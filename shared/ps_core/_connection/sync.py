@@ -22,17 +22,25 @@ the same from 3.2 to 3.3, and the tests run on both ends.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import psycopg
 import tenacity
+from psycopg import waiting
 
-from ps_core._connection.base import BaseConnection, connect_options, look_up_options, time_to_connect, without_waiting
+from ps_core._connection.base import (
+    WAIT_INTERVAL,
+    BaseConnection,
+    connect_options,
+    look_up_options,
+    time_to_connect,
+    without_waiting,
+)
 from ps_core._connection.cursors import Cursor, ServerBindingCursor
-from ps_core._message.commit import UNDECIDED, Outcome
+from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
-from ps_core._retry.attempts import Attempts, verdict_of_failure
+from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
 from ps_core._retry.policy import RetryPolicy
 from ps_core.context import leave_blocks_in_pool_worker
@@ -187,7 +195,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
         if self.broken and self.can_revive():
             return without_waiting(gen)
-        self._sync_wait_cancelled = False
+        self._begin_wait()
         with deadline_unwrapped():
             result = super().wait(gen, *args, **kwargs)
         self._check_durable()
@@ -230,28 +238,30 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             yield pipeline
 
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:
-        lookups, self._unsettled = self._unsettled, ()
-        verdict = Outcome.UNKNOWN
-        for lookup in lookups:
-            if verdict in UNDECIDED:
-                verdict = verdict.then(self._look_up(lookup, unknown))
-        self._conclude(verdict, unknown)
+        settling, verdict = self._settle_gen(unknown), None
+        with suppress(StopIteration):
+            while True:
+                # None begins it.
+                verdict = self._look_up(settling.send(verdict), unknown)  # type: ignore[arg-type]
 
     def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
             attempts = Attempts(self.state, policy=self._policy, first=unknown)
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, self.state.gate.turn(attempts.remaining()):
-                    with psycopg.Connection.connect(**look_up_options(self.state, self._options)) as donor:
-                        row = donor.execute(lookup.query.encode(), lookup.params or None).fetchone()
-                    return self._judge_row(lookup, row)
-        except (psycopg.Error, TimeoutError) as exc:
-            return verdict_of_failure(exc)
+                with attempt:
+                    with self.state.gate.turn(attempts.remaining()):
+                        donor = psycopg.Connection.connect(**look_up_options(self.state, self._options))
+                    # Out of the turn: the barrier may take long, and nobody has to wait for it to connect.
+                    # psycopg's own `wait` would cancel it when interrupted; this drops the connection.
+                    asking = self._look_up_gen(donor, lookup, attempts.until)
+                    return waiting.wait(asking, donor.pgconn.socket, interval=WAIT_INTERVAL)
+        except (psycopg.Error, TimeoutError):
+            pass
         return Outcome.UNKNOWN
 
     def _try_cancel(self, *, timeout: float = 5.0) -> None:
         # Cancelling a COMMIT that waits for the synchronous replica would let it succeed without one.
-        if not self._committing:
+        if not self._may_be_committing():
             super()._try_cancel(timeout=timeout)
 
 

@@ -40,7 +40,7 @@ class Script:
     @staticmethod
     def set_config(settings: dict[bytes, bytes]) -> bytes:
         """Return one SELECT that does the same, for where a message holds one command (the extended protocol)."""
-        return b"SELECT " + b",".join(b"set_config('%s',%s,true)" % pair for pair in _in_order(settings))
+        return b"SELECT " + b",".join(b"pg_catalog.set_config('%s',%s,true)" % pair for pair in _in_order(settings))
 
 
 def _in_order(settings: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from ps_core._message.commit import Outcome
 from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, connecting_until, deadline_unwrapped
 from ps_core.context import remaining
 from ps_core.errors import DeadlineExceeded
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
     from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
-__all__ = ["Attempts", "StillRunning", "is_transient", "verdict_of_failure"]
+__all__ = ["Attempts", "StillRunning", "is_transient"]
 
 
 class StillRunning(psycopg.OperationalError):
-    """The transaction that is looked up has not ended yet."""
+    """What became of the transaction that is looked up cannot be told yet."""
 
 
 class Attempts:
@@ -75,6 +74,11 @@ class Attempts:
         if first is not None:
             self._note(first)
             state.gate.report_loss()
+
+    @property
+    def until(self) -> float:
+        """When the tries end, on `time.monotonic`'s clock."""
+        return self._until
 
     def remaining(self) -> float:
         """Return the seconds that are left for another try."""
@@ -170,10 +174,3 @@ def _told(history: Sequence[str]) -> str:
 def is_transient(exc: BaseException) -> bool:
     """Return whether the same work is likely to succeed on a new connection."""
     return isinstance(exc, RETRYABLE) and classify(exc).transient
-
-
-def verdict_of_failure(exc: BaseException) -> Outcome:
-    """Return what a failed lookup proves: an id that the server has not reached is of a transaction that it never saw."""
-    if isinstance(exc, psycopg.errors.InvalidParameterValue) and "future" in str(exc):
-        return Outcome.ROLLED_BACK
-    return Outcome.UNKNOWN

@@ -17,7 +17,7 @@ from ps_core.events import deadline_exceeded
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["CONNECT_WHILE_ANOTHER_CAN", "GRACE", "bounded", "connecting_until", "deadline_unwrapped"]
+__all__ = ["CONNECT_WHILE_ANOTHER_CAN", "GRACE", "bounded", "bounded_until", "connecting_until", "deadline_unwrapped"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -52,6 +52,15 @@ def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
     # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever.
     until = max(until, time.monotonic()) + GRACE
     return _until(until, gen, partial(deadline_exceeded, "the server did not answer before the deadline"))
+
+
+def bounded_until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
+    """Drive one of psycopg's generators until a time on `time.monotonic`'s clock.
+
+    Raises:
+        psycopg.errors.ConnectionTimeout: it passed first.
+    """
+    return _until(until, gen, partial(psycopg.errors.ConnectionTimeout, "the server did not answer in time"))
 
 
 @contextmanager
