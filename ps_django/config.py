@@ -87,6 +87,10 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["ps_application_name"] = endpoint.application_name
     if endpoint.marker_schema != "public":
         own["ps_marker_schema"] = endpoint.marker_schema
+    if endpoint.binding == "server":
+        own["server_side_binding"] = True
+    if len(endpoint.ports) > 1:
+        raise ConfigurationError("Django's PORT is one for all hosts: write HOST1,HOST2 with the same port, or one host")
     return {
         "ENGINE": ENGINE,
         "NAME": endpoint.dbname,

@@ -198,7 +198,7 @@ def _create(
             raise TypeError(f"a Topology is complete: give {', '.join(settings)} to Topology.from_url instead")
         topology = target
     else:
-        url = target if isinstance(target, str) else target.render_as_string(hide_password=False)
+        url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
         topology = Topology.from_url(url, **settings)
     for name in ("creator", "async_creator", "module", "pool"):
         if name in options:
@@ -281,14 +281,21 @@ def _max_fallback(share: float, engine: Engine) -> int | None:
 
 
 def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
+    query: dict[str, Any] = dict(endpoint.params)
+    host: str | None = endpoint.host
+    port: int | None = None if endpoint.ports == (None,) else endpoint.port
+    if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets
+        info = endpoint.conninfo()
+        query |= {name: str(info[name]) for name in ("host", "port") if name in info}
+        host = port = None
     return sa.URL.create(
         drivername,
-        username=endpoint.user,
-        password=endpoint.password,
-        host=endpoint.host,
-        port=endpoint.port,
-        database=endpoint.dbname,
-        query=dict(endpoint.params),
+        username=endpoint.user or None,
+        password=endpoint.password or None,
+        host=host or None,
+        port=port,
+        database=endpoint.dbname or None,
+        query=query,
     )
 
 

@@ -44,6 +44,7 @@ class Cursor(base.CursorMixin, PSCursor[Any]):
 
     # Django's own takes `interval '%s days'`, and applications write that.
     _quotes_hold_values = True
+    _query_cls = base.Cursor._query_cls  # type: ignore[attr-defined] # bare literals, as Django's own cursor writes them
 
 
 class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
