@@ -249,23 +249,23 @@ def test_task_with_a_single_write_is_cancelled(
 def test_what_only_reads_is_cancelled(paths: Paths) -> None:
     """What holds no COMMIT is cancelled as stock cancels it: a read in autocommit, a statement of a transaction, maintenance."""
 
-    async def work(autocommit: bool, text: str) -> None:
+    async def work(autocommit: bool, query: str) -> None:
         conn = await AsyncConnection.open(paths.state("primary"), autocommit=autocommit)
         try:
             with pytest.raises(asyncio.TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await conn.execute(text)
+                    await conn.execute(query)
             assert conn.info.transaction_status != TransactionStatus.ACTIVE
         finally:
             await conn.close()
 
     began = time.monotonic()
-    for autocommit, text in (
+    for autocommit, query in (
         (True, "SELECT pg_sleep(1.5)"),
         (False, "SELECT pg_sleep(1.5)"),
         (False, "SELECT pg_sleep(1.5) FOR UPDATE"),
     ):
-        asyncio.run(work(autocommit, text))
+        asyncio.run(work(autocommit, query))
     assert time.monotonic() - began < 1.5
 
 

@@ -219,7 +219,7 @@ LOOKUPS: list[tuple[str, Lookup, list[Reply], bool, Outcome]] = [
     ("silence of a marker", MARKER, [], False, Outcome.UNKNOWN),
     ("verify is true", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], False, Outcome.COMMITTED),
     ("verify counts", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("2",)), YES, DONE], False, Outcome.COMMITTED),
-    ("verify is true, its barrier's wait was ended", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], True, Outcome.UNCONFIRMED),
+    ("verify, its barrier's wait was ended", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], True, Outcome.UNCONFIRMED),
     ("verify is false", VERIFY, [BEGUN, SET, SET, PRIMARY, NO, YES, DONE], False, Outcome.NO_TRACE),
     ("verify counts none", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("0",)), YES, DONE], False, Outcome.NO_TRACE),
     ("verify finds no row", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("SELECT 0"), YES, DONE], False, Outcome.NO_TRACE),

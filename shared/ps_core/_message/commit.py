@@ -93,7 +93,7 @@ class TransactionId:
         """Return what `TRANSACTION_SQL` answered; None where the transaction has written nothing."""
         if len(row) < 3 or (xid := row[0]) is None or (timeline := row[1]) is None or (at := row[2]) is None:
             return None
-        return cls(xid, timeline, at, *row[3:5])
+        return cls(xid, timeline, at, *row[3:])
 
 
 # Rides behind the first write, or before the COMMIT where none was noticed. It assigns no id: a transaction that turns out not to
