@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -267,6 +267,24 @@ def test_what_only_reads_is_cancelled(paths: Paths) -> None:
     ):
         asyncio.run(work(autocommit, query))
     assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("way", ["stream", "copy"])
+def test_what_is_read_in_part_is_cancelled(paths: Paths, way: str) -> None:
+    """A stream of rows, or a COPY to the client, that is left early is cancelled, as with stock: else all of it is awaited."""
+    conn = paths.ours("direct")
+    rows = "SELECT repeat('x', 20000), pg_sleep(0.2) FROM generate_series(1, 40)"
+    began = time.monotonic()
+    if way == "stream":
+        stream = conn.cursor().stream(rows)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    else:
+        with suppress(InterruptedError), conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy:
+            next(iter(copy))
+            raise InterruptedError
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+    assert time.monotonic() - began < 6
 
 
 def test_deadline_ends_the_wait(ps_lab: Lab, matrix: Matrix, engine: ps_sqlalchemy.Engine, site: None) -> None:

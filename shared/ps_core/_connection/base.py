@@ -103,6 +103,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """No transaction was open when the wait that is under way began."""
     _plan_before: Plan | None = None
     """`_plan` when that wait began."""
+    _writing = False
+    """What is under way by COPY or `stream()` may write."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _unknown_positions = 0
@@ -216,6 +218,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
+        self._writing = True
         if self.state.tracks and not self.state.endpoint.read_only:
             self._record_seen(None, wrote=True)
 
@@ -594,8 +597,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._sync_wait_cancelled = False
         self._plan_before, self._text_within = self._plan, ""
         status = self.pgconn.transaction_status
-        if status != pq.TransactionStatus.ACTIVE:
-            self._began_idle = status == IDLE
+        if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
+            self._began_idle, self._writing = status == IDLE, False
 
     def _may_be_committing(self) -> bool:
         """Return whether a COMMIT may be in flight, in whichever way it travels.
@@ -607,8 +610,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return self._committing
         if not self._began_idle:
             return analyse(self._text_within).controls
+        if not self._autocommit:
+            return False
         plan = None if self._plan is self._plan_before else self._plan
-        return self._autocommit and (plan is None or not (plan.read_only or plan.statement.must_stand_alone))
+        if plan is None:
+            return self._writing or self._many or bool(self._pipeline)
+        return not (plan.read_only or plan.statement.must_stand_alone)
 
     def _check_durable(self) -> None:
         """Raise where the server reported success for what no other server has: in autocommit, a COMMIT has no call of its own.
