@@ -180,6 +180,10 @@ def _one(connection: Any, query: str) -> Any:
 
 def _version(alias: str, connection: Any) -> Iterator[CheckMessage]:
     (version,) = _one(connection, "SELECT CAST(pg_catalog.current_setting('server_version_num') AS int)")
+    return _of_version(alias, version)
+
+
+def _of_version(alias: str, version: int) -> Iterator[CheckMessage]:
     if version < 170_000:
         yield Warning(
             f"The server of {alias!r} is older than 17: it has no transaction_timeout.",

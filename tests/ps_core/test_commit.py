@@ -61,6 +61,7 @@ ENDINGS: list[tuple[str, bytes, dict[str, Any], list[Answers]]] = [
     ("nor has one on a replica", b"COMMIT", {"tracks": True, "on_replica": True, "marker": MARK}, [E, P]),
     ("a COMMIT of a failed transaction is a rollback", b"COMMIT", {"tracks": True, "failed": True, "marker": MARK}, [E, P]),
     ("a ROLLBACK tells what was seen", b"ROLLBACK", {"tracks": True, "known": KNOWN, "marker": MARK}, [E, P]),
+    ("on a replica of which nobody wants positions neither", b"COMMIT", {"on_replica": True}, [E]),
     ("also on a replica", b"ROLLBACK", {"tracks": True, "on_replica": True}, [E, P]),
 ]
 
