@@ -260,6 +260,13 @@ def test_barriers(_sentence: str, setting: str | None, expected: str) -> None:
         assert lookup.message() == "\n;".join(lookup.parts)
 
 
+def test_no_barrier_that_proves_nothing() -> None:
+    """A server of another timeline, or one that was restarted, is not waited for: its "committed" would not be believed."""
+    assert "'committed' AND timeline OPERATOR(pg_catalog.=) '0000001A' AND NOT restarted THEN pg_catalog.pg_logical" in (
+        lookup_of(TransactionId("756", "0000001A", "1764367164.5")).message()
+    )
+
+
 def test_which_lookups() -> None:
     """A marker alone decides; else the id, and behind it what the caller verifies, under its settings and the role it had."""
     lost = Ended(outcome=Outcome.UNKNOWN, transaction=KNOWN, synchronous_commit="local")

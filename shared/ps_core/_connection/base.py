@@ -457,7 +457,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 raise _unknown(ended.transaction, _NOT_CONFIRMED) from error
             case Raises.UNSETTLED:
                 # What the session may hold beside its opening nobody could give the connection that asks.
-                verify = None if self._keeps_state else context.verify
+                verify = None if self._keeps_state or state.endpoint.read_only else context.verify
                 self._unsettled = lookups_of(ended, marker=marker, schema=schema, verify=verify, settings=settings)
                 raise _unknown(ended.transaction, "the connection was lost before its answer came") from error
             case Raises.ERROR | Raises.LOST:

@@ -351,10 +351,11 @@ def _transaction(synchronous_commit: str | None, *parts: str, settings: Sequence
 
 
 # Whether it is a standby is asked in the statement that asks for the status, and before it: a subquery with a volatile function
-# is evaluated by itself.
+# is evaluated by itself. There is no barrier where it would not be believed: nobody waits for it, then.
 QUESTION_SQL: Final = (
     "SELECT standby,status,timeline,restarted"  # noqa: S608 - of constants
-    f",CASE WHEN status OPERATOR(pg_catalog.=) 'committed' THEN {BARRIER_SQL} END"
+    ",CASE WHEN status OPERATOR(pg_catalog.=) 'committed' AND timeline OPERATOR(pg_catalog.=) '%s' AND NOT restarted"
+    f" THEN {BARRIER_SQL} END"
     " FROM (SELECT standby"
     ",CASE WHEN NOT standby THEN pg_catalog.pg_xact_status('%d'::pg_catalog.xid8) END AS status"
     ",CASE WHEN NOT standby"
@@ -377,7 +378,7 @@ MARKER_TABLE_SQL: Final = (
 
 def lookup_of(transaction: TransactionId) -> Lookup:
     """Return the question what became of a transaction. Crash recovery resets the statistics, which tells of a restart."""
-    question = QUESTION_SQL % (int(transaction.xid), Decimal(transaction.at))
+    question = QUESTION_SQL % (f"{int(transaction.timeline, 16):08X}", int(transaction.xid), Decimal(transaction.at))
     parts = _transaction(transaction.synchronous_commit, question)
     at = parts.index(question)
 
