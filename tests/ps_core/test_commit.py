@@ -85,7 +85,7 @@ TOLD, WROTE_NOTHING = Reply("SELECT 1", ROW), Reply("SELECT 1", (None, "00000001
 MARKED = Reply("INSERT 0 1")
 ON, OFF = Reply("SELECT 1", ("on",)), Reply("SELECT 1", ("off",))
 PLACE, OF_STANDBY = Reply("SELECT 1", ("0/10", "f", "0/20")), Reply("SELECT 1", (None, "t", None))
-ERROR, OF_POOLER = Reply(error="23503"), Reply(error="08P01", by_pooler=True)
+ERROR, OF_POOLER = Reply(error="23503"), Reply(error="08P01", by_server=False)
 LOST: dict[str, Any] = {"lost": True}
 CANCELLED: dict[str, Any] = {"wait_cancelled": True}
 

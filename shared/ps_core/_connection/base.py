@@ -477,9 +477,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _settings_for_verify(self) -> tuple[str, ...]:
         """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
-        reported = [(name, value) for name, value in self._read_parameters().items() if value]
-        parts = (*(b"SET LOCAL %s=%s" % (name, bytes(escaping.escape_literal(value))) for name, value in reported),)
-        return tuple(part.decode(encoding) for part in (*self._opening().parts, *parts))
+        reported = {
+            name: bytes(escaping.escape_literal(value)) for name, value in self._read_parameters().items() if value is not None
+        }
+        return tuple(part.decode(encoding) for part in (*self._opening().parts, *Script.set_local(reported).parts))
 
     def _reply(self, result: PGresult) -> Reply:
         """Return one result as plain values."""
@@ -489,7 +490,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return Reply(
                 error=error.sqlstate or "",
                 routine=bytes(routine or b"").decode(),
-                by_pooler=is_made_by_pooler(error),
+                by_server=error.sqlstate is not None and not is_made_by_pooler(error),
             )
         row: list[str | None] = []
         if result.ntuples:

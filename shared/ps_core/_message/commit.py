@@ -70,8 +70,8 @@ class Reply(NamedTuple):
     """The SQLSTATE of an error; "" for one that has none."""
     routine: str = ""
     """The server's routine that raised the error."""
-    by_pooler: bool = False
-    """A pooler composed the error, or a proxy: the server may have done anything."""
+    by_server: bool = True
+    """PostgreSQL composed it. Else a pooler did, or a proxy, or libpq: the server may have done anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ def outcome(replies: Sequence[Reply]) -> Outcome:
         if reply.tag == "ROLLBACK":
             return Outcome.ROLLED_BACK
     error = next((reply for reply in replies if reply.error is not None), None)
-    return Outcome.UNKNOWN if error is None or error.by_pooler else Outcome.ROLLED_BACK
+    return Outcome.ROLLED_BACK if error is not None and error.by_server else Outcome.UNKNOWN
 
 
 # --- looking up what became of it ---
