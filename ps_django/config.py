@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
 
-__all__ = ["databases", "families", "link_of", "replicas_of"]
+__all__ = ["databases", "families", "link_of", "policy_of", "replicas_of"]
 
 ENGINE: Final = "ps_django.backend"
 # Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
@@ -148,19 +148,26 @@ class _Common(TypedDict):
 
     identity: str
     tracks: bool
-    policy: RetryPolicy
+
+
+def policy_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> RetryPolicy:
+    """Return when connections of this alias are tried again: as its primary's entry says."""
+    options = _of_primary(alias, entry, entries)[1].get("OPTIONS") or {}
+    return policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT))
+
+
+def _of_primary(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
+    return primary, entry if primary == alias else entries.get(primary, entry)
 
 
 def _common(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> _Common:
-    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
-    if primary != alias:
-        entry = entries.get(primary, entry)
+    primary, entry = _of_primary(alias, entry, entries)
     options = entry.get("OPTIONS") or {}
     identity, tracks = options.get("ps_identity"), options.get("ps_tracks")
     return {
         "identity": identity or _identity(endpoint_of(primary, entry)),
         "tracks": bool(_replicas(primary, entries) if tracks is None else tracks),
-        "policy": policy_for(options.get("ps_retry_timeout", RETRY_TIMEOUT)),
     }
 
 

@@ -9,7 +9,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from ps_core.context import current
 from ps_core.events import emit_route
-from ps_core.routing import BY_SHARE, Route, Situation, decide
+from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
 from ps_django import stale
 from ps_django.config import families, replicas_of
@@ -43,18 +43,18 @@ class ReplicaRouter:
         replicas = self._replicas.get(primary)
         if replicas is None:
             return chosen
-        if _in_transaction(primary):  # also where a replica was asked for: the other alias would not see its writes
-            return primary
         context = current()
         decision = decide(
             Situation(
-                reads=True,
-                asked=context.route,
+                reads=True,  # Django says so
+                block=context.route,
+                on_primary=_in_transaction(primary),
                 reading=context.reading or current_settings().reads == "replica",
+                pinned=replicas.may_lack_what_was_seen,
+                in_share=shares,
+                away=replicas.are_away,
             )
         )
-        if decision.route is Route.REPLICA and context.route is None and not shares():
-            decision = BY_SHARE
         alias = primary
         if decision.route is Route.REPLICA:
             replica: Any = connections[replicas.preferred().endpoint.name]

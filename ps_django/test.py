@@ -20,9 +20,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.backends.postgresql import base
 
-from ps_core._connection.base import behind_error
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
+from ps_core.errors import ReplicaBehind
 from ps_django.config import databases
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _LaggingCursor(base.CursorMixin, psycopg.ClientCursor[Any]):
         seen, replayed = current_token(), self.connection.ps_replayed  # type: ignore[attr-defined]
         token = None if seen is None else seen.of(self.connection.ps_identity)  # type: ignore[attr-defined]
         if token is not None and (token.position is None or token.position > replayed):
-            raise behind_error("lagging_replica()")
+            raise ReplicaBehind("replica_behind: lagging_replica()")
         psycopg.Cursor(self.connection).execute("SAVEPOINT lagging_replica")
         try:
             return super().execute(*args, **kwargs)

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ps_core import AsyncConnection, Connection
-from ps_core._registry import replicas_of, states_of
+from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.failures import Kind, classify
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
@@ -26,15 +26,16 @@ from ps_sqlalchemy.transaction import note_commit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
     from ps_core.failures import Failure
     from ps_core.replicas import Replicas
 
-__all__ = ["PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
+__all__ = ["READ_ONLY_ON_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
 
 _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regtype(%s)"
 
-PRIMARY: Final = "primary"
+READ_ONLY_ON_PRIMARY: Final = "primary"
 """A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
 
 
@@ -67,12 +68,14 @@ class PSDialect(PGDialect_psycopg):
 
     supports_statement_cache = True
 
-    def __init__(self, ps_state: EndpointState | None = None, ps_replicas: Replicas | None = None, **kwargs: Any) -> None:
+    def __init__(self, ps_state: EndpointState | None = None, ps_policy: RetryPolicy | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.ps_state = ps_state
         """The endpoint that connections go to; None until the URL is seen."""
-        self.ps_replicas = ps_replicas
-        """Where connections that are read-only go."""
+        self.ps_replicas: Replicas | None = None
+        """Where connections that are read-only go, on an engine that was made from a URL alone."""
+        self.ps_policy = ps_policy
+        """When connections are tried again; None until the URL is seen."""
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> type[PSDialectAsync]:
@@ -88,14 +91,15 @@ class PSDialect(PGDialect_psycopg):
             topology = Topology.from_url(url.render_as_string(hide_password=False))
             self.ps_replicas = replicas_of(topology)
             self.ps_state = states_of(topology)[0]
+            self.ps_policy = policy_for(topology.retry_timeout)
         return [], super().create_connect_args(URL.create(url.drivername))[1]  # type: ignore[no-untyped-call]
 
     def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
-        return Connection.open(self._ps_first(ps_replicas), replicas=ps_replicas, **cparams)
+        return Connection.open(**self._ps_target(ps_replicas), **cparams)
 
-    def _ps_first(self, replicas: Replicas | None) -> EndpointState:
-        assert self.ps_state is not None  # create_connect_args comes first
-        return self.ps_state if replicas is None else replicas.first()
+    def _ps_target(self, replicas: Replicas | None) -> dict[str, Any]:
+        state = self.ps_state if replicas is None else replicas.first()
+        return {"state": state, "replicas": replicas, "policy": self.ps_policy}
 
     def initialize(self, connection: Any) -> None:
         # What the first connection is asked is read in autocommit: there, a lost connection does not fail it.
@@ -121,7 +125,7 @@ class PSDialect(PGDialect_psycopg):
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
         if self.ps_replicas is not None:
-            self._ps_go_to(connection, self.ps_replicas if value and value != PRIMARY else None)
+            self._ps_go_to(connection, self.ps_replicas if value and value != READ_ONLY_ON_PRIMARY else None)
         super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
@@ -192,7 +196,7 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
         return AsyncAdaptedQueuePool
 
     def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
-        opening = partial(AsyncConnection.open, self._ps_first(ps_replicas), replicas=ps_replicas)
+        opening = partial(AsyncConnection.open, **self._ps_target(ps_replicas))
         return self.loaded_dbapi.connect(async_creator_fn=opening, **cparams)
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:

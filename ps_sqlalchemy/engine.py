@@ -17,7 +17,7 @@ from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
-from ps_core._registry import replicas_of, states_of
+from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology, TopologySettings
 
@@ -94,10 +94,23 @@ class _OptionEngine(SAOptionEngine):
 Engine._option_cls = _OptionEngine
 
 
+class _ReplicaOption(SAOptionEngine):
+    """The same under other options."""
+
+    _proxied: _Replica
+
+    @property
+    def ps_replicas(self) -> Replicas:
+        return self._proxied.ps_replicas
+
+
 class _Replica(sa.Engine):
     """The engine on the replica endpoints. Made from one of SQLAlchemy's by `_join`."""
 
+    _option_cls = _ReplicaOption
     _ps_primary: Engine
+    ps_replicas: Replicas
+    """The endpoints."""
 
     @property
     def _has_events(self) -> bool:
@@ -195,8 +208,9 @@ def _create(
     sides = {
         side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
     }
-    primary, _, direct = states_of(topology, policy=retry)
-    replicas = replicas_of(topology, policy=retry)
+    primary, _, direct = states_of(topology)
+    replicas = replicas_of(topology)
+    policy = retry or policy_for(topology.retry_timeout)
 
     def make(state: EndpointState, side: dict[str, Any], **defaults: Any) -> sa.Engine:
         given = {**options, **side}
@@ -207,7 +221,8 @@ def _create(
         # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
         name = f"{given['logging_name']}.{state.endpoint.role}" if given.get("logging_name") else state.endpoint.role
         names = {"logging_name": name, "pool_logging_name": name}
-        return factory(_url(state.endpoint, drivername), ps_state=state, **{**names, **given, "logging_name": name})
+        arguments = {**names, **given, "logging_name": name}
+        return factory(_url(state.endpoint, drivername), ps_state=state, ps_policy=policy, **arguments)
 
     engine = make(primary, {})
     engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
@@ -215,6 +230,8 @@ def _create(
     engine.topology = topology
     engine.replica = None
     if replicas is not None:
+        if (max_fallback := _max_fallback(topology.replica_fallback, engine)) is not None:
+            replicas = replicas.limited_to(max_fallback)
         # Whatever connection was used last: over several endpoints, reads should be spread.
         side = sides["replica_"]
         connect_args = {**options, **side}.get("connect_args", {})
@@ -227,9 +244,9 @@ def _create(
         replica.__class__ = _Replica
         assert isinstance(replica, _Replica)
         replica._ps_join(engine)
+        replica.ps_replicas = replicas
         replica.update_execution_options(**execution_options)
         engine.replica = replica
-        replicas.max_fallback = _max_fallback(topology.replica_fallback, engine)
     engine._ps_make_direct = lambda: make(direct, sides["direct_"])
     _engines.add(engine)
     return engine

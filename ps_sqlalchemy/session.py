@@ -7,6 +7,7 @@ everything is on the primary. The decision itself is `ps_core.routing`'s; here i
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ReferenceType, ref
 
@@ -19,14 +20,16 @@ from ps_core._message.statement import analyse
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback, emit_route
-from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY
-from ps_core.routing import BY_SHARE, WROTE, Decision, Route, Situation, decide
+from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
+from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_sqlalchemy.dialect import PRIMARY, falling_back
+from ps_sqlalchemy.dialect import READ_ONLY_ON_PRIMARY, falling_back
 from ps_sqlalchemy.stale import check_rows
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
+
+    from ps_core.replicas import Replicas
 
     TransactionRef = ReferenceType[SessionTransaction]
 
@@ -57,10 +60,12 @@ class Session(orm.Session):
         sqlalchemy.exc.InvalidRequestError: a read-only session was to write.
     """
 
-    _ps_wrote: TransactionRef | None = None
-    """The transaction that wrote, and stays on the primary."""
+    _ps_on_primary: TransactionRef | None = None
+    """The transaction that wrote, or had to read on the primary, and stays there."""
     _ps_drew: TransactionRef | None = None
     """The transaction for which the operators' share was drawn, and was for replicas."""
+    _ps_replicas: Replicas | None = None
+    """The endpoints that the last piece of work could have gone to."""
     _ps_saw_replica: TransactionRef | None = None
     """The transaction that last read from a replica."""
     _ps_asked: Route | None = None
@@ -112,18 +117,21 @@ class Session(orm.Session):
             if self._ps_route is not Route.REPLICA or refusals.failure is None or refusals.error is not exc.orig:
                 raise
             emit_fallback("replica", refusals.failure)
+            writes = refusals.failure.kind is Kind.NOT_PRIMARY
+            if writes and isinstance(statement, sa.TextClause) and self._ps_replicas is not None:
+                self._ps_replicas.note_refused(statement.text)
         outer, self._ps_asked = self._ps_asked, Route.PRIMARY
         try:
             return super()._execute_internal(statement, params, **kwargs)
         finally:
             self._ps_asked = outer
             if (
-                outer is None
+                (outer is None or writes)
                 and not self._ps_read_only
                 and current().sticky
                 and (transaction := self._ps_root_transaction()) is not None
             ):
-                self._ps_wrote = ref(transaction)
+                self._ps_on_primary = ref(transaction)
 
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the primary; of a replica in a read-only session."""
@@ -139,44 +147,50 @@ class Session(orm.Session):
     def get_bind(self, mapper: Any = None, *, clause: Any = None, bind: Any = None, **kwargs: Any) -> Any:
         """Return the engine of the endpoints that serve this piece of work."""
         engine = super().get_bind(mapper, clause=clause, bind=bind, **kwargs)
-        if self._ps_read_only:
-            return self._ps_read_only_bind(engine, clause)
-        replica = _replica_of(engine)
-        if replica is None:
-            return engine
+        if self._ps_read_only and (
+            self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None
+        ):
+            raise sa.exc.InvalidRequestError(_READ_ONLY)
+        replica, replicas = _replicas_of(engine)
         if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
             clause, self._ps_statement = self._ps_statement, None
-        self._ps_route = self._ps_decide(clause, replica)
-        return replica if self._ps_route is Route.REPLICA else engine
+        self._ps_route, self._ps_replicas = None, replicas
+        if replica is not None:
+            self._ps_route = self._ps_decide(clause, replica, replicas)
+            if self._ps_route is Route.REPLICA:
+                return replica
+        return _reader(engine, READ_ONLY_ON_PRIMARY) if self._ps_read_only and isinstance(engine, sa.Engine) else engine
 
-    def _ps_decide(self, clause: Any, replica: sa.Engine) -> Route:
-        transaction, context = self._ps_root_transaction(), current()
-        if self._flushing:
-            decision = Decision(Route.PRIMARY, "flush")
-        elif self._ps_asked is not None:
-            decision = decide(Situation(reads=True, asked=self._ps_asked))
-        elif _is(self._ps_wrote, transaction):
-            decision = decide(Situation(reads=True, wrote=True))
-        else:
-            declared = not context.reading and transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-            decision = decide(Situation(reads=_reads(clause), asked=context.route, declared=declared))
-            if decision.route is Route.REPLICA and context.route is None and not self._ps_draw(transaction):
-                decision = BY_SHARE
-        if decision.route is Route.REPLICA and _is_serializable(replica):
-            decision = _SERIALIZABLE
+    def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas | None) -> Route:
+        transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
+        reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica)
+        decision = decide(
+            Situation(
+                reads=reads,
+                option=self._ps_asked,
+                block=context.route,
+                on_primary=_refers_to(self._ps_on_primary, transaction),
+                flushing=flushing,
+                serializable=serializable,
+                read_only=self._ps_read_only,
+                declared=not context.reading and transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN,
+                pinned=replicas is not None and replicas.may_lack_what_was_seen,
+                in_share=partial(self._ps_draw, transaction),
+                away=replicas is not None and replicas.are_away,
+            )
+        )
         emit_route(decision)
-        route = decision.route
-        if decision is WROTE or decision is _SERIALIZABLE or transaction is None:
-            return route
-        if route is Route.REPLICA:
+        if transaction is None or self._ps_read_only:
+            return decision.route
+        if decision.route is Route.REPLICA:
             self._ps_saw_replica = ref(transaction)
-        elif self._ps_asked is None and context.sticky and (self._flushing or context.route is None):
-            self._ps_wrote = ref(transaction)
-        return route
+        elif context.sticky and (not reads or (self._ps_asked is None and context.route is None and not serializable)):
+            self._ps_on_primary = ref(transaction)
+        return decision.route
 
     def _ps_draw(self, transaction: SessionTransaction | None) -> bool:
         """Return whether the operators' share lets this transaction read from replicas: one answer for all of it."""
-        if _is(self._ps_drew, transaction):
+        if _refers_to(self._ps_drew, transaction):
             return True
         if not shares():
             return False
@@ -191,18 +205,6 @@ class Session(orm.Session):
 
     # --- read-only sessions ---
 
-    def _ps_read_only_bind(self, engine: Any, clause: Any) -> Any:
-        if self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None:
-            raise sa.exc.InvalidRequestError(_READ_ONLY)
-        replica = _replica_of(engine)
-        self._ps_route = self._ps_asked or Route.REPLICA
-        if replica is not None and self._ps_route is Route.REPLICA:
-            if not _is_serializable(replica):
-                return replica
-            emit_route(_SERIALIZABLE)
-            self._ps_route = Route.PRIMARY
-        return _reader(engine, PRIMARY) if isinstance(engine, sa.Engine) else engine
-
     def flush(self, objects: Any = None) -> None:
         """Flush; refused in a read-only session."""
         if self._ps_read_only and (self.new or self.deleted or any(map(self.is_modified, self.dirty))):
@@ -214,33 +216,32 @@ class Session(orm.Session):
     def _ps_check_stale_rows(self) -> None:
         transaction = self._ps_root_transaction()
         # After its end, a transaction's rows are read again before they are used, unless the session keeps them.
-        seen = self._ps_saw_replica is not None if not self.expire_on_commit else _is(self._ps_saw_replica, transaction)
+        seen = self._ps_saw_replica is not None if not self.expire_on_commit else _refers_to(self._ps_saw_replica, transaction)
         if not seen or not self._ps_stale_check or transaction is None:
             return
-        if not _is(self._ps_checked[0], transaction):
+        if not _refers_to(self._ps_checked[0], transaction):
             self._ps_checked = (ref(transaction), set())
         check_rows(self, self._ps_checked[1])
 
 
-_SERIALIZABLE: Final = Decision(Route.PRIMARY, "SERIALIZABLE")
-"""PostgreSQL has no such transactions on a standby."""
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
 
 
 def _reader(engine: sa.Engine, where: Any = True) -> sa.Engine:
-    """Return the engine whose connections are read-only, the same one each time; with PRIMARY, on the primary in any case."""
+    """Return the engine whose connections are read-only, the same one each time; READ_ONLY_ON_PRIMARY: never on a replica."""
     readers: dict[Any, sa.Engine] = engine.__dict__.setdefault("_ps_readers", {})
     if where not in readers:
         readers[where] = engine.execution_options(postgresql_readonly=where)
     return readers[where]
 
 
-def _replica_of(engine: Any) -> sa.Engine | None:
-    """Return the engine for reads; of an engine made from a URL alone, its read-only connections."""
+def _replicas_of(engine: Any) -> tuple[sa.Engine | None, Replicas | None]:
+    """Return the engine for reads, and its endpoints; of an engine made from a URL alone, its read-only connections."""
     replica: sa.Engine | None = getattr(engine, "replica", None)
-    if replica is None and isinstance(engine, sa.Engine) and getattr(engine.dialect, "ps_replicas", None) is not None:
-        return _reader(engine)
-    return replica
+    if replica is not None:
+        return replica, getattr(replica, "ps_replicas", None)
+    replicas: Replicas | None = getattr(engine.dialect, "ps_replicas", None) if isinstance(engine, sa.Engine) else None
+    return (None, None) if replicas is None else (_reader(engine), replicas)
 
 
 def _is_serializable(engine: sa.Engine) -> bool:
@@ -248,7 +249,7 @@ def _is_serializable(engine: sa.Engine) -> bool:
     return str(level).replace("_", " ").upper() == "SERIALIZABLE"
 
 
-def _is(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:
+def _refers_to(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:
     return reference is not None and transaction is not None and reference() is transaction
 
 
@@ -259,10 +260,10 @@ def _parse_route(value: Any) -> Route:
         raise ConfigurationError(f"{ROUTE}: write 'primary' or 'replica', not {value!r}") from None
 
 
-def _reads(clause: Any) -> bool:
+def _reads(clause: Any, replicas: Replicas | None) -> bool:
     """Return whether a statement is known to be a plain read; None, which is all `Session.connection()` says, is not."""
     if isinstance(clause, sa.TextClause):
-        return analyse(clause.text).reads
+        return analyse(clause.text).reads and not (replicas is not None and replicas.have_refused(clause.text))
     return (
         clause is not None
         and bool(getattr(clause, "is_select", False))

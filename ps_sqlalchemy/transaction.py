@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import sqlalchemy as sa
 import tenacity
 from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+import ps_core
 from ps_core import RetryPolicy
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
@@ -63,13 +64,14 @@ def run_transaction(
     is raised.
 
     Raises:
-        RuntimeError: it is called inside another one, or `begin` is a session that is in a transaction already.
+        RuntimeError: it is called inside another one, or `begin` is a session that is in a transaction already, or is in
+            AUTOCOMMIT, where there is no transaction that could run again.
         TypeError: `fn` is an async function or a generator function, whose body would run after the COMMIT.
         CommitOutcomeUnknown: as SQLAlchemy wraps it (`exc.orig`).
     """
     with _alone(begin, fn) as run:
         for attempt in tenacity.Retrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
-            with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work:
+            with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work, _in_transactions(begin, work):
                 run.done = False
                 result = fn(begin if isinstance(begin, _ITSELF) else work)
                 if isawaitable(result):
@@ -91,9 +93,10 @@ async def arun_transaction(
         async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker):
                 async with begin.begin() as work:
-                    run.done = False
-                    result = await fn(begin if isinstance(begin, _ITSELF) else work)
-                    run.done = True
+                    with _in_transactions(begin, work):
+                        run.done = False
+                        result = await fn(begin if isinstance(begin, _ITSELF) else work)
+                        run.done = True
     return result
 
 
@@ -122,8 +125,61 @@ def _alone(begin: Any, fn: Any) -> Iterator[_Run]:
         raise RuntimeError(
             "run_transaction on a session or connection that is in a transaction: give it the sessionmaker or the engine"
         )
+    for engine in _engines_of(begin):
+        if engine.get_execution_options().get("isolation_level", engine.dialect._on_connect_isolation_level) == "AUTOCOMMIT":
+            raise RuntimeError(_AUTOCOMMIT)
     token = _running.set(run := _Run())
     try:
         yield run
     finally:
         _running.reset(token)
+
+
+_AUTOCOMMIT: Final = (
+    "run_transaction in AUTOCOMMIT, where each statement is committed by itself: what came before a lost connection would be done"
+    " twice. Write run_transaction(engine.execution_options(isolation_level='READ COMMITTED'), ...), or a sessionmaker of such an"
+    " engine, or run the statements one by one without run_transaction"
+)
+
+
+def _engines_of(begin: Any) -> list[sa.Engine | sa.Connection]:
+    """Return the engines and connections that `begin` is known to begin transactions on."""
+    if isinstance(begin, orm.sessionmaker | async_sessionmaker):
+        binds = [begin.kw.get("bind"), *(begin.kw.get("binds") or {}).values()]
+    elif isinstance(begin, orm.Session | AsyncSession):
+        binds = [begin.bind]
+    else:
+        binds = [begin]
+    return [one for one in map(_sync, binds) if isinstance(one, sa.Engine | sa.Connection)]
+
+
+def _sync(one: Any) -> Any:
+    """Return what is inside of one of SQLAlchemy's objects for asyncio; anything else as it is."""
+    if isinstance(one, AsyncEngine):
+        return one.sync_engine
+    if isinstance(one, AsyncConnection):
+        return one.sync_connection
+    return one.sync_session if isinstance(one, AsyncSession) else one
+
+
+@contextmanager
+def _in_transactions(begin: Any, work: Any) -> Iterator[None]:
+    """Refuse, before it is sent anything, each connection of this run that turns out to be in AUTOCOMMIT."""
+    work = _sync(begin if isinstance(begin, _ITSELF) else work)
+    if isinstance(work, sa.Connection):
+        _check_transaction(None, None, work)
+    if not isinstance(work, orm.Session):
+        yield
+        return
+    sa.event.listen(work, "after_begin", _check_transaction)
+    try:
+        yield
+    finally:
+        sa.event.remove(work, "after_begin", _check_transaction)
+
+
+def _check_transaction(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
+    driver = connection.connection.driver_connection
+    reads = isinstance(driver, ps_core.Connection | ps_core.AsyncConnection) and driver.state.endpoint.read_only
+    if getattr(driver, "autocommit", False) and not reads:  # what a replica reads can be read twice
+        raise RuntimeError(_AUTOCOMMIT)

@@ -31,7 +31,6 @@ DOING = {
     "_fork",
     "_registry",
     "_retry",
-    "connect",
     "context",
     "events",
     "otel",

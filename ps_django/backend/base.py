@@ -23,7 +23,7 @@ from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
-from ps_django.config import link_of, replicas_of
+from ps_django.config import link_of, policy_of, replicas_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,9 @@ _COMMANDS_ON_DIRECT_PATH: Final = frozenset(
 
 class Cursor(base.CursorMixin, PSCursor[Any]):
     """Django's cursor (with `callproc`), over ours."""
+
+    # Django's own takes `interval '%s days'`, and applications write that.
+    _quotes_hold_values = True
 
 
 class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
@@ -212,6 +215,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def _ps_connect(self, **params: Any) -> Any:
         state, primary = self.ps_state, self.settings_dict["OPTIONS"].get("ps_primary")
+        params["policy"] = policy_of(self.alias, self.settings_dict, connections.settings)
         if state.endpoint.role != "replica" or primary not in connections.settings:
             return Connection.open(state, **params)
         replicas = replicas_of(primary, connections.settings)

@@ -34,6 +34,7 @@ KINDS: Final[dict[str, tuple[int, float, float, tuple[str | None, ...]]]] = {
     "bouncer told SIGTERM": (1, 0.5, 2.5, BOUNCERS),
     "bouncer told SIGINT": (1, 0.5, 2.5, BOUNCERS),
     "edge cut": (3, 0, 0, PATHS),
+    "edge cuts answers": (2, 0.5, 3, PATHS),
     "edge hangs": (2, 0.3, 2.5, PATHS),
     "edge delays": (2, 0.5, 4, ("0.02", "0.1")),
     "replicas replay late": (2, 1, 5, ("0.5", "2")),
@@ -99,6 +100,9 @@ def make(fault: Fault, lab: Lab, wait: Callable[[float], None]) -> None:
                 lab.restart_bouncer(what)
         case "edge cut":
             lab.edge.cut(what)
+        case "edge cuts answers":
+            with lab.edge.cut_answers(what, times=5):
+                wait(fault.lasts)
         case "edge hangs":
             with lab.edge.hang(what):
                 wait(fault.lasts)

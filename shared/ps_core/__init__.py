@@ -4,7 +4,6 @@ from ps_core._connection.asyncio import AsyncConnection
 from ps_core._connection.sync import Connection
 from ps_core._message.commit import marker_table_sql
 from ps_core._retry.policy import RetryPolicy
-from ps_core.connect import connect, connect_async
 from ps_core.consistency import Token
 from ps_core.context import (
     commit_check,
@@ -24,6 +23,9 @@ from ps_core.share import set_replica_share
 from ps_core.tags import tags
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint, Topology
+
+connect = Connection.connect
+connect_async = AsyncConnection.connect
 
 __all__ = [
     "AsyncConnection",

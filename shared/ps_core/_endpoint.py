@@ -6,11 +6,12 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from ps_core._fork import renew_after_fork
+from ps_core._message.functions import Functions
 from ps_core._message.script import Script
 from ps_core._retry.gate import OutageGate
-from ps_core._retry.policy import RetryPolicy
 from ps_core.context import current, remaining
 from ps_core.timeouts import SETTINGS, format_ms
 
@@ -50,17 +51,23 @@ class StatementMemory:
                 del self._hashes[next(iter(self._hashes))]
 
 
+_functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
+"""Those of each branch."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class EndpointState:
-    """What the connections to one endpoint share: where it is, when to try again, and what its server taught us."""
+    """What the connections to one endpoint share: where it is, its outage gate, and what its server taught us."""
 
     endpoint: Endpoint
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    gate: OutageGate = field(init=False)
+    gate: OutageGate = None  # type: ignore[assignment] # made below, of the endpoint's name
+    """Shared with all that lead to the same server path (`ps_core._registry`)."""
     refused_read_only: StatementMemory = field(default_factory=StatementMemory)
     """Templates that look like reads and were refused READ ONLY."""
     refused_in_batch: StatementMemory = field(default_factory=StatementMemory)
     """Templates that the server refused to run in one message with others."""
+    functions: Functions = field(init=False)
+    """The names of the branch's functions that may write: what one of its endpoints reports, all know."""
     identity: str = ""
     """The branch, as tokens name it."""
     tracks: bool = False
@@ -74,12 +81,13 @@ class EndpointState:
     """Whether it was said that the role's own timeouts are shorter than what is asked for."""
 
     def __post_init__(self) -> None:
-        self.forget_threads()
+        self.functions = _functions.setdefault(self.identity, Functions()) if self.identity else Functions()
+        if self.gate is None:
+            self.gate = OutageGate(self.endpoint.name)
         renew_after_fork(self)
 
     def forget_threads(self) -> None:
-        """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""
-        self.gate = OutageGate(self.endpoint.name)
+        """Begin with new locks: after a fork, the threads that held them are not there."""
         self.refused_read_only.forget_threads()
         self.refused_in_batch.forget_threads()
 

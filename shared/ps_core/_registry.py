@@ -1,85 +1,169 @@
-"""The state of each endpoint in this process, and the sets of replicas: one each, the same object for all connections."""
+"""The state of each endpoint in this process, and the sets of replicas: one each, the same object for all connections.
+
+Each is kept for as long as anybody uses it, however many there are, and the last ones a while longer. What makes two endpoints
+the same server path, behind one outage gate, is where they lead to (`_path`): host, port, user and database. Passwords, limits,
+weights and retry policies may differ.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from dataclasses import replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
+
+from psycopg.conninfo import make_conninfo
 
 from ps_core._endpoint import EndpointState
+from ps_core._fork import renew_after_fork
+from ps_core._retry.gate import OutageGate
 from ps_core._retry.policy import RetryPolicy
 from ps_core.consistency import identity_of
+from ps_core.errors import ConfigurationError
 from ps_core.replicas import Replicas
 from ps_core.timeouts import POOLED
-from ps_core.topology import parse_retry_timeout
+from ps_core.topology import Endpoint, Topology, TopologySettings, parse_retry_timeout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from typing import Any
+
     from ps_core.timeouts import Duration
-    from ps_core.topology import Endpoint, Topology
 
-__all__ = ["policy_for", "replicas_at", "replicas_of", "state_of", "states_of"]
+__all__ = ["Target", "policy_for", "replicas_at", "replicas_of", "state_of", "states_of", "target_of"]
 
-_POLICY: Final = RetryPolicy()
+Key = TypeVar("Key", bound="Hashable")
+Value = TypeVar("Value")
+
+
+class _OneEach(Generic[Key, Value]):
+    """One value for each key, for as long as anybody uses it."""
+
+    KEPT: Final = 64
+    """How many are kept besides: a pool that closes its last connection and opens another should find what it knew."""
+
+    def __init__(self) -> None:
+        self._values: WeakValueDictionary[Key, Value] = WeakValueDictionary()
+        self._latest: deque[Value] = deque(maxlen=self.KEPT)
+        self.forget_threads()
+        renew_after_fork(self)
+
+    def forget_threads(self) -> None:
+        """See `EndpointState.forget_threads`."""
+        self._lock = threading.RLock()
+
+    def get(self, key: Key, make: Callable[[], Value]) -> Value:
+        """Return the value of `key`, made when nobody has one."""
+        with self._lock:
+            value = self._values.get(key)
+            if value is None:
+                value = self._values[key] = make()
+            if value not in self._latest:
+                self._latest.append(value)
+            return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+_gates: Final[_OneEach[Hashable, OutageGate]] = _OneEach()
+_states: Final[_OneEach[Hashable, EndpointState]] = _OneEach()
+_sets: Final[_OneEach[Hashable, Replicas]] = _OneEach()
+
+_SETTINGS: Final = frozenset(TopologySettings.__annotations__)
+_WHERE: Final = ("host", "hostaddr", "port", "user", "password", "dbname", "service")
+"""The keywords that stand for a connection string, as psycopg's `connect` takes them."""
+_LEADS_ELSEWHERE: Final = frozenset({"hostaddr", "load_balance_hosts", "service", "servicefile", "target_session_attrs"})
+"""The libpq parameters that say where to connect."""
+
+
+def _path(endpoint: Endpoint) -> Hashable:
+    """Return what makes a server path: the user, too, since poolers have their pools, and their failures to log in, by user."""
+    params = tuple(pair for pair in endpoint.params if pair[0] in _LEADS_ELSEWHERE)
+    return endpoint.host, endpoint.port, endpoint.user, endpoint.dbname, params
+
+
+def _gate_of(endpoint: Endpoint) -> OutageGate:
+    return _gates.get(_path(endpoint), lambda: OutageGate(endpoint.name))
 
 
 def policy_for(retry_timeout: Duration) -> RetryPolicy:
     """Return the policy that this setting (of `TopologySettings`) stands for."""
     seconds = parse_retry_timeout(retry_timeout, name="retry_timeout")
-    # Who never tries again waits for the caller that probes the endpoint, or for a turn, as long as a connect may take.
+    # With no retries, a caller still waits for the gate: as long as one connect may take.
     return RetryPolicy(max_elapsed=seconds) if seconds else RetryPolicy(attempts=0, max_elapsed=POOLED.connect)
 
 
-def state_of(endpoint: Endpoint, *, identity: str = "", tracks: bool = False, policy: RetryPolicy = _POLICY) -> EndpointState:
-    """Return the state of `endpoint` in this process: the same one for everybody, so that all wait at the same gate."""
-    return _state_of(endpoint, identity, tracks, policy)
+def state_of(endpoint: Endpoint, *, identity: str = "", tracks: bool = False) -> EndpointState:
+    """Return the state of `endpoint` in this process: the same one for everybody who has the same endpoint."""
+    return _states.get(
+        (endpoint, identity, tracks),
+        lambda: EndpointState(endpoint=endpoint, identity=identity, tracks=tracks, gate=_gate_of(endpoint)),
+    )
 
 
-@lru_cache(maxsize=256)
-def _state_of(endpoint: Endpoint, identity: str, tracks: bool, policy: RetryPolicy) -> EndpointState:
-    return EndpointState(endpoint=endpoint, identity=identity, tracks=tracks, policy=policy)
-
-
-def states_of(
-    topology: Topology, *, policy: RetryPolicy | None = None
-) -> tuple[EndpointState, tuple[EndpointState, ...], EndpointState]:
-    """Return the states of a topology's primary, its replicas and its direct endpoint; a `policy` wins over `retry_timeout`."""
-    policy = policy or policy_for(topology.retry_timeout)
+def states_of(topology: Topology) -> tuple[EndpointState, tuple[EndpointState, ...], EndpointState]:
+    """Return the states of a topology's primary, its replicas and its direct endpoint."""
     identity, tracks = identity_of(topology.identity), bool(topology.replicas)
     primary, direct, *replicas = (
-        state_of(endpoint, identity=identity, tracks=tracks, policy=policy)
+        state_of(endpoint, identity=identity, tracks=tracks)
         for endpoint in (topology.primary, topology.direct, *topology.replicas)
     )
     return primary, tuple(replicas), direct
 
 
-def replicas_of(topology: Topology, *, policy: RetryPolicy | None = None) -> Replicas | None:
+def replicas_of(topology: Topology) -> Replicas | None:
     """Return the replicas of a topology, the same object for everybody in this process; None where it has none."""
     if not topology.replicas:
         return None
-    policy = policy or policy_for(topology.retry_timeout)
     primary = topology.primary if topology.replica_fallback else None
-    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity), policy=policy)
+    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity))
 
 
-def replicas_at(
-    endpoints: tuple[Endpoint, ...],
-    primary: Endpoint | None,
-    *,
-    identity: str,
-    tracks: bool = True,
-    policy: RetryPolicy = _POLICY,
-) -> Replicas:
+def replicas_at(endpoints: tuple[Endpoint, ...], primary: Endpoint | None, *, identity: str, tracks: bool = True) -> Replicas:
     """Return the set of these endpoints, the same for everybody; it falls back to `primary`, if that is given."""
-    return _replicas_at(endpoints, primary, identity, tracks, policy)
+
+    def make() -> Replicas:
+        states = [state_of(endpoint, identity=identity, tracks=tracks) for endpoint in endpoints]
+        if primary is None:
+            return Replicas(states)
+        gate = _gate_of(primary)  # the same server path, named as the primary's
+        # With the role of a replica: what is sent there is READ ONLY.
+        fallback = state_of(replace(primary, name="fallback", role="replica"), identity=identity, tracks=tracks)
+        assert fallback.gate is gate
+        return Replicas(states, fallback=fallback)
+
+    return _sets.get((endpoints, primary, identity, tracks), make)
 
 
-@lru_cache(maxsize=256)
-def _replicas_at(
-    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, identity: str, tracks: bool, policy: RetryPolicy
-) -> Replicas:
-    def state(endpoint: Endpoint) -> EndpointState:
-        return state_of(endpoint, identity=identity, tracks=tracks, policy=policy)
+class Target(NamedTuple):
+    """Where a connection goes, and when it is tried again."""
 
-    # With the role of a replica: what is sent there is READ ONLY.
-    fallback = None if primary is None else state(replace(primary, name="fallback", role="replica"))
-    return Replicas(map(state, endpoints), fallback=fallback)
+    state: EndpointState
+    replicas: Replicas | None
+    policy: RetryPolicy
+
+
+def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | None, options: dict[str, Any]) -> Target:
+    """Return where `ps_core.connect` goes with these arguments. It takes the topology's settings out of `options`.
+
+    Raises:
+        ConfigurationError: what is asked for cannot work.
+    """
+    if isinstance(target, Endpoint):
+        return Target(state_of(target), None, retry or RetryPolicy())
+    if isinstance(target, str):
+        if not target:
+            target = make_conninfo("", **{name: options.pop(name) for name in _WHERE if name in options})
+        target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
+    policy = retry or policy_for(target.retry_timeout)
+    if to == "replica":
+        replicas = replicas_of(target)
+        if replicas is None:
+            raise ConfigurationError("to='replica': there is none: write replica_bouncer=... or direct_replica=True")
+        return Target(replicas.first(), replicas, policy)
+    primary, _, direct = states_of(target)
+    if to not in ("primary", "direct"):
+        raise ConfigurationError(f"to: write 'primary', 'replica' or 'direct', not {to!r}")
+    return Target({"primary": primary, "direct": direct}[to], None, policy)

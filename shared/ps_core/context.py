@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 import time
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +38,8 @@ __all__ = [
     "deadline",
     "ensure_tracker",
     "forget_token",
+    "has_to_ask_primary",
+    "leave_blocks_in_pool_worker",
     "limits",
     "local_settings",
     "reading",
@@ -155,6 +158,16 @@ def current_token() -> Token | None:
     return None if token is None else token.unexpired(time.time())
 
 
+def has_to_ask_primary(identity: str) -> bool:
+    """Return whether this context has seen of a branch what only its primary certainly has: the position is not known."""
+    tracker = _tracker.get()
+    known = None if tracker is None else tracker.token
+    if known is None or (known.position is not None and not known.others):
+        return False
+    token = None if (seen := current_token()) is None else seen.of(identity)
+    return token is not None and token.position is None
+
+
 def unknown_positions() -> int:
     """Return how often this context has seen something whose position could not be learned."""
     tracker = _tracker.get()
@@ -208,6 +221,21 @@ _current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context()) 
 def current() -> Context:
     """Return what holds here."""
     return _current.get()
+
+
+def leave_blocks_in_pool_worker() -> None:
+    """Where a worker of psycopg_pool runs this, let what it does from now on be in no block, and have seen nothing.
+
+    A pool's workers are tasks (and in some Pythons threads) that copy the context in which the pool was opened: that block's
+    deadline and local settings are the opener's, and end with it. What a worker does is for whoever is next.
+    """
+    frame = sys._getframe(1)
+    while (above := frame.f_back) is not None:
+        if above.f_code.co_name == "worker" and str(above.f_globals.get("__name__")).startswith("psycopg_pool."):
+            _current.set(Context())
+            _tracker.set(None)
+            return
+        frame = above
 
 
 class Block(AbstractContextManager[None]):
@@ -265,7 +293,7 @@ def using_replica() -> Block:
 def reading() -> Block:
     """Return a block whose reads may go to a replica, like those of a request that only reads.
 
-    Unlike `using_replica()` it leaves the last word to the operators' share (`ps_core.replicas.set_replica_share`).
+    Unlike `using_replica()` it leaves the last word to the operators' share (`ps_core.set_replica_share`).
     """
     return block(reading=True)
 

@@ -7,6 +7,10 @@ Those that a statement can raise are the driver's classes, since that is what co
 - `TimeoutError` > `DeadlineExceeded`: the caller's own deadline
 - `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
 - `psycopg.OperationalError` > `LostAtCommit`: the connection was lost at COMMIT, and the transaction was certainly rolled back
+- `psycopg.OperationalError` > `Demoted`: the server was the primary, and is no longer
+- `psycopg.OperationalError` > `NotSent`: the connection was lost before anything was sent
+- `psycopg.errors.InvalidParameterValue` > `ReplicaBehind`: a replica has not replayed what the caller has seen
+- `psycopg.errors.ReadOnlySqlTransaction` > `MayWrite`: a statement that may write was given to an endpoint for reads
 """
 
 from __future__ import annotations
@@ -17,7 +21,16 @@ import psycopg
 
 from ps_core.failures import Failure, Kind, Ran
 
-__all__ = ["CommitOutcomeUnknown", "ConfigurationError", "DeadlineExceeded", "LostAtCommit"]
+__all__ = [
+    "CommitOutcomeUnknown",
+    "ConfigurationError",
+    "DeadlineExceeded",
+    "Demoted",
+    "LostAtCommit",
+    "MayWrite",
+    "NotSent",
+    "ReplicaBehind",
+]
 
 
 class ConfigurationError(ValueError):
@@ -47,6 +60,33 @@ class LostAtCommit(psycopg.OperationalError):
     """The connection was lost at COMMIT, and a lookup has shown that the transaction was rolled back."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.ROLLED_BACK, usable=False, rule="lost_at_commit")
+
+
+class Demoted(psycopg.OperationalError):
+    """The server refused a write, or answered a read, and is a standby now: its connections are replaced."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="demoted")
+
+
+class NotSent(psycopg.OperationalError):
+    """The connection was found lost before anything of the statement was sent: it may be sent on a new one, whatever it is."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="connection_closed")
+
+    def __init__(self) -> None:
+        super().__init__("the connection is closed")
+
+
+class ReplicaBehind(psycopg.errors.InvalidParameterValue):
+    """A replica has not replayed what the caller has seen, and did not answer. The primary can."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.BEHIND, ran=Ran.ROLLED_BACK, usable=True, rule="replica_behind")
+
+
+class MayWrite(psycopg.errors.ReadOnlySqlTransaction):
+    """A statement that is known to write, or may, was given to an endpoint for reads, and was not sent there."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.NOT_PRIMARY, ran=Ran.ROLLED_BACK, usable=True, rule="read_only_transaction")
 
 
 class DeadlineExceeded(TimeoutError):

@@ -19,7 +19,6 @@ from typing import Final
 import psycopg
 
 __all__ = [
-    "DEMOTED",
     "FOR_PRIMARY",
     "READ_FOR_PRIMARY",
     "RETRYABLE",
@@ -96,9 +95,6 @@ class Failure:
 RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 """What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
-DEMOTED: Final = "the server is no longer the primary"
-"""Raised by this library after a write was refused (25006) and pg_is_in_recovery() told why."""
-
 
 def _lost(rule: str, *, kind: Kind = Kind.TRANSIENT, ran: Ran = Ran.UNKNOWN) -> Failure:
     return Failure(kind=kind, ran=ran, usable=False, rule=rule)
@@ -115,7 +111,6 @@ _IDLE_IN_TRANSACTION_TIMEOUT: Final = _lost("idle_in_transaction_timeout", kind=
 _TRANSACTION_TIMEOUT: Final = _lost("transaction_timeout", kind=Kind.TIMEOUT, ran=Ran.ROLLED_BACK)
 
 _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
-    (re.escape(DEMOTED), _lost("demoted", ran=Ran.NO)),
     # The server's words, where an older libpq lost their SQLSTATE to the pooler's that followed.
     (r"terminating connection due to transaction timeout", _TRANSACTION_TIMEOUT),
     (r"terminating connection due to idle-in-transaction timeout", _IDLE_IN_TRANSACTION_TIMEOUT),
@@ -162,7 +157,6 @@ _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
 _MIDDLE: Final = tuple((re.compile(pattern), failure) for pattern, failure in _MIDDLE_TEXTS)
 _TRAFFIC_CONTROL: Final = "[PGINSIGHTS] Traffic Control:"
 _READ_ONLY_CLUSTER: Final = "invalid statement because cluster is read-only"
-_BEHIND: Final = "replica_behind"
 _RECOVERY: Final = "due to conflict with recovery"
 """PostgreSQL, tcop/postgres.c and ipc/standby.c."""
 
@@ -267,8 +261,6 @@ def classify(exc: BaseException) -> Failure:
 
 
 def _by_sqlstate(error: psycopg.Error, state: str, message: str) -> Failure:
-    if state == "22023" and _BEHIND in message:
-        return _alive("replica_behind", Kind.BEHIND)
     if _TRAFFIC_CONTROL in message:
         return _alive("traffic_control", Kind.OVERLOAD)
     if _READ_ONLY_CLUSTER in message:

@@ -1,4 +1,4 @@
-"""Which replica endpoint takes the next read: weights, the operators' share, and endpoints that are taken out while they fail."""
+"""Which replica endpoint takes the next read: weights, and endpoints that are left out while they fail."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 import random
 import threading
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from ps_core._fork import renew_after_fork
+from ps_core.context import has_to_ask_primary
 from ps_core.events import Event, Name, emit
 
 if TYPE_CHECKING:
@@ -21,6 +23,20 @@ __all__ = ["RETRY_REPLICAS_FOR", "Replicas"]
 
 RETRY_REPLICAS_FOR: Final = 1.0
 """Seconds for which replica endpoints are tried again before a read goes to the primary: a bouncer that was restarted is back."""
+
+
+class _LeftOut:
+    """The endpoints of a set that are left out, for everybody who uses it."""
+
+    def __init__(self) -> None:
+        self.due: dict[EndpointState, tuple[float, float]] = {}
+        """When an endpoint's next probe is due, and the interval after that."""
+        self.forget_threads()
+        renew_after_fork(self)
+
+    def forget_threads(self) -> None:
+        """See `EndpointState.forget_threads`."""
+        self.lock = threading.Lock()
 
 
 class Replicas:
@@ -45,17 +61,44 @@ class Replicas:
         self.fallback = fallback
         """The primary, as an endpoint that is only read from."""
         self.max_fallback: int | None = None
-        """How many connections of this process may be on the fallback at once; None: any number."""
+        """How many connections may be on the fallback at once; None: any number. See `limited_to`."""
         self._clock = clock
-        self.forget_threads()
-        self._out: dict[EndpointState, tuple[float, float]] = {}
-        """Of an endpoint that is left out: when its next probe is due, and the interval after that."""
+        self._left_out = _LeftOut()
+        self._out = self._left_out.due
         self._on_fallback: WeakSet[Any] = WeakSet()
-        renew_after_fork(self)
 
-    def forget_threads(self) -> None:
-        """See `EndpointState.forget_threads`."""
-        self._lock = threading.Lock()
+    def limited_to(self, max_fallback: int | None) -> Replicas:
+        """Return the same set for a user of it (an engine) of whose connections only so many may be on the fallback at once."""
+        own = copy(self)
+        own.max_fallback, own._on_fallback = max_fallback, WeakSet()
+        return own
+
+    @property
+    def are_away(self) -> bool:
+        """Whether no replica would take a read now, and anybody may ask the primary in their place.
+
+        One whose probe is due takes a read: that is the probe. Where only some connections may go to the primary, or none, the
+        connection has to find out.
+        """
+        if not self._out or self.fallback is None or self.max_fallback is not None:
+            return False
+        now = self._clock()
+        return all(now < self._next_probe(state) for state in self.states if state.endpoint.weight)
+
+    @property
+    def may_lack_what_was_seen(self) -> bool:
+        """Whether the caller has seen what only the primary certainly has: a token without a position."""
+        state = self.states[0]
+        return state.tracks and has_to_ask_primary(state.identity)
+
+    def have_refused(self, text: str) -> bool:
+        """Return whether one of the endpoints has refused this text because it writes."""
+        return any(text in state.refused_read_only for state in self.states)
+
+    def note_refused(self, text: str) -> None:
+        """Remember that `text`, which looks like a read, writes."""
+        for state in self.states:
+            state.refused_read_only.add(text)
 
     def first(self) -> EndpointState:
         """Return the endpoint for a new connection."""
@@ -79,14 +122,14 @@ class Replicas:
             return self.first()
         if state is home:
             return state
-        with self._lock:
+        with self._left_out.lock:
             return home if home not in self._out or self._is_due(home) else state
 
     def choose(self, besides: Collection[EndpointState] = ()) -> EndpointState | None:
         """Return the endpoint for the next read; None: no endpoint is left. `besides` are those that it has tried already."""
         states = [state for state in self.states if state.endpoint.weight and state not in besides]
         if self._out:
-            with self._lock:
+            with self._left_out.lock:
                 if (probe := next((state for state in states if self._is_due(state)), None)) is not None:
                     return probe
                 states = [state for state in states if state not in self._out]
@@ -131,7 +174,7 @@ class Replicas:
 
     def report_failure(self, state: EndpointState) -> None:
         """Leave `state` out: it could not be reached."""
-        with self._lock:
+        with self._left_out.lock:
             if state in self._out:
                 return
             self._out[state] = (self._clock() + self.PROBE_INTERVAL, 2 * self.PROBE_INTERVAL)
@@ -143,7 +186,7 @@ class Replicas:
         if state is self.fallback:
             self._on_fallback.add(conn)
         elif state in self._out:
-            with self._lock:
+            with self._left_out.lock:
                 was_out = self._out.pop(state, None) is not None
                 if self.fallback is not None:
                     self.fallback.generation += 1  # its connections return to the replicas before their next use

@@ -109,6 +109,13 @@ class Edge:
         """Break the connections of a path ("primary", "replica", "direct"), all where none is named."""
         self._ask("cut", path)
 
+    def cut_answers(self, path: Path | None = None, *, containing: str = "", times: int = 1) -> ExitStack:
+        """Break a connection when the server has answered the next message that holds this text: the answer does not arrive.
+
+        What the message was about has happened, then. `status()["answer_cuts"]` says how many of the `times` are left.
+        """
+        return self._fault("cut_answers", path, containing, times)
+
     def hang(self, path: Path | None = None) -> ExitStack:
         """Stop forwarding on a path, or on all; new connections hang, too."""
         return self._fault("hang", path)
@@ -122,7 +129,7 @@ class Edge:
         return self._fault("refuse", sqlstate, message)
 
     def resume(self) -> None:
-        """End `hang`, `delay` and `refuse`."""
+        """End `cut_answers`, `hang`, `delay` and `refuse`."""
         self._ask("resume")
 
     def _fault(self, *words: object) -> ExitStack:

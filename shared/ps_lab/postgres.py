@@ -207,6 +207,10 @@ class Postgres:
         """Return how the superuser connects."""
         return f"host={self.socket_folder} port=5432 user={SUPERUSER} dbname={dbname} application_name={application_name}"
 
+    def run(self, program: str, *arguments: str | Path) -> str:
+        """Run one of PostgreSQL's programs, as the user that owns the server's files, and return what it prints."""
+        return self._guard.run([self._binaries / program, *arguments])
+
     def sql(self, query: str, *params: object, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as the superuser, in autocommit, and return its rows."""
         with psycopg.connect(self.dsn(dbname=dbname), autocommit=True, connect_timeout=5) as conn:

@@ -152,6 +152,7 @@ class _Client(asyncio.Protocol):
         self.upstream: asyncio.Transport | None = None
         self.lost = asyncio.Event()
         self._hung = False
+        self._doomed = False  # the next answer is swallowed, and the connection broken
         self._buffer = bytearray()  # the client's, until it is connected
         self._answers: bytearray | None = bytearray()  # the server's, until the first ReadyForQuery
         self._server_spoke = False
@@ -185,10 +186,14 @@ class _Client(asyncio.Protocol):
         if self._answers is None and self._server_spoke and data[:1] != b"X" and self.route is not None:
             self._server_spoke = False
             self.relay.round_trips[self.route.path] += 1
+        self._doomed = self._doomed or self.relay.takes_answer(self, data)
         self._pass(_write, self.upstream, data)
 
     def from_server(self, data: bytes) -> None:
         """Relay what the server sent."""
+        if self._doomed:
+            self.abort()
+            return
         if self._answers is not None:
             self._watch_start_up(data)
         self._server_spoke = True
@@ -346,6 +351,7 @@ class Relay:
         """Where connections went, by the key that their cancel requests carry."""
         self.refusal: Refusal | None = None
         self.delay_seconds = 0.0
+        self._answer_cuts: list[tuple[Path | None, bytes, int]] = []
         self.round_trips: Counter[str] = Counter()
         """By path."""
         self.startups = 0
@@ -403,6 +409,7 @@ class Relay:
             "hung": hung,
             "delay": self.delay_seconds,
             "refusal": self.refusal and str(self.refusal),
+            "answer_cuts": sum(left for _, _, left in self._answer_cuts),
         }
 
     async def do_cut(self, path: Path | None) -> None:
@@ -412,6 +419,20 @@ class Relay:
             client.abort()
         for client in victims:
             await client.lost.wait()
+
+    async def do_cut_answers(self, path: Path | None, containing: str, times: int) -> None:
+        """Break connections when the server has answered."""
+        self._answer_cuts.append((path, containing.encode(), times))
+
+    def takes_answer(self, client: _Client, data: bytes) -> bool:
+        """Return whether the answer to what a client sends is to be swallowed, and count it."""
+        for at, (path, containing, left) in enumerate(self._answer_cuts):
+            if containing in data and client in self._on(path):
+                self._answer_cuts[at] = path, containing, left - 1
+                if left == 1:
+                    del self._answer_cuts[at]
+                return True
+        return False
 
     async def do_hang(self, path: Path | None) -> None:
         """Stop forwarding."""
@@ -431,6 +452,7 @@ class Relay:
     async def do_resume(self) -> None:
         """End all faults."""
         self.delay_seconds, self.refusal = 0.0, None
+        self._answer_cuts.clear()
         self._hung.clear()
         self.resumed.set()
         for client in self.clients:

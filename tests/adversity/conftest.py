@@ -78,7 +78,7 @@ def _repair(lab: Lab) -> list[str]:
     """Make the lab as it was at the start, and return what was not."""
     broken = []
     status = lab.edge.status()
-    if status["hung"] or status["delay"] or status["refusal"]:
+    if status["hung"] or status["delay"] or status["refusal"] or status["answer_cuts"]:
         broken.append(f"the edge: {status}")
         lab.edge.resume()
     for name, bouncer in lab.bouncers.items():

@@ -398,7 +398,7 @@ def prepare(lab: Lab) -> None:
     with psycopg.connect(lab.primary.dsn(), autocommit=True) as conn:
         conn.execute(
             "DROP TABLE IF EXISTS ledger; CREATE TABLE ledger (id int, held int);"
-            " CREATE OR REPLACE FUNCTION hold(key int) RETURNS int LANGUAGE plpgsql AS"
+            " CREATE OR REPLACE FUNCTION hold(key int) RETURNS int LANGUAGE plpgsql STABLE AS"
             " 'BEGIN PERFORM pg_advisory_xact_lock_shared(key); RETURN 1; END';"
             " CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS"
             " 'BEGIN PERFORM hold(NEW.held); RETURN NULL; END';"
@@ -464,6 +464,7 @@ class Paths:
     def __init__(self, lab: Lab, stack: ExitStack) -> None:
         self.lab = lab
         self._stack = stack
+        self._policies: dict[EndpointState, RetryPolicy] = {}
 
     def endpoint(self, path: Path = "primary", **settings: Any) -> Endpoint:
         """Return an endpoint; `settings` are the topology's."""
@@ -473,7 +474,9 @@ class Paths:
     def state(self, path: Path | Endpoint = "primary", policy: RetryPolicy | None = None, **settings: Any) -> EndpointState:
         """Return a state of its own, with its own gate."""
         endpoint = self.endpoint(path, **settings) if isinstance(path, str) else path
-        return EndpointState(endpoint=endpoint, identity=self.lab.branch, tracks=True, policy=policy or RetryPolicy())
+        state = EndpointState(endpoint=endpoint, identity=self.lab.branch, tracks=True)
+        self._policies[state] = policy or RetryPolicy()
+        return state
 
     def stock(self, path: Path | Endpoint = "primary", **options: Any) -> psycopg.Connection[Any]:
         """Return a connection of stock psycopg, in autocommit unless told otherwise."""
@@ -484,9 +487,9 @@ class Paths:
 
     def ours(self, state: Path | EndpointState = "primary", **options: Any) -> Connection[Any]:
         """Return a connection of `ps_core`, in autocommit unless told otherwise."""
-        conn: Connection[Any] = Connection.open(
-            self.state(state) if isinstance(state, str) else state, **{"autocommit": True, **options}
-        )
+        state = self.state(state) if isinstance(state, str) else state
+        policy = self._policies.get(state, RetryPolicy())
+        conn: Connection[Any] = Connection.open(state, **{"policy": policy, "autocommit": True, **options})
         self._stack.callback(conn.close)
         return conn
 

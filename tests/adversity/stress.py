@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ps_core._endpoint import EndpointState
 
-WORKERS = 8
+WORKERS = 9
 """Threads, and as many asyncio tasks."""
 STATEMENT_TIMEOUT = "9s"
 """Of our clients; foreign ones have none of their own, and must see the server's, which is 0."""
@@ -127,12 +127,15 @@ class Stress:
                 " CREATE TABLE tenant (name text);"
                 " INSERT INTO tenant SELECT unnest(ARRAY['red', 'blue']) FROM generate_series(1, 5);"
                 " ALTER TABLE tenant ENABLE ROW LEVEL SECURITY;"
-                " CREATE POLICY own ON tenant USING (name = current_setting('app.tenant', true))"
+                " CREATE POLICY own ON tenant USING (name = current_setting('app.tenant', true));"
+                " CREATE OR REPLACE FUNCTION put_stress(n bigint) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+                " INSERT INTO stress VALUES (n, 1), (n, 2); RETURN 1; EXCEPTION WHEN OTHERS THEN RETURN 0; END $$"
             )
         self.lab.wait_replicas_caught_up()
         work: list[Callable[[], None]] = [
             *(self._reader(state) for state in (self.primary, self.replica) for _ in range(2)),
             *([self._write] * 2),
+            self._call,
             *(self._tenant(name) for name in TENANTS),
         ]
         assert len(work) == WORKERS
@@ -163,6 +166,7 @@ class Stress:
             ("terminate backends", self._terminate, 6),
             ("kill a backend", self._kill_backend, 1),
             ("cut connections", self._cut, 6),
+            ("cut after the answer", self._cut_answers, 4),
             ("kill a bouncer", self._kill_bouncer, 3),
             ("switchover", self.lab.switchover, 1),
         ]
@@ -192,6 +196,9 @@ class Stress:
 
     def _cut(self) -> None:
         self.lab.edge.cut(self.random.choice(("primary", "replica", None)))
+
+    def _cut_answers(self) -> None:
+        self.lab.edge.cut_answers(self.random.choice(("primary", "replica", None)), times=self.random.randint(1, 8))
 
     def _kill_bouncer(self) -> None:
         self.lab.restart_bouncer(self.random.choice(("local", "write-pool", "read-pool")))
@@ -238,6 +245,25 @@ class Stress:
                 except psycopg.Error as exc:
                     self._judge(number, exc)
                     conn.rollback()
+
+    def _call(self) -> None:
+        """Write by a function whose call looks like a read, and which would succeed READ ONLY with nothing written."""
+        with use_token(None), Connection.open(self.primary, autocommit=True) as conn:
+            for _ in range(100):
+                if self._stop.is_set():
+                    return
+                number = next(self._numbers)
+                try:
+                    with self.report.timed("function that writes, in autocommit"):
+                        row = conn.execute("SELECT put_stress(%s::bigint)", (number,)).fetchone()
+                    if row == (1,):
+                        self.report.acknowledged.add(number)
+                    else:
+                        self.report.rolled_back.add(number)
+                        self.report.wrong.append(f"a function that writes returned {row}")
+                except psycopg.Error as exc:
+                    self.report.raised[f"function that writes, {classify(exc).rule}"] += 1
+                    self.report.unknown.add(number)  # it may have been committed, once
 
     def _judge(self, number: int, exc: psycopg.Error) -> None:
         failure = classify(exc)

@@ -271,12 +271,18 @@ def _fetch(cursor: psycopg.Cursor[Any]) -> None:
 @cache
 def _engine(endpoint: str, way: Way) -> sa.Engine:
     if way in (Way.OURS, Way.TOKENS):
-        # A policy of its own makes links of its own, which this way may change.
-        policy = ps_core.RetryPolicy(max_elapsed=29 if way is Way.TOKENS else 28)
-        whole = ps_sqlalchemy.create_engine(_topology, retry=policy)
-        replicas = replicas_of(_topology, policy=policy)
+        # Endpoints of its own have states of their own, which this way may change.
+        own = 2.0 if way is Way.TOKENS else 3.0
+        topology = replace(
+            _topology,
+            primary=replace(_topology.primary, weight=own),
+            direct=replace(_topology.direct, weight=own),
+            replicas=tuple(replace(replica, weight=own) for replica in _topology.replicas),
+        )
+        whole = ps_sqlalchemy.create_engine(topology)
+        replicas = replicas_of(topology)
         assert replicas is not None
-        primary, _, direct = states_of(_topology, policy=policy)
+        primary, _, direct = states_of(topology)
         for state in (primary, direct, *replicas.states):
             state.tracks = way is Way.TOKENS
         # A read that nobody routes goes to a replica by itself: the whole engine is what an application has.

@@ -426,17 +426,32 @@ def test_replica_is_always_read_only(replica: EndpointState, table: str, connect
 
 
 def test_hidden_write_in_autocommit_runs_once(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
-    """What looks like a read and writes is refused READ ONLY by the server, runs again without, and is remembered."""
+    """What looks like a read and writes is refused READ ONLY by the server, runs again without, and is remembered.
+
+    No name shows it: the function is declared STABLE, which is a lie.
+    """
     ps_lab.sql(f"CREATE OR REPLACE FUNCTION add_item() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+    ps_lab.sql("CREATE OR REPLACE FUNCTION lies() RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN add_item(); END'")
     state = EndpointState(endpoint=primary.endpoint)
     conn = connect(state, autocommit=True)
     assert shown(conn, "transaction_read_only") == "on"
     for expected in (2, 1):
         with ps_lab.round_trips() as counter:
-            conn.execute("SELECT add_item()")
+            conn.execute("SELECT lies()")
         assert counter.count == expected
     assert len(state.refused_read_only) == 1
     assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
+
+
+def test_a_volatile_function_is_no_read(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
+    """A function that is not declared STABLE may write, and the endpoint has told its name: nothing has to be refused first."""
+    ps_lab.sql(f"CREATE OR REPLACE FUNCTION add_item() RETURNS int LANGUAGE sql AS 'INSERT INTO {table} VALUES (1) RETURNING 1'")
+    state = EndpointState(endpoint=primary.endpoint)
+    conn = connect(state, autocommit=True)
+    with ps_lab.round_trips() as counter:
+        conn.execute("SELECT add_item()")
+    assert (counter.count, len(state.refused_read_only)) == (1, 0)
+    assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
 
 
 # --- context ---

@@ -78,7 +78,7 @@ def test_lost_connection(ps_lab: Lab) -> None:
 
 def test_outage(ps_lab: Lab) -> None:
     """An endpoint that is away is told once, however many wait, and so is its return with the time."""
-    state, _, _ = states_of(ps_lab.topology, policy=RetryPolicy(max_elapsed=30))
+    state, _, _ = states_of(ps_lab.topology)
     conns = [Connection.open(state, autocommit=True) for _ in range(4)]
     ps_lab.bouncers["write-pool"].stop()
     began = time.monotonic()
@@ -103,8 +103,8 @@ def test_outage(ps_lab: Lab) -> None:
 
 def test_gives_up_with_a_history(ps_lab: Lab) -> None:
     """What is raised in the end tells what the tries met, without the server's words."""
-    state = EndpointState(endpoint=ps_lab.topology.primary, policy=RetryPolicy(max_elapsed=1.5))
-    with Connection.open(state, autocommit=True) as conn:
+    state = EndpointState(endpoint=ps_lab.topology.primary)
+    with Connection.open(state, policy=RetryPolicy(max_elapsed=1.5), autocommit=True) as conn:
         ps_lab.bouncers["write-pool"].stop()
         try:
             with pytest.raises(psycopg.OperationalError) as failure:
@@ -134,10 +134,14 @@ def test_deadline(ps_lab: Lab) -> None:
 def test_replica_that_is_gone(ps_lab: Lab) -> None:
     """A replica endpoint that is left out, the fallback, and its return are told, each once."""
     policy = RetryPolicy(max_elapsed=20)
-    replicas = replicas_of(ps_lab.topology, policy=policy)
+    replicas = replicas_of(ps_lab.topology)
     assert replicas is not None
     ps_lab.wait_replicas_caught_up()  # with what the fallback shows
-    with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as conn, heard() as events, use_token(None):
+    with (
+        Connection.open(replicas.first(), replicas=replicas, policy=policy, autocommit=True) as conn,
+        heard() as events,
+        use_token(None),
+    ):
         conn.execute("SELECT 1")
         ps_lab.bouncers["read-pool"].stop()
         try:

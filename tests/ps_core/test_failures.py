@@ -52,7 +52,6 @@ SERVER = [
     ("40001", "terminating connection due to conflict with recovery", "FATAL", Kind.RECOVERY_CONFLICT, Ran.ROLLED_BACK, False),
     ("40P01", "deadlock detected", "ERROR", Kind.CONFLICT, Ran.ROLLED_BACK, True),
     ("25006", "cannot execute INSERT in a read-only transaction", "ERROR", Kind.NOT_PRIMARY, Ran.ROLLED_BACK, True),
-    ("22023", 'invalid value for parameter "statement_timeout": "replica_behind"', "ERROR", Kind.BEHIND, Ran.ROLLED_BACK, True),
     ("22023", 'invalid value for parameter "a": "b"', "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("53300", "sorry, too many clients already", "FATAL", Kind.OVERLOAD, Ran.NO, False),
     ("53000", "[PGINSIGHTS] Traffic Control: query exceeded budget", "ERROR", Kind.OVERLOAD, Ran.ROLLED_BACK, True),

@@ -65,7 +65,7 @@ def test_read_under_way_is_sent_again(
 def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
     """Cut a path as soon as a statement of the block's is under way: `held()` waits until then, however long that takes."""
     lab.sql(
-        "CREATE OR REPLACE FUNCTION held() RETURNS int LANGUAGE plpgsql AS"
+        "CREATE OR REPLACE FUNCTION held() RETURNS int LANGUAGE plpgsql STABLE AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock_shared(79); RETURN 7; END'"
     )
     lab.wait_replicas_caught_up()
@@ -99,7 +99,7 @@ def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: EndpointState, 
 
 
 def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
-    """`SELECT transfer()` looks like a read: it runs once, since the server refuses it READ ONLY before anything happened."""
+    """A function that nobody knew to write: it runs once, since the server refuses it READ ONLY before anything happened."""
     conn = connect(EndpointState(endpoint=primary.endpoint), autocommit=True)
     with cut_under_way(ps_lab, "primary"):
         ps_lab.sql(
@@ -216,8 +216,7 @@ def test_change_of_primary(
 def test_retries_end(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
     """When the endpoint stays away, the error that is raised is the driver's, with a note of what was tried."""
     policy = RetryPolicy(max_elapsed=0.5)
-    state = EndpointState(endpoint=primary.endpoint, policy=policy)
-    conn = connect(state, autocommit=True)
+    conn = connect(EndpointState(endpoint=primary.endpoint), policy=policy, autocommit=True)
     ps_lab.edge.refuse("08006", f"no primary available for branch {ps_lab.branch}")
     ps_lab.edge.cut("primary")
     try:

@@ -99,10 +99,10 @@ def test_falls_back_in_asyncio(ps_lab: Lab) -> None:
 def test_fallback_forbidden(ps_lab: Lab) -> None:
     """With replica_fallback="none" the loss of the replicas is an error, and the primary is left alone."""
     topology = replace(ps_lab.topology, replica_fallback=0.0)
-    replicas = replicas_of(topology, policy=ps_core.RetryPolicy(max_elapsed=0.5))
+    replicas, policy = replicas_of(topology), ps_core.RetryPolicy(max_elapsed=0.5)
     assert replicas is not None
     assert replicas.fallback is None
-    with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as conn, down(ps_lab):
+    with Connection.open(replicas.first(), replicas=replicas, policy=policy, autocommit=True) as conn, down(ps_lab):
         with ps_lab.round_trips() as trips, pytest.raises(psycopg.OperationalError):
             conn.execute(WHO)
         assert trips.by_path["primary"] == 0
@@ -112,24 +112,24 @@ def test_fallback_comes_before_the_end(ps_lab: Lab) -> None:
     """However long the next wait would be, the primary is asked once the patience is over."""
     replicas = fresh(ps_lab.topology)
     policy = ps_core.RetryPolicy(first_wait=30, max_wait=30, max_elapsed=10)
-    replicas.states = tuple(type(state)(endpoint=state.endpoint, policy=policy) for state in replicas.states)
-    with down(ps_lab), Connection.open(replicas.states[0], replicas=replicas, autocommit=True) as conn:
+    with down(ps_lab), Connection.open(replicas.states[0], replicas=replicas, policy=policy, autocommit=True) as conn:
         assert conn.state is replicas.fallback
 
 
 def test_fallback_capped(ps_lab: Lab) -> None:
     """No more connections than allowed go to the primary at once; one that is closed makes room."""
-    replicas = fresh(ps_lab.topology)
-    replicas.max_fallback = 1
-    policy = ps_core.RetryPolicy(max_elapsed=3)
-    states = [type(state)(endpoint=state.endpoint, policy=policy) for state in replicas.states]
-    replicas.states = tuple(states)
+    shared = fresh(ps_lab.topology)
+    replicas, unlimited = shared.limited_to(1), shared.limited_to(None)
+    state, options = replicas.states[0], {"policy": ps_core.RetryPolicy(max_elapsed=3), "autocommit": True}
     with down(ps_lab):
-        with Connection.open(states[0], replicas=replicas, autocommit=True) as first:
+        with Connection.open(state, replicas=replicas, **options) as first:
             assert first.state is replicas.fallback
             with pytest.raises(psycopg.OperationalError):
-                Connection.open(states[0], replicas=replicas, autocommit=True)
-        with Connection.open(states[0], replicas=replicas, autocommit=True) as second:
+                Connection.open(state, replicas=replicas, **options)
+            # The number is that of one user of the set, not of the set.
+            with Connection.open(state, replicas=unlimited, **options) as another:
+                assert another.state is replicas.fallback
+        with Connection.open(state, replicas=replicas, **options) as second:
             assert second.state is replicas.fallback
 
 

@@ -8,7 +8,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ps_core import RetryPolicy
-from ps_core._registry import policy_for, replicas_of, states_of
+from ps_core._registry import policy_for, target_of
 from ps_core.errors import ConfigurationError
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import _PARSERS, RETRY_TIMEOUT, Endpoint, Topology, TopologySettings
@@ -168,7 +168,7 @@ def test_three_forms(name):
 
 
 def test_retry_timeout():
-    """It is the length of every link's policy, which is the default one where nothing is set; a policy that is given wins."""
+    """It is the length of the policy, which is the default one where nothing is set; a policy that is given wins."""
     assert policy_for(RETRY_TIMEOUT) == RetryPolicy()
     assert policy_for("5s") == RetryPolicy(max_elapsed="5s")
     for never in (0, "0", "0s"):
@@ -179,9 +179,8 @@ def test_retry_timeout():
         ({"retry_timeout": "5s"}, RetryPolicy(max_elapsed=7), 7),
     ):
         topology = Topology.from_url(PLANETSCALE, replica_bouncer="read-pool", **settings)
-        primary, replicas, direct = states_of(topology, policy=given)
-        assert {state.policy.max_elapsed for state in (primary, *replicas, direct)} == {wanted}
-        assert replicas_of(topology, policy=given).states == replicas
+        for to in ("primary", "replica", "direct"):
+            assert target_of(topology, to, given, {}).policy.max_elapsed == wanted
 
 
 def test_precedence():

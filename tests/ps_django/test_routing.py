@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,7 +18,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 import ps_django
-from ps_core import ConfigurationError, use_token
+from ps_core import ConfigurationError, Token, use_token
 from ps_core.share import set_replica_share
 from ps_django.config import families, replicas_of
 from ps_django.routers import ReplicaRouter
@@ -341,6 +342,25 @@ def test_unknown_primary_is_refused() -> None:
     """An entry that names a primary which is not there is refused."""
     with pytest.raises(ConfigurationError, match="ps_primary"):
         families({"replica": {"OPTIONS": {"ps_primary": "main"}}})
+
+
+def test_decided_before_a_connection(ps_lab: Lab, shop: Any) -> None:
+    """What only the primary has seen, or no replica could answer, is asked of the primary: the replica's alias is left alone."""
+    replicas = replicas_of(DEFAULT, settings.DATABASES)
+    assert replicas is not None
+    pinned = Token(identity=ps_lab.branch, position=None, at=time.time())
+    with ps_django.reading():
+        assert router.db_for_read(type(shop)) == REPLICA
+        with use_token(pinned):
+            assert router.db_for_read(type(shop)) == DEFAULT
+            with ps_django.using_replica():
+                assert aliases(type(shop).objects.count) == [DEFAULT]
+        replicas._left_out.due[replicas.states[0]] = (float("inf"), 1.0)
+        try:
+            assert aliases(type(shop).objects.count) == [DEFAULT]
+        finally:
+            replicas._left_out.due.clear()
+        assert aliases(type(shop).objects.count) == [REPLICA]
 
 
 class Growing(dict[str, Any]):

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import Connection, use_token
 from ps_core.errors import ConfigurationError, DeadlineExceeded
-from ps_django.config import link_of, replicas_of
+from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
 
@@ -341,9 +341,10 @@ def test_retry_timeout() -> None:
     assert "ps_retry_timeout" not in ps_django.databases(url)["default"]["OPTIONS"]
     entries = ps_django.databases(url, replica_bouncer="read-pool", retry_timeout="5s")
     links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
-    assert {alias: state.policy.max_elapsed for alias, state in links.items()} == {"default": 5, "replica": 5, "direct": 5}
+    policies = {alias: policy_of(alias, entry, entries).max_elapsed for alias, entry in entries.items()}
+    assert policies == {"default": 5, "replica": 5, "direct": 5}
     replicas = replicas_of("default", entries)
     assert replicas is not None
     assert replicas.states == (links["replica"],)
     entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
-    assert link_of("default", entries["default"], entries).policy.max_elapsed == 0.7
+    assert policy_of("replica", entries["replica"], entries).max_elapsed == 0.7

@@ -128,6 +128,8 @@ def test_reads_of_a_manual_transaction(products: Any, block: Any) -> None:
     try:
         with block():
             assert router.db_for_read(products.model) == "default"  # the connection is made by the first read
+        with pytest.raises(RuntimeError, match="autocommit off"):
+            run_transaction(products.count)
     finally:
         connection.settings_dict["AUTOCOMMIT"] = True
 

@@ -96,7 +96,7 @@ def test_timeouts_hold_and_do_not_leak(tiers: Lab, engine: Engine) -> None:
 def test_read_under_way_is_sent_again(tiers: Lab, engine: Engine) -> None:
     """A read that is under way when all connections behind the near tier are cut is sent again."""
     tiers.sql(
-        "CREATE OR REPLACE FUNCTION held() RETURNS bool LANGUAGE plpgsql AS"
+        "CREATE OR REPLACE FUNCTION held() RETURNS bool LANGUAGE plpgsql STABLE AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock_shared(81); RETURN pg_is_in_recovery(); END'"
     )
     tiers.wait_replicas_caught_up()

@@ -392,3 +392,20 @@ def test_clients_that_go_away(ps_lab: Lab, connect: Connect) -> None:
     gc.collect()  # psycopg's connections that timed out are in cycles with their exceptions
     wait_until(lambda: ps_lab.edge.status()["clients"] == 0, "the edge has forgotten them")
     assert connect().execute("SELECT 1").fetchone() == (1,)
+
+
+def test_cut_answers(ps_lab: Lab) -> None:
+    """A connection breaks when the server has answered the message that holds a text: it ran, and nobody is told."""
+    with psycopg.connect(**ps_lab.topology.primary.conninfo(), autocommit=True) as conn:
+        conn.execute("CREATE TABLE answer (n int)")
+        with ps_lab.edge.cut_answers("primary", containing="INSERT"):
+            conn.execute("SELECT 1")
+            assert ps_lab.edge.status()["answer_cuts"] == 1
+            with pytest.raises(psycopg.OperationalError):
+                conn.execute("INSERT INTO answer VALUES (1)")
+            assert ps_lab.edge.status()["answer_cuts"] == 0
+    assert ps_lab.sql("SELECT n FROM answer") == [(1,)]
+    ps_lab.sql("DROP TABLE answer")
+    with ps_lab.edge.cut_answers(times=3):
+        assert ps_lab.edge.status()["answer_cuts"] == 3
+    assert ps_lab.edge.status()["answer_cuts"] == 0

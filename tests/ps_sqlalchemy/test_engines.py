@@ -157,9 +157,12 @@ def test_fallback_share_needs_a_pool() -> None:
     with pytest.raises(ConfigurationError, match="replica_fallback"):
         ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, poolclass=sa.NullPool)
     engine = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, pool_size=8, max_overflow=4)
-    replicas = replicas_of(engine.topology)
-    assert replicas is not None
-    assert replicas.max_fallback == 3
+    unlimited = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback="primary")
+    shared = replicas_of(engine.topology)
+    assert shared is not None
+    # A number of this engine's own: neither the set nor another engine is bound by it.
+    assert [one.max_fallback for one in (engine.replica.ps_replicas, unlimited.replica.ps_replicas, shared)] == [3, None, None]
+    assert engine.replica.ps_replicas.states == shared.states
 
 
 @pytest.mark.fast

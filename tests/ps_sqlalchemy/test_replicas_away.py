@@ -18,7 +18,10 @@ SIDES = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
 @pytest.mark.parametrize("read_only", [False, True], ids=["routed", "read-only"])
 @pytest.mark.parametrize("connected", [False, True], ids=["new", "connected"])
 def test_session(ps_lab: Lab, *, connected: bool, read_only: bool) -> None:
-    """A read is answered by the primary, READ ONLY, within a short deadline, and by a replica again when one is back."""
+    """A read is answered by the primary within a short deadline, and by a replica again when one is back.
+
+    The one that met the loss is sent READ ONLY, as to a replica; the next are decided to be the primary's.
+    """
     engine = ps_sqlalchemy.create_engine(ps_lab.url, **SIDES)
     shown = sa.select(sa.func.pg_is_in_recovery(), sa.func.current_setting("transaction_read_only"))
 
@@ -31,8 +34,8 @@ def test_session(ps_lab: Lab, *, connected: bool, read_only: bool) -> None:
             assert read() == (True, "on")
         ps_lab.bouncers["read-pool"].stop()
         try:
-            for _ in range(2):
-                assert read() == (False, "on")
+            assert read() == (False, "on")
+            assert read() in {(False, "on"), (False, "on" if read_only else "off")}  # it may be the probe
         finally:
             ps_lab.restart_bouncer("read-pool")
         wait_until(lambda: read() == (True, "on"), "reads on replicas")

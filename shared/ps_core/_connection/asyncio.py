@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import psycopg
 import tenacity
 from psycopg import waiting
 
-from ps_core._connection.base import NO_CONNECT, WAIT_INTERVAL, BaseConnection, connect_options, look_up_options, without_waiting
-from ps_core._connection.cursors import AsyncCursor
+from ps_core._connection.base import (
+    WAIT_INTERVAL,
+    BaseConnection,
+    connect_options,
+    look_up_options,
+    time_to_connect,
+    without_waiting,
+)
+from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor
 from ps_core._message.commit import Outcome
+from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
-from ps_core.context import ensure_tracker
+from ps_core._retry.policy import RetryPolicy
+from ps_core.context import ensure_tracker, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown
 
 if TYPE_CHECKING:
@@ -26,42 +35,67 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
     from ps_core.replicas import Replicas
+    from ps_core.topology import Endpoint, Topology
 
 __all__ = ["AsyncConnection"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 
+RETRY: Final = RetryPolicy()
+
+
 class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
-    """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `open`."""
+    """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `connect`."""
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
-    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+    async def connect(  # type: ignore[override] # see `Connection.connect`
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] = "client",
+        retry: RetryPolicy | None = None,
+        **options: Any,
+    ) -> Self:
         """Like `Connection.connect`."""
-        raise TypeError(NO_CONNECT)
+        if binding == "server":
+            options.setdefault("cursor_factory", AsyncServerBindingCursor)
+        within = time_to_connect(options)
+        state, replicas, policy = target_of(conninfo, to, retry, options)
+        return await cls.open(state, replicas=replicas, policy=policy, within=within, **options)
 
     @classmethod
     async def _connect(cls, **options: Any) -> Self:
         return await super().connect(**options)
 
     @classmethod
-    async def open(cls, state: EndpointState, *, replicas: Replicas | None = None, **options: Any) -> Self:
+    async def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        **options: Any,
+    ) -> Self:
         """Like `Connection.open`."""
-        home, attempts = state, Attempts(state, replicas=replicas)
+        leave_blocks_in_pool_worker()
+        home, attempts = state, Attempts(state, policy=policy, within=within, replicas=replicas)
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with (state := attempts.next_state()).gate.aturn(attempts.remaining()) as turn:
                         with attempts.bounded_connect():
                             conn = await cls._connect(**connect_options(state, options, AsyncCursor))
-                            conn._bind(state, options, replicas, home)
+                            conn._bind(state, options, replicas, home, policy)
                             await conn.wait(conn._arrive_gen(turn))
                         if state.role is None:
-                            state.role = await conn.wait(conn._read_role_gen())
+                            await conn.wait(conn._learn_gen())
         return conn
 
     async def go_to(self, replicas: Replicas | None) -> None:
@@ -71,7 +105,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         await self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None
-            self._other_side = await type(self).open(replicas.first(), replicas=replicas, **self._options)
+            self._other_side = await type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
         self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
 
@@ -89,7 +123,14 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
 
     async def _replay(self, first: BaseException, run: Callable[[], Any]) -> None:
         """Like `Connection._replay`."""
-        attempts = Attempts(self.state, replicas=self._replicas, home=self._home, may_replay=self._may_replay, first=first)
+        attempts = Attempts(
+            self.state,
+            policy=self._policy,
+            replicas=self._replicas,
+            home=self._home,
+            may_replay=self._may_replay,
+            first=first,
+        )
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
@@ -158,7 +199,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
 
     async def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
-            attempts = Attempts(self.state, first=unknown)
+            attempts = Attempts(self.state, policy=self._policy, first=unknown)
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with self.state.gate.aturn(attempts.remaining()):

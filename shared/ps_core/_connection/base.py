@@ -13,6 +13,7 @@ from weakref import ReferenceType, ref
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq
+from psycopg.conninfo import timeout_from_conninfo
 
 from ps_core._message.commit import (
     ASK_AGAIN,
@@ -30,16 +31,18 @@ from ps_core._message.commit import (
     settling,
     transaction_id,
 )
-from ps_core._message.plan import COMMIT_AND_POSITION, POSITION, READ_ONLY, REPLICA_POSITION, TRANSACTION, Asks, Plan
-from ps_core._message.script import Script
+from ps_core._message.functions import FUNCTIONS_SQL
+from ps_core._message.plan import After, Before, Facts, Plan, Refused, make_plan
+from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
+from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
 from ps_core._retry.attempts import StillRunning
 from ps_core._retry.deadline import bounded, bounded_until
-from ps_core.consistency import POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
-from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, LostAtCommit
+from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
 from ps_core.events import Event, Name, emit
-from ps_core.failures import DEMOTED, RETRYABLE, Kind, Ran, classify, is_made_by_pooler
+from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -49,9 +52,18 @@ if TYPE_CHECKING:
 
     from ps_core._endpoint import EndpointState
     from ps_core._retry.gate import Turn
+    from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
-__all__ = ["NO_CONNECT", "WAIT_INTERVAL", "BaseConnection", "connect_options", "look_up_options", "without_waiting"]
+__all__ = [
+    "WAIT_INTERVAL",
+    "BaseConnection",
+    "behind",
+    "connect_options",
+    "look_up_options",
+    "time_to_connect",
+    "without_waiting",
+]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
@@ -61,6 +73,18 @@ IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INER
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
+
+READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
+POSITION: Final = Script(POSITION_SQL)
+REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
+TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
+COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
+ROLE_SQL: Final = (
+    b"SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
+    b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout'])"
+)
+OPENING_ALONE: Final = Plan(analyse(""))
+"""While only what goes before a statement is under way: whatever the statement is, it was not sent."""
 
 
 class _Answer:
@@ -86,6 +110,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """What the caller gave beside the endpoint."""
     _replicas: Replicas | None = None
     """The endpoints of which `state` is one, any of which would do."""
+    _policy: RetryPolicy
+    """When to try again."""
     _pid: int
     _generation: int
     _other_side: Any = None
@@ -112,14 +138,23 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _many = False
     """A pipeline is `executemany`'s own."""
     _sync_wait_cancelled = False
+    _made_functions = False
+    """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
     _transaction: TransactionId | None = None
     """The open transaction, once it has written."""
     _unsettled: tuple[Lookup, ...] = ()
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
 
-    def _bind(self, state: EndpointState, options: dict[str, Any], replicas: Replicas | None, home: EndpointState) -> None:
+    def _bind(
+        self,
+        state: EndpointState,
+        options: dict[str, Any],
+        replicas: Replicas | None,
+        home: EndpointState,
+        policy: RetryPolicy,
+    ) -> None:
         self.state, self._home = state, home
-        self._options = options
+        self._options, self._policy = options, policy
         self._replicas = replicas
         self._pid = os.getpid()
         self._generation = state.generation
@@ -227,8 +262,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         guard = self._guard()
         if guard and self._isolation_level in (IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE):
             # The snapshot is taken with the first query, which would be the guard: it has to be over before.
-            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts)
-        return Script(begin, *self._opening().parts, *guard)
+            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts, guard=1)
+        opening = self._opening().parts
+        return Script(begin, *opening, *guard, guard=1 + len(opening) if guard else None)
 
     def _opening(self) -> Script:
         if current().local_settings:
@@ -251,7 +287,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Like psycopg's, and able to send a script, whose several results its own would refuse."""
         if not isinstance(command, Script):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
-                return (yield from self._end_gen(command))
+                end = yield from self._end_gen(command)
+                yield from self._ask_functions_gen()
+                return end
             if command == b"COMMIT" and self._pipeline:
                 self._note_unknown_position()
             result = yield from super()._exec_command(command, result_format)
@@ -263,106 +301,154 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._check_connection_ok()
         self.pgconn.send_query(command.head())
         results: list[PGresult] = yield from self._answer_gen()
-        for result in results:
+        for at, result in enumerate(results):
             if result.status == FATAL:
-                raise psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+                error = psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+                raise behind(error, result, at, command) or error
         return results[0]
 
-    def _plan_after_refusal_gen(
-        self, plan: Plan, text: str, error: psycopg.Error, *, bound_by_server: bool = False
-    ) -> PQGen[Plan | None]:
-        """Return the plan to go on with after a refusal that left nothing behind, None to raise it."""
+    def _plan_after_refusal_gen(self, plan: Plan, text: str, error: psycopg.Error) -> PQGen[Plan | None]:
+        """Return another plan for a statement that the server refused without side effects; None to raise the refusal."""
+        in_error = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
         if self.pgconn.status != pq.ConnStatus.OK or not plan.first:
             return None
-        if plan.read_only and not plan.again and self._is_cancelled_by_replay(error):
-            return replace(self._make_plan(text, bound_by_server=bound_by_server), again=True)
-        state, read_only = error.sqlstate, self.state.endpoint.read_only
-        if state == "25006" and read_only:
+        failure = classify(error)
+        refusal = Refusal(
+            plan=plan,
+            sqlstate=error.sqlstate,
+            kind=failure.kind,
+            endpoint_reads=self.state.endpoint.read_only,
+            session_reads=bool(self._read_only),
+            in_failed_transaction=in_error,
+        )
+        if error.sqlstate == "25006" and (refusal.endpoint_reads or plan.read_only):
             self.state.refused_read_only.add(text)
-        demoted = state == "25006" and not (plan.read_only or self._read_only or read_only)
-        failed = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
-        if failed and (demoted or plan.asks is Asks.COMMITTED_POSITION):
+        then = after_refusal(refusal)
+        if in_error and (then is not Next.RAISE or plan.own_begin):
             yield from self._exec_command(b"ROLLBACK")  # nothing but this statement was in it
-        elif failed:
+        if then is Next.ASK_WHETHER_DEMOTED:
+            if (yield from self._is_demoted_gen()):
+                raise Demoted("the server is no longer the primary")
+            then = after_refusal(replace(refusal, still_primary=True))
+        if then is Next.RAISE:
             return None
-        if demoted and (yield from self._is_demoted_gen()):
-            raise psycopg.OperationalError(DEMOTED)
-        if plan.begin and not plan.apart:
-            # Either BEGIN did not run, since the message did not parse, or it was rolled back above. The caller expects a failed
-            # transaction, and gets one.
+        if then is Next.APART:
             return replace(plan, apart=True)
-        if state == "25006" and plan.read_only:
-            if read_only:
-                return None
-            self.state.refused_read_only.add(text)
-        elif state in ("25001", "2D000") and plan.before.parts:
-            # VACUUM and its like, or a procedure that commits: refused, or undone, because it shared its message.
+        if then is Next.AGAIN:
+            emit(Event(name=Name.RETRY, endpoint=self.state.endpoint.name, reason=failure.rule, attempt=1))
+            return replace(self._plan_for(text, by_server=plan.by_server), again=True)
+        if then is Next.ALONE:
             self.state.refused_in_batch.add(text)
-        else:
-            return None
-        return self._make_plan(text, bound_by_server=bound_by_server)
+        return self._plan_for(text, by_server=plan.by_server)
 
-    def _make_plan(self, text: str, *, bound_by_server: bool = False) -> Plan:
-        """Decide how a statement travels that arrives while the connection is idle."""
-        state, statement = self.state, analyse(text)
+    def _plan_for(self, text: str, *, by_server: bool = False) -> Plan:
+        """Decide how a statement travels that arrives while the connection is idle.
+
+        Raises:
+            MayWrite: the endpoint is one for reads, and the statement may write.
+            psycopg.NotSupportedError: it cannot carry the caller's local settings or assumed role.
+        """
+        state = self.state
+        endpoint, functions, context = state.endpoint, state.functions, current()
         self._unknown_positions = unknown_positions()
-        reads = statement.reads and text not in state.refused_read_only
-        if state.endpoint.read_only and (statement.primary_only or text in state.refused_read_only):
-            raise _known_to_write_error()
-        if bound_by_server:
-            return self._make_plan_apart(statement, reads=reads, alone=text in state.refused_in_batch)
-        if not self._autocommit and not (reads and self._may_read_without_transaction()):
-            opening = self._get_tx_start_command()
-            if not statement.single:
-                return Plan(statement, before=opening, begin=True, apart=True)
-            return self._asking(Plan(statement, before=opening, begin=True), reads=reads)
-        if statement.begins:
-            return Plan(statement, after=self._opening_alone())
-        if statement.must_stand_alone or statement.controls or not statement.count or text in state.refused_in_batch:
-            if state.endpoint.read_only and not statement.is_harmless:
-                raise _known_to_write_error()  # it cannot be sent READ ONLY, and this may be a primary by now
-            return Plan(statement)
-        if reads:
-            before = Script(*self._opening().parts, *self._guard(), READ_ONLY)
-            if not state.tracks:
-                return Plan(statement, before=before, read_only=True)
-            return Plan(statement, before=before, read_only=True, after=self._position(), asks=Asks.POSITION)
-        if state.tracks and statement.single and not state.endpoint.read_only:
-            before = Script(b"BEGIN", *self._opening().parts)
-            return Plan(statement, before=before, after=COMMIT_AND_POSITION, asks=Asks.COMMITTED_POSITION)
-        return Plan(statement, before=self._opening_alone())
+        statement = analyse(text)
+        plan = make_plan(
+            statement,
+            Facts(
+                autocommit=self._autocommit,
+                by_server=by_server,
+                endpoint_reads=endpoint.read_only,
+                tracks=state.tracks,
+                may_write=text in state.refused_read_only or statement.calls_any(functions.may_write),
+                beside=statement.calls_any(functions.beside),
+                refused_in_batch=text in state.refused_in_batch,
+                has_settings=endpoint.pooled or bool(self._opening().parts),
+                has_identity=endpoint.assumed_role is not None or bool(context.local_settings),
+                snapshot_each=self._has_snapshot_each(),
+            ),
+        )
+        if plan is Refused.MAY_WRITE:
+            raise MayWrite(
+                f"this statement may write, and the endpoint {endpoint.name!r} is read-only: the server refused it before, or it"
+                " names a VOLATILE function (declare one that only reads STABLE)"
+            )
+        if plan is Refused.NO_ROLE:
+            raise psycopg.NotSupportedError(
+                "a text of several statements in autocommit would run without the local settings or the assumed role: send each"
+                " statement by itself, or all of them in a transaction"
+            )
+        assert isinstance(plan, Plan)
+        return plan
 
-    def _make_plan_apart(self, statement: Statement, *, reads: bool, alone: bool) -> Plan:
-        """The same for a statement that cannot share its message: its parameters are bound by the server."""
-        if not self._autocommit:
-            return Plan(statement, before=self._get_tx_start_command(), begin=True)
-        opening, read_only = self._opening().parts, self.state.endpoint.read_only
-        if statement.must_stand_alone or statement.controls or not statement.count or alone or not (opening or read_only):
-            if read_only and not statement.is_harmless:
-                raise _known_to_write_error()
-            return Plan(statement)
-        begin = b"BEGIN READ ONLY" if reads or read_only else b"BEGIN"
-        return Plan(statement, before=Script(begin, *opening, *self._guard()), read_only=reads)
+    def _script_before(self, before: Before) -> Script:
+        """Return what goes before a statement."""
+        if before is Before.NOTHING:
+            return NOTHING
+        if before is Before.TRANSACTION:
+            script: Script = self._get_tx_start_command()
+            return script
+        opening = self._opening()
+        if before is Before.SETTINGS:
+            return opening
+        if before is Before.READ:
+            guard = self._guard()
+            if not guard:
+                return opening.then(READ_ONLY)
+            return Script(*opening.parts, *guard, READ_ONLY, guard=len(opening.parts))
+        if before is Before.SETTINGS_READ_ONLY:
+            return opening.then(READ_ONLY)
+        if before is Before.BEGIN:
+            return Script(b"BEGIN", *opening.parts)
+        return Script(b"BEGIN READ ONLY", *opening.parts, *self._guard(), guard=1 + len(opening.parts))
 
-    def _asking(self, plan: Plan, *, reads: bool) -> Plan:
-        """Let the first write of an explicit transaction bring the transaction's id back, a read before it where it was made."""
-        if self.state.endpoint.read_only:
-            return plan
-        if reads:
-            return replace(plan, after=POSITION, asks=Asks.POSITION) if self.state.tracks else plan
-        return replace(plan, after=TRANSACTION, asks=Asks.TRANSACTION)
+    def _script_after(self, plan: Plan) -> Script:
+        """Return what goes after a statement."""
+        after = plan.after
+        if after is After.NOTHING:
+            return NOTHING
+        if after is After.POSITION:
+            return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
+        if after is After.COMMIT:
+            return COMMIT_AND_POSITION
+        if after is After.TRANSACTION_ID:
+            return TRANSACTION_ID
+        return self._opening_alone()
+
+    def _asks_for_functions(self, plan: Plan) -> bool:
+        """Return whether the names of functions that may write are to be asked for behind a statement in autocommit."""
+        if plan.begin or plan.apart or not plan.is_accompanied or not plan.statement.one:
+            return False
+        return self.state.functions.is_due(self.state.endpoint.name, time.monotonic())
+
+    def _ask_functions_gen(self) -> PQGen[None]:
+        """Ask for the names of functions that may write, where a transaction that is over made or changed some."""
+        if not self._made_functions or self.pgconn.transaction_status != IDLE:
+            return
+        self._made_functions = False
+        result = yield from super()._exec_command(FUNCTIONS_SQL)
+        assert result is not None  # outside a pipeline there is one
+        self._take_functions(result)
+
+    def _take_functions(self, result: PGresult) -> None:
+        """Take the names of functions that may write."""
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            return
+        rows = ((result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples))
+        self.state.functions.take(
+            self.state.endpoint.name,
+            [(bytes(name).decode(self.pgconn._encoding), beside == b"t") for name, beside in rows if name is not None],
+            time.monotonic(),
+        )
 
     def _asks_for_transaction(self, text: str) -> bool:
         """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
         state = self.state
-        if state.endpoint.pooled and (self._transaction is not None or state.endpoint.read_only):
-            return False
         statement = analyse(text)
         self._note_state(statement)
+        if self._transaction is not None or state.endpoint.read_only:
+            return False
         return (
-            self._transaction is None
-            and not state.endpoint.read_only
-            and statement.single
+            statement.single
             and not (statement.reads or statement.must_stand_alone)
             and not self._pipeline
             and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
@@ -378,7 +464,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return ()
         if token.position is None:
             # Of this caller, only the primary has certainly all that it has seen.
-            raise behind_error("the position to wait for is not known")
+            raise ReplicaBehind("replica_behind: the position to wait for is not known")
         return (guard_sql(token.position),)
 
     def _position(self) -> Script:
@@ -416,13 +502,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         emit(Event(name=Name.DEMOTED, endpoint=self.state.endpoint.name))
         self.state.generation += 1
 
-    def _may_read_without_transaction(self) -> bool:
-        """Return whether a plain read of an explicit transaction may travel by itself (see the module)."""
+    def _has_snapshot_each(self) -> bool:
+        """Return whether each statement of an explicit transaction has a snapshot of its own, so that reads may travel alone."""
         return (
-            self.state.endpoint.read_only
-            and self._isolation_level in (None, IsolationLevel.READ_COMMITTED)
-            and not self._deferrable
-            and not self._num_transactions
+            self._isolation_level in (None, IsolationLevel.READ_COMMITTED) and not self._deferrable and not self._num_transactions
         )
 
     # --- the end of a transaction ---
@@ -448,8 +531,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             on_replica=state.endpoint.read_only,
         )
         results: list[PGresult] = []
-        self.pgconn.send_query(end.message())
+        functions = state.functions.is_due(state.endpoint.name, time.monotonic())
+        self.pgconn.send_query(end.message() + b";" + FUNCTIONS_SQL if functions else end.message())
         lost = yield from self._collect_gen(results, commits=commits)
+        if functions and len(results) > len(end.parts):
+            self._take_functions(results.pop())
         ended = read_ending(end, [*map(self._reply, results)], lost=lost is not None, wait_cancelled=self._sync_wait_cancelled)
         error = next((self._error(result) for result in results if result.status == FATAL), lost)
         match ended.raises:
@@ -641,19 +727,26 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 self._sync_wait_cancelled = True
         psycopg.BaseConnection._notice_handler(wself, result)
 
-    def _read_role_gen(self) -> PQGen[dict[str, int]]:
-        """Read what the role has by itself. `reset_val` is what the session began with, whatever another client has set since."""
-        result = yield from super()._exec_command(
-            b"SELECT name,reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY"
-            b" (ARRAY['statement_timeout','transaction_timeout','idle_in_transaction_session_timeout','lock_timeout'])"
-        )
-        assert result is not None  # outside a pipeline there is one
-        rows = ((result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples))
-        return {bytes(name).decode(): int(value) for name, value in rows if name is not None and value is not None}
+    def _learn_gen(self) -> PQGen[None]:
+        """Learn, with the first connection to the endpoint, the role's own timeouts and which functions may write.
+
+        `reset_val` is what the session began with, whatever another client has set since.
+        """
+        self.pgconn.send_query(ROLE_SQL + b";" + FUNCTIONS_SQL)
+        results: list[PGresult] = yield from self._answer_gen()
+        for result in results:
+            if result.status == FATAL:
+                raise self._error(result)
+        role, functions = results
+        rows = ((role.get_value(row, 0), role.get_value(row, 1)) for row in range(role.ntuples))
+        self.state.role = {bytes(name).decode(): int(value) for name, value in rows if name is not None and value is not None}
+        self._take_functions(functions)
 
     # --- healing ---------------------------------------------------------------------------------------------------------------
 
     def _note_state(self, statement: Statement) -> None:
+        if statement.makes_functions:
+            self._made_functions = True
         # Behind a transaction pooler there is no session that could keep anything.
         if statement.keeps_state and not self.state.endpoint.pooled:
             self._keeps_state = True
@@ -665,14 +758,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return False
         self._note_demotion()
         self._give_up()
-        return True
-
-    def _is_cancelled_by_replay(self, error: psycopg.Error) -> bool:
-        """Return whether a read was cancelled on a replica in favour of what it replays. That goes on now, and may be through."""
-        failure = classify(error) if self.state.endpoint.read_only else None
-        if failure is None or failure.kind is not Kind.RECOVERY_CONFLICT:
-            return False
-        emit(Event(name=Name.RETRY, endpoint=self.state.endpoint.name, reason=failure.rule, attempt=1))
         return True
 
     def _is_gone(self) -> bool:
@@ -725,27 +810,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             yield from super()._check_intrans_gen(attribute)
 
     def _may_replay(self, exc: BaseException) -> bool:
-        """Return whether the statement that just failed may be sent again on a new connection.
-
-        Safe because of one of three facts: nothing of an explicit transaction is durable before its COMMIT; what was sent READ
-        ONLY changed nothing; what never reached a server did not run.
-        """
+        """Return whether the statement that just failed may be sent again on a new connection."""
         plan = self._plan
         if plan is None or not plan.first or not isinstance(exc, RETRYABLE) or not self._may_heal():
             return False
-        if self.state.policy.attempts == 0:
+        if self._policy.attempts == 0 or isinstance(exc, CommitOutcomeUnknown):
             return False
-        if isinstance(exc, CommitOutcomeUnknown):
-            return False
-        failure = classify(exc)
-        if failure.usable or not failure.transient:
-            return False
-        if plan.apart:
-            return True  # only the opening was under way
-        if not plan.statement.count:
-            return True  # a ping
-        statement = plan.statement
-        return statement.single and (plan.begin or plan.read_only or failure.ran is Ran.NO or statement.only_sets)
+        return may_replay(plan, classify(exc))
 
     def _check_connection_ok(self) -> None:
         if not self.can_revive():
@@ -797,18 +868,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 _NOT_CONFIRMED: Final = "its wait for the synchronous replica was cancelled"
 
 
-def behind_error(why: str) -> psycopg.Error:
-    """Return what the guard raises, without asking the server."""
-    info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"22023", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
-    return psycopg.errors.InvalidParameterValue(f"replica_behind: {why}", info=info)
-
-
-def _known_to_write_error() -> psycopg.Error:
-    # The server's own answer to this text, without asking it again.
-    info: dict[int, bytes | None] = {pq.DiagnosticField.SQLSTATE: b"25006", pq.DiagnosticField.SEVERITY_NONLOCALIZED: b"ERROR"}
-    return psycopg.errors.ReadOnlySqlTransaction(
-        "cannot execute this in a read-only transaction, as it was found before", info=info
-    )
+def behind(error: psycopg.Error, result: PGresult, at: int, before: Script) -> ReplicaBehind | None:
+    """Return the error as what it is, if it is the guard's: the replica has not replayed what the caller has seen."""
+    if at != before.guard or error.sqlstate != "22023":
+        return None
+    return ReplicaBehind(str(error), info=result, encoding=error._encoding)
 
 
 def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknown:
@@ -819,12 +883,6 @@ def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknow
     )
 
 
-NO_CONNECT: Final = (
-    "this class has to know the endpoint: write ps_core.connect(...) or connect_async(...); for psycopg_pool,"
-    " `from ps_core.connect import PooledConnection` (or AsyncPooledConnection)"
-)
-
-
 def without_waiting(gen: PQGen[Any]) -> Any:
     """Run what needs no server to its end."""
     try:
@@ -833,6 +891,17 @@ def without_waiting(gen: PQGen[Any]) -> Any:
         return done.value
     gen.close()
     raise psycopg.OperationalError("the connection is lost")
+
+
+def time_to_connect(options: dict[str, Any]) -> float | None:
+    """Take psycopg's `connect_timeout` out of `options`, and return the seconds that psycopg makes of it; None: none is given.
+
+    With a unit ("3s") it is the topology's setting, which bounds each try to connect, also later ones.
+    """
+    given = options.get("connect_timeout")
+    if given is None or (isinstance(given, str) and not given.strip().isdecimal()):
+        return None
+    return timeout_from_conninfo({"connect_timeout": options.pop("connect_timeout")})
 
 
 def connect_options(state: EndpointState, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:

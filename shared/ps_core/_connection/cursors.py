@@ -8,20 +8,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg import AsyncClientCursor, ClientCursor, generators, pq
+from psycopg import AsyncClientCursor, ClientCursor, generators, pq, sql
 from psycopg._cursor_base import BaseCursor
+from psycopg._queries import PostgresQuery
+from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, UNKNOWN, BaseConnection
+from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, OPENING_ALONE, UNKNOWN, BaseConnection, behind
 from ps_core._message.commit import transaction_id
-from ps_core._message.plan import TRANSACTION, Asks, Plan
+from ps_core._message.functions import FUNCTIONS_SQL
+from ps_core._message.plan import After, Plan
 from ps_core._message.script import NOTHING
-from ps_core._message.statement import analyse
-from ps_core.failures import DEMOTED, RETRYABLE
+from ps_core._message.statement import analyse, binds_outside_quotes
+from ps_core.errors import Demoted, NotSent
+from ps_core.failures import RETRYABLE
 from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
@@ -32,28 +36,16 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "Cursor", "ServerBindingCu
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
-NO_READ: Final = analyse("UPDATE")
-"""What is known of a query that is no text."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
-class _ExecuteManyMixin(BaseCursor[Any, Row]):
-    """The part of the cursors that asks behind `executemany` what `execute` asks behind one statement."""
+class _PlannedMixin(BaseCursor[Any, Row]):
+    """What all cursors have in common: a statement that arrives while the connection is idle goes as its plan says."""
 
-    __slots__ = ()
-
-    def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
-        conn: BaseConnection[Any] = self._conn
-        within = not conn._autocommit or bool(conn._num_transactions) or conn.pgconn.transaction_status in IN_TRANSACTION
-        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
-        statement = analyse(query) if isinstance(query, str) else NO_READ
-        conn._ask_in_pipeline(statement, within=within, alone=conn._many)
-
-
-class _OneMessageMixin(_ExecuteManyMixin[Row], ClientCursorMixin[Any, Row]):
-    """The part of the cursors that composes the message; psycopg's own classes drive it, sync and async."""
-
-    __slots__ = ()
+    _by_server = False
+    """The server binds the parameters of the current statement."""
+    _quotes_hold_values = False
+    """Values are put in the place of placeholders inside of quotes, too, as Django's own cursors do."""
 
     def _execute_gen(
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -61,19 +53,8 @@ class _OneMessageMixin(_ExecuteManyMixin[Row], ClientCursorMixin[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
         conn._plan = None
-        status = conn.pgconn.transaction_status
-        if conn._pipeline or status != IDLE:
-            text = query if isinstance(query, str) else ""
-            conn._begin_within(text)
-            if not conn._asks_for_transaction(text):
-                yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-                conn._note_write_within(text)
-                return
-            plan = Plan(analyse(text), after=TRANSACTION, asks=Asks.TRANSACTION, first=False)
-            yield from self._start_query(query)
-            pgq = self._convert_query(query, params)
-            yield from self._send_gen(plan, text, pgq, binary=binary)
-            self._last_query = query
+        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+            yield from self._execute_within_gen(query, params, prepare=prepare, binary=binary)
             return
         conn._transaction = None
         conn._suppress_begin = True
@@ -81,126 +62,60 @@ class _OneMessageMixin(_ExecuteManyMixin[Row], ClientCursorMixin[Any, Row]):
             yield from self._start_query(query)
         finally:
             conn._suppress_begin = False
-        pgq = super()._convert_query(query, params)
-        text = query if isinstance(query, str) else bytes(pgq.query).decode(self._encoding, "replace")
-        _add_tags(pgq)
-        way: Plan | None = conn._make_plan(text)
+        pgq = self._convert_query(query, params)
+        text = self._text(query, pgq)
+        if params and self._quotes_hold_values and not binds_outside_quotes(text):
+            text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
+        plan: Plan | None = conn._plan_for(text, by_server=self._by_server)
         try:
-            while way is not None:
-                way = yield from self._send_gen(way, text, pgq, binary=binary)
+            while plan is not None:
+                if plan.apart:
+                    plan = yield from self._send_apart_gen(plan, text, pgq, prepare=prepare, binary=binary)
+                else:
+                    plan = yield from self._send_gen(plan, text, pgq, binary=binary)
         finally:
             status = conn.pgconn.transaction_status
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
+        if conn._made_functions:
+            yield from conn._ask_functions_gen()
 
-    def _convert_query(self, query: Query, params: Params | None = None) -> Any:
-        pgq = super()._convert_query(query, params)
-        _add_tags(pgq)
-        return pgq
-
-    def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
-        """Send one message and take its results. Return another plan where the server refused this one before anything ran."""
-        conn: BaseConnection[Any] = self._conn
-        conn._plan = plan
-        if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.begin and not plan.read_only and conn._is_gone()):
-            raise psycopg.OperationalError("the connection is closed")  # nothing was sent: `_may_replay` takes it from here
-        conn._note_state(plan.statement)
-        if plan.apart:
-            yield from conn._exec_command(plan.before)
-            conn._plan = None
-            plan = Plan(plan.statement, first=False)
-        head = plan.before.head()
-        self._send_between(head, pgq, plan.after, binary=binary)
-        results: list[PGresult] = []
-        lost = None
-        if plan.asks is Asks.COMMITTED_POSITION:
-            lost = yield from conn._collect_gen(results)
-        else:
-            results = yield from conn._answer_gen()
-        done = len(plan.before.parts)
-        if plan.asks is Asks.COMMITTED_POSITION and any(result.command_status == b"COMMIT" for result in results[done:]):
-            lost = None  # it is durable; what came after does not matter but for the position
-        elif (refused := next((result for result in results if result.status == FATAL), None)) is not None:
-            error = _error_in_users_text(refused, self._encoding, head)
-            other = yield from conn._plan_after_refusal_gen(plan, text, error)
-            if other is not None:
-                return other
-            raise error
-        elif lost is not None:
-            raise lost
-        self._check_results(results[: done + 1])
-        asked = results.pop() if plan.asks is not Asks.NOTHING and len(results) == done + 1 + len(plan.after.parts) else None
-        if plan.asks is Asks.POSITION and not conn._check_place(asked):
-            conn._give_up()
-            raise psycopg.OperationalError(DEMOTED)  # it only read: `_may_replay`
-        if plan.asks in (Asks.POSITION, Asks.COMMITTED_POSITION):
-            conn._record_seen(asked, wrote=plan.asks is Asks.COMMITTED_POSITION and not plan.statement.only_sets)
-        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
-            conn._transaction = transaction_id(asked)
-        end = len(results) if not plan.after.parts else done + 1
-        self._check_results(results[done:end])
-        self._set_results(results[done:end])
-        if plan.asks is Asks.NOTHING and plan.first and not plan.begin:
-            conn._note_if_it_may_have_written(plan.statement)
-        return None
-
-    def _stream_send_gen(
-        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
+    def _execute_within_gen(
+        self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool | None
     ) -> PQGen[None]:
+        """Send a statement of a transaction, or of a pipeline, that is open."""
         conn: BaseConnection[Any] = self._conn
-        if conn.pgconn.transaction_status != IDLE:
-            yield from super()._stream_send_gen(query, params, binary=binary, size=size)
+        text = self._text(query)
+        conn._begin_within(text)
+        if not conn._asks_for_transaction(text) or type(self)._by_server:
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+            conn._note_write_within(text)
+            if conn._made_functions and not conn._pipeline:
+                yield from conn._ask_functions_gen()
             return
-        before, pgq = yield from self._prepare_gen(query, params)
-        self._send_between(before.head(), pgq, NOTHING, binary=binary)
-        if conn._autocommit:
-            conn._note_if_it_may_have_written(analyse(bytes(pgq.query).decode(self._encoding, "replace")))
-        if size == 1:
-            self._pgconn.set_single_row_mode()
-        else:
-            self._pgconn.set_chunked_rows_mode(size)
-        self._last_query = query
-        yield from generators.send(self._pgconn)
-        for _ in before.parts:
-            result = yield from generators.fetch(self._pgconn)
-            if result is not None and result.status == FATAL:
-                raise _error_in_users_text(result, self._encoding, before.head())
-
-    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
-        conn: BaseConnection[Any] = self._conn
-        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            yield from super()._start_copy_gen(statement, params)
-            return
-        before, pgq = yield from self._prepare_gen(statement, params)
-        self._send_between(before.head(), pgq, NOTHING, binary=False)
-        results = yield from conn._answer_gen()
-        for result in results[:-1]:
-            if result.status == FATAL:
-                raise _error_in_users_text(result, self._encoding, before.head())
-        if len(results) != len(before.parts) + 1:
-            raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
-        if results[-1].status == FATAL:
-            raise _error_in_users_text(results[-1], self._encoding, before.head())
-        if conn._autocommit and results[-1].status == pq.ExecStatus.COPY_IN:
-            conn._note_unknown_position()
-        self._check_copy_result(results[-1])
-        self._set_results(results[-1:])
-
-    def _prepare_gen(self, query: Query, params: Params | None) -> PQGen[tuple[Script, Any]]:
-        """Return what precedes a statement that delivers as it goes, and the statement."""
-        conn: BaseConnection[Any] = self._conn
-        self._pgconn = conn.pgconn
-        conn._plan, conn._transaction = None, None
-        conn._suppress_begin = True
-        try:
-            yield from self._start_query(query)
-        finally:
-            conn._suppress_begin = False
+        yield from self._start_query(query)
         pgq = self._convert_query(query, params)
-        begin = not conn._autocommit
-        conn._in_block = begin
-        return (conn._get_tx_start_command() if begin else conn._opening_alone()), pgq
+        plan = Plan(analyse(text), after=After.TRANSACTION_ID, by_server=self._by_server, first=False)
+        if self._by_server:
+            yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+            conn._note_write_within(text)
+        else:
+            yield from self._send_gen(plan, text, pgq, binary=binary)
+        self._last_query = query
+
+    def _text(self, query: Query, pgq: Any = None) -> str:
+        """Return the statement as its author wrote it, whatever it was given as: it decides how it travels.
+
+        A template string has its values in it, so that its text is what is sent; `pgq`, if it was converted already.
+        """
+        if isinstance(query, str):
+            return query
+        if isinstance(query, bytes):
+            return query.decode(self._encoding, "replace")
+        if isinstance(query, sql.Composable):
+            return query.as_string(self)
+        return bytes((pgq or self._convert_query(query)).query).decode(self._encoding, "replace")
 
     def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
         """Send the user's statement with what goes before and after it. The cursor keeps the user's text as its query."""
@@ -215,6 +130,207 @@ class _OneMessageMixin(_ExecuteManyMixin[Row], ClientCursorMixin[Any, Row]):
         finally:
             pgq.query = query
 
+    def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
+        """Send one message and take its results. Return another plan where the server refused this one before anything ran.
+
+        The message, and a result for each of its commands:
+
+            before ...  | the user's statement(s) | after ...  | names of functions, where they are due
+            done        | done:end                | asked      | functions
+        """
+        conn: BaseConnection[Any] = self._conn
+        self._make_sure(plan)
+        conn._plan = plan
+        conn._note_state(plan.statement)
+        before, after = conn._script_before(plan.before), conn._script_after(plan)
+        functions = conn._asks_for_functions(plan)
+        self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
+        commits = plan.after is After.COMMIT
+        results: list[PGresult] = []
+        lost = None
+        if commits:
+            conn._committing = True
+            try:
+                lost = yield from conn._collect_gen(results)
+            finally:
+                conn._committing = False
+        else:
+            results = yield from conn._answer_gen()
+        done, asks = len(before.parts), plan.after not in (After.NOTHING, After.SETTINGS)
+        refused = _first_error(results)
+        if functions and len(results) == done + 2 + len(after.parts):
+            conn._take_functions(results.pop())
+            if refused is not None and refused not in results:
+                refused = None  # the names are asked for again, later
+        if commits and any(result.command_status == b"COMMIT" for result in results[done:]):
+            lost = None  # it is durable; what came after does not matter but for the position
+        elif refused is not None:
+            error = _error(refused, results.index(refused), before, self._encoding)
+            other = yield from conn._plan_after_refusal_gen(plan, text, error)
+            if other is not None:
+                return other
+            raise error
+        elif lost is not None:
+            raise lost
+        self._check_results(results[: done + 1])
+        asked = results.pop() if asks and len(results) == done + 1 + len(after.parts) else None
+        if plan.after is After.POSITION and not conn._check_place(asked):
+            conn._give_up()
+            raise Demoted("the server is no longer the primary")
+        if plan.after in (After.POSITION, After.COMMIT):
+            conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
+        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+            conn._transaction = transaction_id(asked)
+        end = done + 1 if after.parts else len(results)
+        self._check_results(results[done:end])
+        self._set_results(results[done:end])
+        if not asks and plan.first and not plan.begin:
+            conn._note_if_it_may_have_written(plan.statement)
+        return None
+
+    def _send_apart_gen(
+        self, plan: Plan, text: str, pgq: Any, *, prepare: bool | None, binary: bool | None
+    ) -> PQGen[Plan | None]:
+        """Send what goes before the statement, the statement, and the COMMIT of our own transaction, in messages of their own."""
+        conn: BaseConnection[Any] = self._conn
+        self._make_sure(plan)
+        conn._note_state(plan.statement)
+        try:
+            before = conn._script_before(plan.before)
+            conn._plan = OPENING_ALONE
+            if before.parts:
+                yield from conn._exec_command(before)
+            if plan.by_server:
+                conn._plan = plan
+                yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+                yield from conn._prepared.maintain_gen(conn)
+        except psycopg.Error as exc:
+            other = yield from conn._plan_after_refusal_gen(plan, text, exc)
+            if other is not None:
+                return other
+            raise
+        if not plan.by_server:
+            conn._plan = None
+            return (yield from self._send_gen(Plan(plan.statement, first=False), text, pgq, binary=binary))
+        if plan.own_begin:
+            yield from conn._exec_command(b"COMMIT")
+        elif not plan.begin:
+            conn._note_if_it_may_have_written(plan.statement)
+        return None
+
+    def _make_sure(self, plan: Plan) -> None:
+        """Make sure that the connection is there, as far as this machine was told, where what is sent may not be sent again.
+
+        Raises:
+            NotSent: it is lost.
+        """
+        conn: BaseConnection[Any] = self._conn
+        if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.outlives_loss and conn._is_gone()):
+            conn._plan = plan
+            raise NotSent
+
+    def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        conn: BaseConnection[Any] = self._conn
+        within = not conn._autocommit or bool(conn._num_transactions) or conn.pgconn.transaction_status in IN_TRANSACTION
+        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        # Ask behind it what `execute` asks behind one statement.
+        conn._ask_in_pipeline(analyse(self._text(query)), within=within, alone=conn._many)
+
+
+class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
+    """The cursors whose parameters the client binds, so that a statement and what goes around it share a message."""
+
+    def _convert_query(self, query: Query, params: Params | None = None) -> Any:
+        self._by_server = bool(params) and self._must_be_bound_by_server(query)
+        if self._by_server:
+            pgq: Any = PostgresQuery(self._tx)
+            pgq.convert(query, params)
+            return pgq
+        pgq = super()._convert_query(query, params)
+        _add_tags(pgq)
+        return pgq
+
+    def _must_be_bound_by_server(self, query: Query) -> bool:
+        """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
+        return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
+            self._text(query)
+        )
+
+    def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
+        if self._by_server:
+            BaseCursor._execute_send(self, query, force_extended=force_extended, binary=binary)
+        else:
+            super()._execute_send(query, force_extended=force_extended, binary=binary)
+
+    def mogrify(self, query: Query, params: Params | None = None) -> str:
+        """Return the statement with its parameters merged, as psycopg's `ClientCursor` does."""
+        self._tx = Transformer(self)
+        pgq = self._query_cls(self._tx)
+        pgq.convert(query, params)
+        return bytes(pgq.query).decode(self._tx.encoding)
+
+    def _stream_send_gen(
+        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
+    ) -> PQGen[None]:
+        conn: BaseConnection[Any] = self._conn
+        if conn.pgconn.transaction_status != IDLE:
+            yield from super()._stream_send_gen(query, params, binary=binary, size=size)
+            return
+        before, pgq = yield from self._prepare_gen("stream()", query, params)
+        self._send_between(before.head(), pgq, NOTHING, binary=binary)
+        if conn._autocommit:
+            conn._note_if_it_may_have_written(analyse(self._text(query, pgq)))
+        if size == 1:
+            self._pgconn.set_single_row_mode()
+        else:
+            self._pgconn.set_chunked_rows_mode(size)
+        self._last_query = query
+        yield from generators.send(self._pgconn)
+        for at in range(len(before.parts)):
+            result = yield from generators.fetch(self._pgconn)
+            if result is not None and result.status == FATAL:
+                raise _error(result, at, before, self._encoding)
+
+    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
+        conn: BaseConnection[Any] = self._conn
+        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+            yield from super()._start_copy_gen(statement, params)
+            return
+        before, pgq = yield from self._prepare_gen("COPY", statement, params)
+        self._send_between(before.head(), pgq, NOTHING, binary=False)
+        results = yield from conn._answer_gen()
+        for at, result in enumerate(results[:-1]):
+            if result.status == FATAL:
+                raise _error(result, at, before, self._encoding)
+        if len(results) != len(before.parts) + 1:
+            raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
+        if results[-1].status == FATAL:
+            raise _error(results[-1], len(results) - 1, before, self._encoding)
+        if conn._autocommit and results[-1].status == pq.ExecStatus.COPY_IN:
+            conn._note_unknown_position()
+        self._check_copy_result(results[-1])
+        self._set_results(results[-1:])
+
+    def _prepare_gen(self, what: str, query: Query, params: Params | None) -> PQGen[tuple[Script, Any]]:
+        """Return what precedes a statement that delivers as it goes, and the statement."""
+        conn: BaseConnection[Any] = self._conn
+        self._pgconn = conn.pgconn
+        conn._plan, conn._transaction = None, None
+        conn._suppress_begin = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn._suppress_begin = False
+        pgq = self._convert_query(query, params)
+        if self._by_server:
+            raise psycopg.NotSupportedError(
+                f"{what}: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without"
+                " backslashes and dollar quotes"
+            )
+        begin = not conn._autocommit
+        conn._in_block = begin
+        return (conn._get_tx_start_command() if begin else conn._opening_alone()), pgq
+
 
 def _add_tags(pgq: Any) -> None:
     comment = current_comment()
@@ -222,16 +338,29 @@ def _add_tags(pgq: Any) -> None:
         pgq.query = with_comment(pgq.query, comment)
 
 
-def _error_in_users_text(result: PGresult, encoding: str, head: bytes) -> psycopg.Error:
+def _first_error(results: Iterable[PGresult]) -> PGresult | None:
+    for result in results:
+        if result.status == FATAL:
+            return result
+    return None
+
+
+def _error(result: PGresult, at: int, before: Script, encoding: str) -> psycopg.Error:
+    """Return the error that is the result of the command `at` of a message, counted from 0."""
+    error = _error_in_users_text(result, encoding, before)
+    return behind(error, result, at, before) or error
+
+
+def _error_in_users_text(result: PGresult, encoding: str, before: Script) -> psycopg.Error:
     """Return the error with its position counted in the user's text, not in the message that carried it."""
     exc = psycopg.errors.error_from_result(result, encoding=encoding)
     position = exc.diag.statement_position
-    if not head or position is None:
+    if not before.parts or position is None:
         return exc
-    before = head.decode(encoding)
+    head = before.head().decode(encoding)
     info: dict[int, bytes | None] = {key: result.error_field(key) for key in pq.DiagnosticField}
-    info[pq.DiagnosticField.STATEMENT_POSITION] = str(int(position) - len(before)).encode()
-    lines = before.count("\n")
+    info[pq.DiagnosticField.STATEMENT_POSITION] = str(int(position) - len(head)).encode()
+    lines = head.count("\n")
     message = _LINE.sub(lambda match: f"LINE {int(match[1]) - lines}: ", str(exc), count=1)
     return type(exc)(message, info=info, encoding=encoding)
 
@@ -311,57 +440,10 @@ class _AsyncMethods(BaseCursor[Any, Row]):
             yield copy
 
 
-class _ServerBindingMixin(_ExecuteManyMixin[Row]):
-    """The same guarantees with parameters bound by the server, at the price of messages of their own for what goes around."""
+class _ServerBindingMixin(_PlannedMixin[Row]):
+    """The cursors whose parameters the server binds, at the price of messages of their own for what goes around."""
 
-    __slots__ = ()
-
-    def _execute_gen(
-        self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
-    ) -> PQGen[None]:
-        conn: BaseConnection[Any] = self._conn
-        self._pgconn = conn.pgconn
-        conn._plan = None
-        text = query if isinstance(query, str) else ""
-        execute = partial(super()._execute_gen, query, params, prepare=prepare, binary=binary)
-        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            conn._begin_within(text)
-            yield from execute()
-            conn._note_write_within(text)
-            return
-        plan: Plan | None = conn._make_plan(text, bound_by_server=True)
-        while plan is not None:
-            plan = yield from self._send_gen(plan, text, execute)
-
-    def _send_gen(self, plan: Plan, text: str, execute: Callable[[], PQGen[None]]) -> PQGen[Plan | None]:
-        """Send the opening, the statement, and in autocommit its COMMIT, a message each."""
-        conn: BaseConnection[Any] = self._conn
-        conn._plan = None if plan.apart else plan
-        if conn._is_gone():
-            raise psycopg.OperationalError("the connection is closed")
-        conn._note_state(plan.statement)
-        try:
-            if plan.before.parts:
-                yield from conn._exec_command(plan.before)
-            conn._suppress_begin = True
-            yield from execute()
-        except psycopg.Error as exc:
-            if not plan.begin and conn.pgconn.transaction_status in IN_TRANSACTION:
-                yield from conn._exec_command(b"ROLLBACK")
-            if not plan.apart:
-                other = yield from conn._plan_after_refusal_gen(plan, text, exc, bound_by_server=True)
-                if other is not None:
-                    return other
-            raise
-        finally:
-            conn._suppress_begin = False
-            status = conn.pgconn.transaction_status
-            conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
-        if plan.before.parts and not plan.begin:
-            yield from conn._exec_command(b"COMMIT")
-        elif not plan.begin:
-            conn._note_if_it_may_have_written(plan.statement)
-        return None
+    _by_server = True
 
     def _stream_send_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
         self._check_can_open("stream()")

@@ -23,17 +23,27 @@ the same from 3.2 to 3.3, and the tests run on both ends.
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import psycopg
 import tenacity
 from psycopg import waiting
 
-from ps_core._connection.base import NO_CONNECT, WAIT_INTERVAL, BaseConnection, connect_options, look_up_options, without_waiting
-from ps_core._connection.cursors import Cursor
+from ps_core._connection.base import (
+    WAIT_INTERVAL,
+    BaseConnection,
+    connect_options,
+    look_up_options,
+    time_to_connect,
+    without_waiting,
+)
+from ps_core._connection.cursors import Cursor, ServerBindingCursor
 from ps_core._message.commit import Outcome
+from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
+from ps_core._retry.policy import RetryPolicy
+from ps_core.context import leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown
 
 if TYPE_CHECKING:
@@ -44,50 +54,88 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
     from ps_core.replicas import Replicas
+    from ps_core.topology import Endpoint, Topology
 
 __all__ = ["Connection"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 
+RETRY: Final = RetryPolicy()
+
+
 class Connection(BaseConnection[Row], psycopg.Connection[Row]):
-    """A `psycopg.Connection` that opens, bounds and heals its transactions. Made by `open`."""
+    """A `psycopg.Connection` that opens, bounds and heals its transactions.
+
+    `connect` makes one, as psycopg's does; so does whatever takes a connection class, such as `psycopg_pool.ConnectionPool`.
+    """
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
     @classmethod
-    def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse: `ps_core.connect()` opens one, and `PooledConnection` is for psycopg_pool.
+    def connect(  # type: ignore[override] # psycopg's takes any keyword with a str or int
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] = "client",
+        retry: RetryPolicy | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return a connection, as psycopg's `connect` does; `ps_core.connect` is this method.
+
+        Args:
+            conninfo: A role's URL (or "host=... user=..."), a `Topology`, or one `Endpoint`.
+            to: Which endpoint of a URL or a `Topology` it goes to.
+            binding: "server" lets the server bind parameters (and prepared statements be used, where `prepare_threshold` is
+                set): BEGIN with its settings, and COMMIT in autocommit, then travel in messages of their own.
+            retry: The policy by which it is tried again; by default the topology's `retry_timeout` says how long.
+            options: `psycopg.connect`'s, and with a URL the topology's settings (`bouncer`, `statement_timeout`, ...). A number
+                as `connect_timeout` is psycopg's: seconds, at least 2, that bound the call, here all tries together.
 
         Raises:
-            TypeError: always.
+            ConfigurationError: what is asked for cannot work.
+            psycopg.OperationalError: no connection could be made.
         """
-        raise TypeError(NO_CONNECT)
+        if binding == "server":
+            options.setdefault("cursor_factory", ServerBindingCursor)
+        within = time_to_connect(options)
+        state, replicas, policy = target_of(conninfo, to, retry, options)
+        return cls.open(state, replicas=replicas, policy=policy, within=within, **options)
 
     @classmethod
     def _connect(cls, **options: Any) -> Self:
         return super().connect(**options)
 
     @classmethod
-    def open(cls, state: EndpointState, *, replicas: Replicas | None = None, **options: Any) -> Self:
-        """Connect to `state`'s endpoint, trying again while it is down (as the link's policy says).
+    def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        **options: Any,
+    ) -> Self:
+        """Connect to `state`'s endpoint, trying again while it is down, as `policy` says, for `within` seconds at most.
 
         With `replicas`, of which `state` is one, the connection goes on with another endpoint where its own fails. `options` are
         `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq parameters,
         which override the endpoint's. Raises `psycopg.OperationalError`.
         """
-        home, attempts = state, Attempts(state, replicas=replicas)
+        leave_blocks_in_pool_worker()
+        home, attempts = state, Attempts(state, policy=policy, within=within, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
                     with attempts.bounded_connect():
                         conn = cls._connect(**connect_options(state, options, Cursor))
-                        conn._bind(state, options, replicas, home)
+                        conn._bind(state, options, replicas, home, policy)
                         conn.wait(conn._arrive_gen(turn))
                     if state.role is None:
-                        state.role = conn.wait(conn._read_role_gen())
+                        conn.wait(conn._learn_gen())
         return conn
 
     def go_to(self, replicas: Replicas | None) -> None:
@@ -103,7 +151,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None  # the first way is away
-            self._other_side = type(self).open(replicas.first(), replicas=replicas, **self._options)
+            self._other_side = type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
         self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
 
@@ -121,7 +169,14 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
     def _replay(self, first: BaseException, run: Callable[[], object]) -> None:
         """Connect anew and `run` again, as often as the policy allows and the rule says that it is safe."""
-        attempts = Attempts(self.state, replicas=self._replicas, home=self._home, may_replay=self._may_replay, first=first)
+        attempts = Attempts(
+            self.state,
+            policy=self._policy,
+            replicas=self._replicas,
+            home=self._home,
+            may_replay=self._may_replay,
+            first=first,
+        )
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
@@ -191,7 +246,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
     def _look_up(self, lookup: Lookup, unknown: CommitOutcomeUnknown) -> Outcome:
         try:
-            attempts = Attempts(self.state, first=unknown)
+            attempts = Attempts(self.state, policy=self._policy, first=unknown)
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt:
                     with self.state.gate.turn(attempts.remaining()):

@@ -10,15 +10,27 @@ __all__ = ["NOTHING", "Script"]
 class Script:
     """Several commands in one message."""
 
-    __slots__ = ("_head", "parts")
+    __slots__ = ("_head", "_longer", "guard", "parts")
 
-    def __init__(self, *parts: bytes) -> None:
+    def __init__(self, *parts: bytes, guard: int | None = None) -> None:
         self.parts = parts
+        self.guard = guard
+        """Which of the parts is the guard of a replica, counted from 0."""
+        self._longer: dict[bytes, Script] = {}
         self._head = b";".join(parts) + b";\n" if parts else b""
 
     def head(self) -> bytes:
         """Return the script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
         return self._head
+
+    def then(self, *parts: bytes) -> Script:
+        """Return the same with more commands behind it. With one more, it is remembered: most messages begin alike."""
+        if len(parts) != 1:
+            return Script(*self.parts, *parts)
+        longer = self._longer.get(parts[0])
+        if longer is None:
+            longer = self._longer[parts[0]] = Script(*self.parts, *parts)
+        return longer
 
     @classmethod
     def set_local(cls, settings: dict[bytes, bytes]) -> Self:

@@ -1,12 +1,21 @@
-"""What a statement's text says about it: how many statements it is, and whether it is known to be a plain read.
+"""What a statement's text says about it: whether it is one statement for certain, and what it is likely to do.
 
-A text is only ever a hint. Whatever looks like a read is *sent* READ ONLY, so the server has the last word (25006); whatever
-is not known to be a read is treated as a write. Nothing here decides that a statement may run twice.
+Two questions decide whether a text may ever be sent again, and no lexer answers them:
+
+- Is it one statement? Only if it has no semicolon but trailing ones (`Statement.one`), and the client can put no value inside
+  of quotes (`binds_outside_quotes`).
+- May it write? Any identifier in it that is the name of a function which may write means yes (`Statement.names`), wherever it
+  stands, in a string or a comment, too.
+
+Everything else is a hint that the server corrects: whatever looks like a read is *sent* READ ONLY, and whatever is not known to
+be a read is treated as a write.
 
 >>> analyse("select 1").reads, analyse("with x as (delete from t returning *) select * from x").reads
 (True, False)
->>> analyse("update t set a = 1; commit").single, analyse("update t set a = 1; commit").controls
-(False, True)
+>>> analyse("update t set a = 1;").one, analyse("update t set a = 1; commit").one, analyse("select ';'").one
+(True, False, False)
+>>> binds_outside_quotes("select * from t where a = %s"), binds_outside_quotes("select interval '%s days'")
+(True, False)
 """
 
 from __future__ import annotations
@@ -15,7 +24,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["Statement", "analyse"]
+__all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "identifiers"]
 
 _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"})
 _CONTROL = re.compile(
@@ -32,12 +41,34 @@ _BARE = re.compile(
 
 _DML = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _LOCKS = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?(?:UPDATE|(?:KEY\s+)?SHARE)\b|\bINTO\b", re.IGNORECASE)
-# Functions that a standby executes without complaint although they mean nothing there or bind the session, and some that it
-# always refuses (asking it would cost a round trip).
-_PRIMARY_FUNCTIONS = re.compile(
-    r"\b(?:pg_(?:try_)?advisory_\w+|pg_notify|set_config|setval|nextval|currval|lastval|pg_export_snapshot|pg_current_wal_\w+"
-    r"|pg_walfile_name|pg_current_xact_id|txid_current|lo_\w+|dblink\w*|pg_cancel_backend|pg_terminate_backend)\s*\(",
-    re.IGNORECASE,
+# Built-in functions that act although a READ ONLY transaction allows it, that act beside the transaction, that run SQL from a
+# string, or that mean nothing on a standby. All are VOLATILE in pg_catalog (PostgreSQL 18) or take SQL as text; other names come
+# from the endpoint (`FUNCTIONS_SQL`).
+_ACTS = re.compile(
+    r"(?:pg_(?:try_)?advisory_\w+|pg_notify|pg_logical_emit_message|set_config|setseed|setval|nextval|currval|lastval|set_limit"
+    r"|lo_(?:close|creat|create|export|from_bytea|get|import|lseek|lseek64|open|put|tell|tell64|truncate|truncate64|unlink)|loread|lowrite"
+    r"|pg_(?:cancel|terminate)_backend|pg_export_snapshot|pg_current_wal_\w+|pg_walfile_name\w*|pg_current_xact_id|txid_current"
+    r"|pg_(?:copy|create|drop)_(?:logical_|physical_)?replication_slot|pg_replication_slot_advance|pg_sync_replication_slots"
+    r"|pg_logical_slot_\w+|pg_replication_origin_\w+|pg_stat_reset\w*|pg_stat_clear_snapshot|pg_stat_force_next_flush"
+    r"|pg_(?:clear|restore)_(?:attribute|relation)_stats|pg_switch_wal|pg_create_restore_point|pg_backup_st(?:art|op)|pg_promote"
+    r"|pg_wal_replay_(?:pause|resume)|pg_reload_conf|pg_rotate_logfile|pg_log_backend_memory_contexts|pg_log_standby_snapshot"
+    r"|pg_import_system_collations|pg_nextoid|pg_stop_making_pinned_objects|binary_upgrade_\w+|currtid2"
+    r"|gin_clean_pending_list|brin_(?:de)?summarize_\w+|ts_stat|ts_rewrite|\w+_to_xml\w*|dblink\w*)"
+)
+# What a rollback does not undo.
+_BESIDE = re.compile(r"dblink\w*|lo_export")
+# PostgreSQL's identifiers: every character beyond ASCII is a letter.
+_IDENTIFIER = re.compile("[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*")
+_LONGEST_NAME = 63
+"""Bytes that PostgreSQL keeps of an identifier (NAMEDATALEN - 1)."""
+_UNICODE_NAME = re.compile(r'\bU&"', re.IGNORECASE)
+_PROGRAM = re.compile(r"\bCOPY\b.*\bPROGRAM\b", re.IGNORECASE | re.DOTALL)
+# A template in which it is plain what is a string, a quoted name or a comment, and in which no placeholder is in any of them.
+# Strings and quoted names hold no backslash, comments neither that nor a quote, and nothing looks like a dollar quote; a percent
+# sign in one of them is doubled. What it does not match may be harmless: it is bound by the server then.
+_PLAIN = re.compile(
+    r"""(?:[^'"\\$/-]++|-(?!-)|/(?!\*)|\$(?![\w\x80-\U0010ffff]*\$)"""
+    r"""|'(?:[^'\\%]|%%)*'|"(?:[^"\\%]|%%)*"|--[^'"\\$%\r\n]*(?:[\r\n]|\Z)|/\*[^'"\\$%/*]*\*/)*+"""
 )
 # What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
 # first query has settled that: a standby that was promoted would grant it.
@@ -56,9 +87,12 @@ _LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s
 _REPORTED = re.compile(
     r"\bset_config\s*\(\s*'(?:TimeZone|DateStyle)'|^\s*SET\s+(?:SESSION\s+)?(?:TIME\s+ZONE|TimeZone|DateStyle)\b", re.IGNORECASE
 )
-# The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, so they have a loop of their own.
+# The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, and dollar quotes end with their tag:
+# these have loops of their own. What is not ended goes on to the end of the text, so that no text is searched twice.
 _OPAQUE = re.compile(
-    r"""(?:\b[eE])'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$|--[^\n]*|/\*""",
+    r"""(?<![\w$\x80-\U0010ffff])[eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z)(?:\s*[\r\n]\s*'(?:[^'\\]|''|\\.)*+(?:'|\Z))*+"""
+    r"""|'(?:[^']|'')*+(?:'|\Z)|"(?:[^"]|"")*+(?:"|\Z)"""
+    r"""|(?<![\w$\x80-\U0010ffff])(?P<dollar>\$(?:[^\W\d]\w*)?\$)|--[^\r\n]*|/\*""",
     re.DOTALL,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
@@ -82,7 +116,11 @@ _HARMLESS = frozenset(
 )
 _CHANGING = frozenset({"EXECUTE", "COPY", "ALTER", "COMMIT"})
 """What changes something for readers, of what cannot share a message. The others are maintenance, or a session's."""
+_MAKING = frozenset({"CREATE", "ALTER", "DROP"})
+_MADE = frozenset({"function", "procedure", "routine", "aggregate", "extension", "schema"})
 _VERB = re.compile(r"[A-Za-z]+")
+QUOTE = '"'
+_TRAILING = "; \t\r\n\f\v"
 # Texts longer than this are analysed each time: they are generated, and would push the others out of the cache.
 _CACHED_LENGTH = 16_384
 
@@ -94,11 +132,13 @@ class Statement:
     verb: str
     """First keyword in upper case; "" where there is none."""
     count: int
-    """How many statements the text holds."""
+    """How many statements the text seems to hold."""
+    one: bool
+    """Certainly one statement, and not one of transaction control: the only kind that may be sent again once it was sent."""
     controls: bool
     """Some statement of the text begins, ends or divides a transaction."""
     reads: bool
-    """Known to be a plain read: replica work, sent READ ONLY."""
+    """Known to be a plain read, but for functions of the database's own: replica work, sent READ ONLY."""
     must_stand_alone: bool
     """Must not share a message with others in autocommit."""
     keeps_state: bool
@@ -110,10 +150,25 @@ class Statement:
     only_sets: bool = False
     """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
 
+    names: frozenset[str] = frozenset()
+    """Every identifier in the text, in lower case, whatever it stands for; and a double quote, if there is one."""
+    names_unknown: bool = False
+    """Some identifier is written in a way that hides its name (`U&"..."`, longer than 63 bytes)."""
+    makes_functions: bool = False
+    """It may make, change or drop functions: their names have to be asked for again."""
+    beside: bool = False
+    """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
+
     @property
     def single(self) -> bool:
-        """Exactly one statement, and not one of transaction control: the only kind that may ever be sent again."""
+        """Whether it seems to be one statement, and not one of transaction control: how its message is laid out goes by this."""
         return self.count == 1 and not self.controls
+
+    def calls_any(self, functions: frozenset[str]) -> bool:
+        """Return whether one of these functions (in lower case) may be called in it."""
+        if not functions:
+            return False
+        return self.names_unknown or not self.names.isdisjoint(functions)
 
     @property
     def is_harmless(self) -> bool:
@@ -134,7 +189,7 @@ class Statement:
 
 
 def analyse(text: str) -> Statement:
-    """Return what `text` (placeholders included) tells. The result is remembered for texts up to 16 KiB (1,024 of them)."""
+    """Return what `text` (placeholders included) says. The result is remembered for texts up to 16 KiB (1,024 of them)."""
     return _analyse(text) if len(text) > _CACHED_LENGTH else _remembered(text)
 
 
@@ -144,17 +199,20 @@ def _analyse(text: str) -> Statement:
     match = _VERB.match(head)
     verb = match[0].upper() if match else ""
     controls = any(_CONTROL.match(part) for part in statements)
+    names = identifiers(text)
+    acts = any(map(_ACTS.fullmatch, names))
     reads = (
         len(statements) == 1
         and verb in _READ_VERBS
+        and not acts
         and not _LOCKS.search(head)
-        and not _PRIMARY_FUNCTIONS.search(head)
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
     only_sets = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
         verb=verb,
         count=len(statements),
+        one=len(statements) == 1 and not controls and ";" not in text.rstrip(_TRAILING),
         controls=controls,
         reads=reads,
         must_stand_alone=any(_BARE.match(part.lstrip()) for part in statements),
@@ -162,10 +220,36 @@ def _analyse(text: str) -> Statement:
         and not (only_sets and _REPORTED.search(text)),
         only_sets=only_sets,
         primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
+        names=names,
+        names_unknown=_UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names),
+        makes_functions=verb in _MAKING and not _MADE.isdisjoint(names),
+        beside=_PROGRAM.search(text) is not None or any(map(_BESIDE.fullmatch, names)),
     )
 
 
 _remembered = lru_cache(maxsize=1024)(_analyse)
+
+
+def identifiers(text: str) -> frozenset[str]:
+    """Return every identifier of `text` in lower case; and a double quote, if there is one: names may be anything then."""
+    names = map(str.lower, _IDENTIFIER.findall(text))
+    return frozenset((*names, QUOTE) if QUOTE in text else names)
+
+
+def binds_outside_quotes(template: str) -> bool:
+    """Return whether every placeholder of `template` certainly stands outside of strings, quoted names and comments.
+
+    Only there is a value that the client puts in its place a value: inside of quotes it would be a part of the text, and could
+    end the string. False also means that this cannot be told: a backslash, a dollar quote, a quote in a comment.
+    """
+    return _is_plain(template) if len(template) > _CACHED_LENGTH else _known_to_be_plain(template)
+
+
+def _is_plain(template: str) -> bool:
+    return _PLAIN.fullmatch(template) is not None
+
+
+_known_to_be_plain = lru_cache(maxsize=1024)(_is_plain)
 
 
 def _without_opaque_parts(text: str) -> str:
@@ -174,7 +258,13 @@ def _without_opaque_parts(text: str) -> str:
     at = 0
     while match := _OPAQUE.search(text, at):
         parts += (text[at : match.start()], " ")
-        at = _end_of_comment(text, match.end()) if match[0] == "/*" else match.end()
+        if match[0] == "/*":
+            at = _end_of_comment(text, match.end())
+        elif match["dollar"]:
+            end = text.find(match["dollar"], match.end())
+            at = len(text) if end < 0 else end + len(match["dollar"])
+        else:
+            at = match.end()
     parts.append(text[at:])
     return "".join(parts)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ps_core._endpoint import EndpointState
+    from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
 __all__ = ["Attempts", "StillRunning", "is_transient"]
@@ -31,12 +32,17 @@ class StillRunning(psycopg.OperationalError):
 
 
 class Attempts:
-    """The tries of one healing: tenacity's loop and the gate, and the rule that says whether to go on."""
+    """The tries of one healing: tenacity's loop and the gate, and the rule that says whether to go on.
+
+    `within` is how many seconds all tries to connect may take together, the one under way included.
+    """
 
     def __init__(
         self,
         state: EndpointState,
         *,
+        policy: RetryPolicy,
+        within: float | None = None,
         replicas: Replicas | None = None,
         home: EndpointState | None = None,
         may_replay: Callable[[BaseException], bool] | None = None,
@@ -52,14 +58,15 @@ class Attempts:
         self.connecting = True
         self._may_replay = may_replay
         left = remaining()
-        bound = float(state.policy.max_elapsed)
+        bound = float(policy.max_elapsed) if within is None else min(float(policy.max_elapsed), within)
         bound_by_all = bound if left is None else min(bound, left)
         self._until = time.monotonic() + bound_by_all
+        self._within = within is not None
         patience = 0.0 if replicas is not None and state in replicas.out else min(RETRY_REPLICAS_FOR, bound_by_all / 2)
         self._patient_until = time.monotonic() + patience
         self._by_deadline = left is not None and left < bound
         self._first = first
-        self.options = state.policy.loop_options(retry=self._record_and_decide, remaining=left, failed=first is not None)
+        self.options = policy.loop_options(retry=self._record_and_decide, remaining=bound_by_all, failed=first is not None)
         if replicas is not None and replicas.fallback is not None:
             self.options["wait"] = partial(self._wait, self.options["wait"], replicas.fallback)
         self._hurried = False
@@ -93,13 +100,15 @@ class Attempts:
 
     @contextmanager
     def bounded_connect(self) -> Iterator[None]:
-        """Bound a try to connect, where another endpoint could answer in place of this one."""
+        """Bound a try to connect, where another endpoint could answer in place of this one, or all tries have to end in time."""
         replicas = self._replicas
-        if replicas is None or self.state is replicas.fallback or (replicas.fallback is None and len(replicas.states) == 1):
+        alone = replicas is None or self.state is replicas.fallback or (replicas.fallback is None and len(replicas.states) == 1)
+        if alone and not self._within:
             yield
             return
         now = time.monotonic()
-        reset = connecting_until.set(now + max(0.1, min(CONNECT_WHILE_ANOTHER_CAN, (self._until - now) / 2)))
+        until = self._until if alone else now + max(0.1, min(CONNECT_WHILE_ANOTHER_CAN, (self._until - now) / 2))
+        reset = connecting_until.set(until)
         try:
             yield
         finally:

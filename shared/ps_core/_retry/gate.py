@@ -18,6 +18,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from ps_core._fork import renew_after_fork
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify
 
@@ -81,6 +82,11 @@ class OutageGate:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self._clock = clock
+        self.forget_threads()
+        renew_after_fork(self)
+
+    def forget_threads(self) -> None:
+        """Begin without whoever was waiting or probing: after a fork those threads are not there, and their locks stay locked."""
         self._lock = threading.Lock()
         self._probe: Future[bool] | None = None
         self._closed = False
