@@ -179,7 +179,11 @@ def _one(connection: Any, query: str) -> Any:
 
 
 def _version(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    (version,) = _one(connection, "SELECT current_setting('server_version_num')::int")
+    (version,) = _one(connection, "SELECT CAST(pg_catalog.current_setting('server_version_num') AS int)")
+    return _of_version(alias, version)
+
+
+def _of_version(alias: str, version: int) -> Iterator[CheckMessage]:
     if version < 170_000:
         yield Warning(
             f"The server of {alias!r} is older than 17: it has no transaction_timeout.",
@@ -195,7 +199,7 @@ def _pooling(alias: str, connection: Any) -> Iterator[CheckMessage]:
         return
     # A client's connection to a pooler has the pooler's number for a pid, not that of the backend that answers.
     connection.ensure_connection()
-    pids = {connection.connection.info.backend_pid, _one(connection, "SELECT pg_backend_pid()")[0]}
+    pids = {connection.connection.info.backend_pid, _one(connection, "SELECT pg_catalog.pg_backend_pid()")[0]}
     if len(pids) == 1:
         yield Warning(
             f"{alias!r} is said to be behind a transaction pooler, and the server itself answers.",
@@ -218,7 +222,7 @@ def _is_shared(connection: Any) -> bool:
     with ExitStack() as stack:
         for _ in range(2):
             client: Connection[Any] = stack.enter_context(Connection.open(connection.ps_state, autocommit=True))
-            pids += client.execute("SELECT pg_backend_pid()").fetchall()
+            pids += client.execute("SELECT pg_catalog.pg_backend_pid()").fetchall()
     return len(set(pids)) == 1
 
 
@@ -226,7 +230,9 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
     direct = connection.settings_dict["OPTIONS"].get("ps_direct")
     if direct is None or direct not in connections:
         return
-    role, may = _one(connections[direct], "SELECT current_user, has_schema_privilege(current_schema(), 'CREATE')")
+    role, may = _one(
+        connections[direct], "SELECT current_user, pg_catalog.has_schema_privilege(pg_catalog.current_schema(), 'CREATE')"
+    )
     connections[direct].close()
     if not may:
         yield Error(
@@ -239,7 +245,7 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
     endpoint = connection.ps_state.endpoint
-    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_is_in_recovery()")[0]:
+    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_catalog.pg_is_in_recovery()")[0]:
         yield Warning(
             f"{alias!r} is a replica's alias, and a primary answers.",
             hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",

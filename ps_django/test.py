@@ -98,7 +98,9 @@ class LaggingReplica:
         connection = self._wrapper.connection
         connection.rollback()
         connection.autocommit = True
-        ((position,),) = psycopg.Cursor(connection).execute("SELECT pg_current_wal_insert_lsn()::text")
+        ((position,),) = psycopg.Cursor(connection).execute(
+            "SELECT CAST(pg_catalog.pg_current_wal_insert_lsn() AS pg_catalog.text)"
+        )
         connection.autocommit = False
         connection.ps_replayed = parse_lsn(position)
         psycopg.Cursor(connection).execute("SELECT 1")  # takes the snapshot

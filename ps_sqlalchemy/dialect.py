@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["READ_ONLY_ON_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
 
-_TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid = pg_catalog.to_regtype(%s)"
+_TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regtype(%s)"
 
 READ_ONLY_ON_PRIMARY: Final = "primary"
 """A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""

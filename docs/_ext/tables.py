@@ -14,7 +14,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from ps_cli.main import main
-from ps_core import failures
+from ps_core import errors, failures
 from ps_core.failures import Failure
 from ps_core.topology import TopologySettings
 
@@ -28,6 +28,7 @@ __all__ = ["Help", "Rules", "Settings", "setup"]
 
 OTHERWISE: Final = {
     "commit_outcome_unknown": "`CommitOutcomeUnknown`, raised by this library",
+    "lost_at_commit": "`LostAtCommit`, raised by this library",
     "replica_behind": "22023 with `replica_behind`: the guard that a read carried",
     "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
     "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
@@ -99,8 +100,10 @@ RAN: Final = {"no": "did not run", "rolled back": "was rolled back", "committed"
 
 
 def rules() -> Iterator[Failure]:
-    """Yield each verdict that `ps_core.failures` writes down, in a table or not, once."""
-    seen = set()
+    """Yield each verdict that an error of ours carries or that `ps_core.failures` writes down, in a table or not, once."""
+    own = [failure for name in errors.__all__ if (failure := getattr(getattr(errors, name), "failure", None)) is not None]
+    yield from own
+    seen = {failure.rule for failure in own}
     calls = [node for node in ast.walk(ast.parse(inspect.getsource(failures))) if isinstance(node, ast.Call)]
     for node in sorted(calls, key=lambda call: call.lineno):
         if isinstance(node.func, ast.Name) and node.func.id in ("_lost", "_alive"):

@@ -379,10 +379,11 @@ def limits(
 def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     """Return a block in which the outcome of a COMMIT whose answer is lost can always be told, also across a promotion.
 
-    `marker` writes a row into the table `ps_commit_marker` (`ps_core.MARKER_TABLE_SQL`) with each COMMIT, in the same message;
-    its presence is exact. `verify` is a query whose first column is true where the transaction took effect; it is asked where the
-    transaction's id does not settle it. A false answer counts as a rollback only where the id says that the transaction is over,
-    which may otherwise still commit: `CommitOutcomeUnknown`, else.
+    `marker` writes a row into the table `ps_commit_marker` (`ps_core.marker_table_sql()`) with each COMMIT, in the same message;
+    its presence is exact. `verify` is a query whose first column is true where the transaction took effect. It is asked where the
+    transaction's id does not settle it, in a transaction with the local settings, limits and role that the lost one had. A false
+    answer counts as a rollback only where the id says that the transaction is over, which may otherwise still commit:
+    `CommitOutcomeUnknown`, else.
     """
     return block(verify=verify, marker=marker)
 

@@ -145,7 +145,7 @@ class PgBouncer:
     def admin(self, command: str) -> list[tuple[Any, ...]]:
         """Run a command of the console (RESUME, SHOW POOLS, ...). `pause` is bounded in time; PAUSE is not."""
         with self.connect(ADMIN, "pgbouncer") as conn:
-            cursor = conn.execute(command.encode())
+            cursor = conn.execute(command)
             return cursor.fetchall() if cursor.description else []
 
     def pause(self, timeout: float) -> bool:

@@ -214,7 +214,8 @@ class Postgres:
     def sql(self, query: str, *params: object, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as the superuser, in autocommit, and return its rows."""
         with psycopg.connect(self.dsn(dbname=dbname), autocommit=True, connect_timeout=5) as conn:
-            cursor = conn.execute(query.encode(), params or None)
+            # A string: what instruments psycopg appends a comment to it.
+            cursor = conn.execute(query, params or None)
             return cursor.fetchall() if cursor.description else []
 
     def _clean_up(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -249,24 +249,42 @@ def test_task_with_a_single_write_is_cancelled(
 def test_what_only_reads_is_cancelled(paths: Paths) -> None:
     """What holds no COMMIT is cancelled as stock cancels it: a read in autocommit, a statement of a transaction, maintenance."""
 
-    async def work(autocommit: bool, text: str) -> None:
+    async def work(autocommit: bool, query: str) -> None:
         conn = await AsyncConnection.open(paths.state("primary"), autocommit=autocommit)
         try:
             with pytest.raises(asyncio.TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await conn.execute(text)
+                    await conn.execute(query)
             assert conn.info.transaction_status != TransactionStatus.ACTIVE
         finally:
             await conn.close()
 
     began = time.monotonic()
-    for autocommit, sql_text in (
+    for autocommit, query in (
         (True, "SELECT pg_sleep(1.5)"),
         (False, "SELECT pg_sleep(1.5)"),
         (False, "SELECT pg_sleep(1.5) FOR UPDATE"),
     ):
-        asyncio.run(work(autocommit, sql_text))
+        asyncio.run(work(autocommit, query))
     assert time.monotonic() - began < 1.5
+
+
+@pytest.mark.parametrize("way", ["stream", "copy"])
+def test_what_is_read_in_part_is_cancelled(paths: Paths, way: str) -> None:
+    """A stream of rows, or a COPY to the client, that is left early is cancelled, as with stock: else all of it is awaited."""
+    conn = paths.ours("direct")
+    rows = "SELECT repeat('x', 20000), pg_sleep(0.2) FROM generate_series(1, 40)"
+    began = time.monotonic()
+    if way == "stream":
+        stream = conn.cursor().stream(rows)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    else:
+        with suppress(InterruptedError), conn.cursor().copy(f"COPY ({rows}) TO STDOUT") as copy:
+            next(iter(copy))
+            raise InterruptedError
+    assert conn.execute("SELECT 1").fetchone() == (1,)
+    assert time.monotonic() - began < 6
 
 
 def test_deadline_ends_the_wait(ps_lab: Lab, matrix: Matrix, engine: ps_sqlalchemy.Engine, site: None) -> None:

@@ -58,10 +58,17 @@ class Entry(Base):
     number: Mapped[int]
 
 
-@lru_cache
+_MAKING_MODEL = threading.Lock()
+
+
 def entries() -> Any:
     """Return the manager of the same table as a model of Django's, which has to be set up before."""
+    with _MAKING_MODEL:  # threads come here at once, and Django takes each model once
+        return _entries()
 
+
+@lru_cache
+def _entries() -> Any:
     class Entry(models.Model):
         number = models.IntegerField()
 

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from ps_core import failures
+from ps_core import errors, failures
 from ps_core.failures import Kind, Ran
 
 Verdict = tuple[Kind, Ran, bool]
@@ -103,9 +103,10 @@ NOT_REPRODUCED: dict[str, str] = {
 
 
 def rules() -> set[str]:
-    """Return the names of the rules, as the module's source has them."""
+    """Return the names of the rules, as the module's source has them, and of those that our own errors carry."""
     tree = ast.parse(Path(failures.__file__).read_text())
-    return {
+    own = {failure.rule for name in errors.__all__ if (failure := getattr(getattr(errors, name), "failure", None)) is not None}
+    return own | {
         node.args[0].value
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)

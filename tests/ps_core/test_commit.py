@@ -61,6 +61,7 @@ ENDINGS: list[tuple[str, bytes, dict[str, Any], list[Answers]]] = [
     ("nor has one on a replica", b"COMMIT", {"tracks": True, "on_replica": True, "marker": MARK}, [E, P]),
     ("a COMMIT of a failed transaction is a rollback", b"COMMIT", {"tracks": True, "failed": True, "marker": MARK}, [E, P]),
     ("a ROLLBACK tells what was seen", b"ROLLBACK", {"tracks": True, "known": KNOWN, "marker": MARK}, [E, P]),
+    ("on a replica of which nobody wants positions neither", b"COMMIT", {"on_replica": True}, [E]),
     ("also on a replica", b"ROLLBACK", {"tracks": True, "on_replica": True}, [E, P]),
 ]
 
@@ -84,7 +85,7 @@ TOLD, WROTE_NOTHING = Reply("SELECT 1", ROW), Reply("SELECT 1", (None, "00000001
 MARKED = Reply("INSERT 0 1")
 ON, OFF = Reply("SELECT 1", ("on",)), Reply("SELECT 1", ("off",))
 PLACE, OF_STANDBY = Reply("SELECT 1", ("0/10", "f", "0/20")), Reply("SELECT 1", (None, "t", None))
-ERROR, OF_POOLER = Reply(error="23503"), Reply(error="08P01", by_pooler=True)
+ERROR, OF_POOLER = Reply(error="23503"), Reply(error="08P01", by_server=False)
 LOST: dict[str, Any] = {"lost": True}
 CANCELLED: dict[str, Any] = {"wait_cancelled": True}
 
@@ -219,7 +220,7 @@ LOOKUPS: list[tuple[str, Lookup, list[Reply], bool, Outcome]] = [
     ("silence of a marker", MARKER, [], False, Outcome.UNKNOWN),
     ("verify is true", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], False, Outcome.COMMITTED),
     ("verify counts", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("2",)), YES, DONE], False, Outcome.COMMITTED),
-    ("verify is true, its barrier's wait was ended", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], True, Outcome.UNCONFIRMED),
+    ("verify, its barrier's wait was ended", VERIFY, [BEGUN, SET, SET, PRIMARY, YES, YES, DONE], True, Outcome.UNCONFIRMED),
     ("verify is false", VERIFY, [BEGUN, SET, SET, PRIMARY, NO, YES, DONE], False, Outcome.NO_TRACE),
     ("verify counts none", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("0",)), YES, DONE], False, Outcome.NO_TRACE),
     ("verify finds no row", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("SELECT 0"), YES, DONE], False, Outcome.NO_TRACE),
@@ -257,6 +258,13 @@ def test_barriers(_sentence: str, setting: str | None, expected: str) -> None:
         assert lookup.parts[-1] == "COMMIT"
         assert sum("pg_logical_emit_message(true" in part for part in lookup.parts) == 1
         assert lookup.message() == "\n;".join(lookup.parts)
+
+
+def test_no_barrier_that_proves_nothing() -> None:
+    """A server of another timeline, or one that was restarted, is not waited for: its "committed" would not be believed."""
+    assert "'committed' AND timeline OPERATOR(pg_catalog.=) '0000001A' AND NOT restarted THEN pg_catalog.pg_logical" in (
+        lookup_of(TransactionId("756", "0000001A", "1764367164.5")).message()
+    )
 
 
 def test_which_lookups() -> None:

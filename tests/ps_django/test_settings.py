@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 import ps_django
 from ps_core import Connection, use_token
-from ps_core.errors import DeadlineExceeded
+from ps_core.errors import ConfigurationError, DeadlineExceeded
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
@@ -320,6 +320,19 @@ def test_limits_and_local_settings() -> None:
         with ps_django.limits(statement="60s"), ps_django.local_settings({"app.tenant": "7"}):
             assert ask(connections[alias], query) == ("1min", "7")
         assert ask(connections[alias], query) in (("2s", ""), ("2s", None))
+
+
+def test_marker_schema() -> None:
+    """`databases(marker_schema=...)`, and `ps_marker_schema` in an entry's OPTIONS, name the schema of the marker's table."""
+    url = "postgresql://app.br4nch:secret@x.psdb.cloud/shop"
+    plain = ps_django.databases(url)
+    assert "ps_marker_schema" not in plain["default"]["OPTIONS"]
+    assert link_of("default", plain["default"], plain).endpoint.marker_schema == "public"
+    for entries in (ps_django.databases(url, marker_schema="own"), ps_django.databases(url + "?ps_marker_schema=own")):
+        assert {link_of(alias, entry, entries).endpoint.marker_schema for alias, entry in entries.items()} == {"own"}
+    entries["default"]["OPTIONS"]["ps_marker_schema"] = ""
+    with pytest.raises(ConfigurationError, match="no schema's name"):
+        link_of("default", entries["default"], entries)
 
 
 def test_retry_timeout() -> None:

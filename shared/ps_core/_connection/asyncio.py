@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from psycopg.abc import PQGen, PQGenConn
-    from psycopg.rows import AsyncRowFactory
+    from psycopg.rows import AsyncRowFactory, TupleRow
 
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
@@ -43,6 +43,9 @@ __all__ = ["AsyncConnection"]
 
 
 RETRY: Final = RetryPolicy()
+
+
+R = TypeVar("R")
 
 
 class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
@@ -56,17 +59,43 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
+    @overload  # type: ignore[override] # psycopg's takes any keyword with a str or int
     @classmethod
-    async def connect(  # type: ignore[override] # see `Connection.connect`
+    async def connect(
         cls,
         conninfo: str | Topology | Endpoint = "",
         *,
         to: Literal["primary", "replica", "direct"] = "primary",
         binding: Literal["client", "server"] | None = None,
         retry: RetryPolicy | None = None,
-        row_factory: AsyncRowFactory[Row] | None = None,
+        row_factory: AsyncRowFactory[R],
         **options: Any,
-    ) -> Self:
+    ) -> AsyncConnection[R]: ...
+
+    @overload
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> AsyncConnection[TupleRow]: ...
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: Any = None,
+        **options: Any,
+    ) -> AsyncConnection[Any]:
         """Like `Connection.connect`."""
         if binding not in (None, "client", "server"):
             raise ConfigurationError(f"binding: write 'client' or 'server', not {binding!r}")
@@ -76,11 +105,40 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             options.setdefault("cursor_factory", AsyncServerBindingCursor)
         within = time_to_connect(options)
         state, replicas, policy = target_of(conninfo, to, retry, options)
-        return await cls.open(state, replicas=replicas, policy=policy, within=within, row_factory=row_factory, **options)
+        conn: AsyncConnection[Any] = await cls.open(
+            state, replicas=replicas, policy=policy, within=within, row_factory=row_factory, **options
+        )
+        return conn
 
     @classmethod
     async def _connect(cls, **options: Any) -> Self:
         return await super().connect(**options)
+
+    @overload
+    @classmethod
+    async def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: AsyncRowFactory[R],
+        **options: Any,
+    ) -> AsyncConnection[R]: ...
+
+    @overload
+    @classmethod
+    async def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> AsyncConnection[TupleRow]: ...
 
     @classmethod
     async def open(
@@ -90,9 +148,9 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
-        row_factory: AsyncRowFactory[Row] | None = None,
+        row_factory: Any = None,
         **options: Any,
-    ) -> Self:
+    ) -> AsyncConnection[Any]:
         """Like `Connection.open`."""
         leave_blocks_in_pool_worker()
         if row_factory is not None:

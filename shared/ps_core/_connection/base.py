@@ -129,6 +129,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """No transaction was open when the wait that is under way began."""
     _plan_before: Plan | None = None
     """`_plan` when that wait began."""
+    _writing = False
+    """What is under way by COPY or `stream()` may write."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _unknown_positions = 0
@@ -253,6 +255,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
+        self._writing = True
         if self.state.tracks and not self.state.endpoint.read_only:
             self._record_seen(None, wrote=True)
 
@@ -542,7 +545,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 raise _unknown(ended.transaction, _NOT_CONFIRMED) from error
             case Raises.UNSETTLED:
                 # What the session may hold beside its opening nobody could give the connection that asks.
-                verify = None if self._keeps_state else context.verify
+                verify = None if self._keeps_state or state.endpoint.read_only else context.verify
                 self._unsettled = lookups_of(ended, marker=marker, schema=schema, verify=verify, settings=settings)
                 raise _unknown(ended.transaction, "the connection was lost before its answer came") from error
             case Raises.ERROR | Raises.LOST:
@@ -562,9 +565,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _settings_for_verify(self) -> tuple[str, ...]:
         """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
-        reported = [(name, value) for name, value in self._read_parameters().items() if value]
-        parts = (*(b"SET LOCAL %s=%s" % (name, bytes(escaping.escape_literal(value))) for name, value in reported),)
-        return tuple(part.decode(encoding) for part in (*self._opening().parts, *parts))
+        reported = {
+            name: bytes(escaping.escape_literal(value)) for name, value in self._read_parameters().items() if value is not None
+        }
+        return tuple(part.decode(encoding) for part in (*self._opening().parts, *Script.set_local(reported).parts))
 
     def _reply(self, result: PGresult) -> Reply:
         """Return one result as plain values."""
@@ -574,7 +578,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return Reply(
                 error=error.sqlstate or "",
                 routine=bytes(routine or b"").decode(),
-                by_pooler=is_made_by_pooler(error),
+                by_server=error.sqlstate is not None and not is_made_by_pooler(error),
             )
         row: list[str | None] = []
         if result.ntuples:
@@ -682,8 +686,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._sync_wait_cancelled = False
         self._plan_before, self._text_within = self._plan, ""
         status = self.pgconn.transaction_status
-        if status != pq.TransactionStatus.ACTIVE:
-            self._began_idle = status == IDLE
+        if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
+            self._began_idle, self._writing = status == IDLE, False
 
     def _may_be_committing(self) -> bool:
         """Return whether a COMMIT may be in flight, in whichever way it travels.
@@ -695,8 +699,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return self._committing
         if not self._began_idle:
             return analyse(self._text_within).controls
+        if not self._autocommit:
+            return False
         plan = None if self._plan is self._plan_before else self._plan
-        return self._autocommit and (plan is None or not (plan.read_only or plan.statement.must_stand_alone))
+        if plan is None:
+            return self._writing or self._many or bool(self._pipeline)
+        return not (plan.read_only or plan.statement.must_stand_alone)
 
     def _check_durable(self) -> None:
         """Raise where the server reported success for what no other server has: in autocommit, a COMMIT has no call of its own.

@@ -22,7 +22,7 @@ Its private names that are used here are listed, with their signatures, in tests
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg.abc import PQGen, PQGenConn
-    from psycopg.rows import RowFactory
+    from psycopg.rows import RowFactory, TupleRow
 
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+
+R = TypeVar("R")
 
 RETRY: Final = RetryPolicy()
 
@@ -77,17 +79,43 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
+    @overload  # type: ignore[override] # psycopg's takes any keyword with a str or int
     @classmethod
-    def connect(  # type: ignore[override] # psycopg's takes any keyword with a str or int
+    def connect(
         cls,
         conninfo: str | Topology | Endpoint = "",
         *,
         to: Literal["primary", "replica", "direct"] = "primary",
         binding: Literal["client", "server"] | None = None,
         retry: RetryPolicy | None = None,
-        row_factory: RowFactory[Row] | None = None,
+        row_factory: RowFactory[R],
         **options: Any,
-    ) -> Self:
+    ) -> Connection[R]: ...
+
+    @overload
+    @classmethod
+    def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> Connection[TupleRow]: ...
+
+    @classmethod
+    def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: Any = None,
+        **options: Any,
+    ) -> Connection[Any]:
         """Return a connection, as psycopg's `connect` does; `ps_core.connect` is this method.
 
         Args:
@@ -119,6 +147,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     def _connect(cls, **options: Any) -> Self:
         return super().connect(**options)
 
+    @overload
     @classmethod
     def open(
         cls,
@@ -127,9 +156,34 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
-        row_factory: RowFactory[Row] | None = None,
+        row_factory: RowFactory[R],
         **options: Any,
-    ) -> Self:
+    ) -> Connection[R]: ...
+
+    @overload
+    @classmethod
+    def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> Connection[TupleRow]: ...
+
+    @classmethod
+    def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: Any = None,
+        **options: Any,
+    ) -> Connection[Any]:
         """Connect to `state`'s endpoint, trying again while it is down, as `policy` says, for `within` seconds at most.
 
         With `replicas`, of which `state` is one, the connection goes on with another endpoint where its own fails. `options` are

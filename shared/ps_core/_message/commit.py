@@ -70,8 +70,8 @@ class Reply(NamedTuple):
     """The SQLSTATE of an error; "" for one that has none."""
     routine: str = ""
     """The server's routine that raised the error."""
-    by_pooler: bool = False
-    """A pooler composed the error, or a proxy: the server may have done anything."""
+    by_server: bool = True
+    """PostgreSQL composed it. Else a pooler did, or a proxy, or libpq: the server may have done anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class TransactionId:
         """Return what `TRANSACTION_SQL` answered; None where the transaction has written nothing."""
         if len(row) < 3 or (xid := row[0]) is None or (timeline := row[1]) is None or (at := row[2]) is None:
             return None
-        return cls(xid, timeline, at, *row[3:5])
+        return cls(xid, timeline, at, *row[3:])
 
 
 # Rides behind the first write, or before the COMMIT where none was noticed. It assigns no id: a transaction that turns out not to
@@ -307,7 +307,7 @@ def outcome(replies: Sequence[Reply]) -> Outcome:
         if reply.tag == "ROLLBACK":
             return Outcome.ROLLED_BACK
     error = next((reply for reply in replies if reply.error is not None), None)
-    return Outcome.UNKNOWN if error is None or error.by_pooler else Outcome.ROLLED_BACK
+    return Outcome.ROLLED_BACK if error is not None and error.by_server else Outcome.UNKNOWN
 
 
 # --- looking up what became of it ---
@@ -351,10 +351,11 @@ def _transaction(synchronous_commit: str | None, *parts: str, settings: Sequence
 
 
 # Whether it is a standby is asked in the statement that asks for the status, and before it: a subquery with a volatile function
-# is evaluated by itself.
+# is evaluated by itself. There is no barrier where it would not be believed: nobody waits for it, then.
 QUESTION_SQL: Final = (
     "SELECT standby,status,timeline,restarted"  # noqa: S608 - of constants
-    f",CASE WHEN status OPERATOR(pg_catalog.=) 'committed' THEN {BARRIER_SQL} END"
+    ",CASE WHEN status OPERATOR(pg_catalog.=) 'committed' AND timeline OPERATOR(pg_catalog.=) '%s' AND NOT restarted"
+    f" THEN {BARRIER_SQL} END"
     " FROM (SELECT standby"
     ",CASE WHEN NOT standby THEN pg_catalog.pg_xact_status('%d'::pg_catalog.xid8) END AS status"
     ",CASE WHEN NOT standby"
@@ -377,7 +378,7 @@ MARKER_TABLE_SQL: Final = (
 
 def lookup_of(transaction: TransactionId) -> Lookup:
     """Return the question what became of a transaction. Crash recovery resets the statistics, which tells of a restart."""
-    question = QUESTION_SQL % (int(transaction.xid), Decimal(transaction.at))
+    question = QUESTION_SQL % (f"{int(transaction.timeline, 16):08X}", int(transaction.xid), Decimal(transaction.at))
     parts = _transaction(transaction.synchronous_commit, question)
     at = parts.index(question)
 
