@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology, TopologySettings
+from ps_sqlalchemy.pool import max_fallback_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,7 +231,7 @@ def _create(
     engine.topology = topology
     engine.replica = None
     if replicas is not None:
-        if (max_fallback := _max_fallback(topology.replica_fallback, engine)) is not None:
+        if (max_fallback := max_fallback_of(topology.replica_fallback, engine)) is not None:
             replicas = replicas.limited_to(max_fallback)
         # Whatever connection was used last: over several endpoints, reads should be spread.
         side = sides["replica_"]
@@ -266,18 +267,6 @@ def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: 
         return dialect.connect(*args, ps_replicas=replicas, **params)
 
     return connect
-
-
-def _max_fallback(share: float, engine: Engine) -> int | None:
-    """Return how many connections to the primary may serve reads while there is no replica; None: any number."""
-    if share in (0, 1):
-        return None
-    pool = engine.pool
-    if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
-        raise ConfigurationError(
-            f"replica_fallback={share:g} is a share of the primary's pool, which has no size here: write 'primary' or 'none'"
-        )
-    return max(1, int(share * (pool.size() + pool._max_overflow)))
 
 
 def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
