@@ -28,7 +28,23 @@ from tests.ps_core.test_healing import commit_waits
 PACKAGES = ("ps_core", "ps_sqlalchemy", "ps_django")
 _IS_SQL: Final = re.compile(r"(SELECT|INSERT INTO|CREATE|UPDATE|DELETE|WITH|VALUES)\s.*|pg_catalog\..*", re.DOTALL)
 _KEYWORDS: Final = {
-    *("ALL", "AND", "ANY", "ARRAY", "AS", "CASE", "CAST", "EXISTS", "EXTRACT", "FROM", "GREATEST", "NOT", "ON", "OPERATOR", "VALUES"),
+    *(
+        "ALL",
+        "AND",
+        "ANY",
+        "ARRAY",
+        "AS",
+        "CASE",
+        "CAST",
+        "EXISTS",
+        "EXTRACT",
+        "FROM",
+        "GREATEST",
+        "NOT",
+        "ON",
+        "OPERATOR",
+        "VALUES",
+    ),
     "ps_commit_marker",  # the columns of a table
 }
 _FORBIDDEN: Final = re.compile(r"\b(IN|LIKE|ILIKE|BETWEEN|NULLIF|SIMILAR|DISTINCT|now|timestamptz)\b")
