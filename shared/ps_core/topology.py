@@ -19,7 +19,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
-__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_retry_timeout"]
+__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_flag", "parse_retry_timeout"]
 
 RETRY_TIMEOUT: Final = 30.0
 """`ps_core._retry.policy.RetryPolicy.max_elapsed`'s default."""
@@ -497,7 +497,12 @@ def _binding(value: str | None, *, name: str) -> str:
     return value or "client"
 
 
-def _flag(value: bool | str | None, *, name: str) -> bool | None:
+def parse_flag(value: bool | str | None, *, name: str) -> bool | None:
+    """Return what `value` says: True, or "true", "1", "yes", "on"; False, or "false", "0", "no", "off"; None as it is.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
     if value is None:
         return None
     for flag, words in ((True, ("true", "1", "yes", "on")), (False, ("false", "0", "no", "off"))):
@@ -594,11 +599,11 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "replica_urls": _urls,
     "replica_weights": _weights,
     "replica_fallback": _fallback,
-    "direct_replica": _flag,
+    "direct_replica": parse_flag,
     "direct_url": _url,
     "direct_port": _port,
     "pooled_port": _port,
-    "pooled": _flag,
+    "pooled": parse_flag,
     "binding": _binding,
     "statement_timeout": parse_duration,
     "transaction_timeout": parse_duration,
