@@ -819,6 +819,7 @@ def _recovery_lines(found: Findings) -> Iterator[str]:
     yield (
         f"With the gate, a connection takes {whole / clients * 1e3:.0f} ms of the processor in all, its reads included:"
         f" {clients:,} of them keep {cores} cores busy for {whole / cores:.1f} s, whoever lets them in, and when."
+        f" A client's pause of up to {2 * found.load.effort.pause:g} s before its read comes on top."
     )
 
 
