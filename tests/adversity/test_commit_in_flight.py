@@ -230,7 +230,7 @@ def test_terminated_wait(ps_lab: Lab, paths: Paths, path: Path, how: str) -> Non
     ours = paths.ours(state, autocommit=False)
 
     def commit() -> None:
-        with deadline(5) if how == "deadline" else nullcontext():
+        with deadline(1.5) if how == "deadline" else nullcontext():
             ours.commit()
 
     ours.execute("INSERT INTO ledger VALUES (1)")
