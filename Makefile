@@ -1,7 +1,7 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench compare demo docs lint scale soak stress test test-fast test-tools adversity test-suite-django test-suite-sqlalchemy
+.PHONY: bench compare demo differential docs lint scale soak stress test test-fast test-tools adversity test-suite-django test-suite-sqlalchemy
 .PHONY: test-applications test-browser example-django example-django-pairs
 
 demo: .venv/ready
@@ -13,6 +13,10 @@ test: .venv/ready
 # Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
 	.venv/bin/pytest tests/adversity
+
+# Every value in every statement form in every way, on stock and on ours: docs/generated/differential.md. `test` runs a part of it.
+differential: .venv/ready
+	PS_DIFFERENTIAL=everything .venv/bin/pytest tests/differential $(ARGS)
 
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast

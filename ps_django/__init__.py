@@ -24,18 +24,21 @@ from ps_core.share import set_replica_share
 from ps_django.config import databases
 
 if TYPE_CHECKING:
+    from ps_django.direct import conninfo, on_direct_path
     from ps_django.middleware import exempt
     from ps_django.stale import StaleWriteError, fresh
 
 __all__ = [
     "ConfigurationError",
     "StaleWriteError",
+    "conninfo",
     "databases",
     "deadline",
     "exempt",
     "fresh",
     "limits",
     "local_settings",
+    "on_direct_path",
     "reading",
     "set_replica_share",
     "use_token",
@@ -66,6 +69,10 @@ def __getattr__(name: str) -> Any:
         from ps_django import stale
 
         return getattr(stale, name)
+    if name in ("conninfo", "on_direct_path"):
+        from ps_django import direct
+
+        return getattr(direct, name)
     if name == "exempt":
         from ps_django import middleware
 

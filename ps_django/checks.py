@@ -159,6 +159,9 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
         for check in (_version, _pooling, _rights, _replica):
             try:
                 found += check(alias, connection)
+            except ConfigurationError as exc:
+                found.append(Error(str(exc), hint="The message says what to write.", obj=alias, id="ps_django.E001"))
+                break
             except (DjangoDatabaseError, psycopg.Error) as exc:
                 found.append(
                     Error(

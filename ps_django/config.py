@@ -11,7 +11,8 @@ from ps_core.dsn import Dsn
 from ps_core.errors import ConfigurationError
 from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
-from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings, database_identity
+from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings, database_identity, parse_flag
+from ps_django.path import AS_CONFIGURED, limited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
+    from ps_django.path import PathDecision
 
 __all__ = ["databases", "families", "link_of", "policy_of", "replicas_of"]
 
@@ -87,6 +89,10 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["ps_application_name"] = endpoint.application_name
     if endpoint.marker_schema != "public":
         own["ps_marker_schema"] = endpoint.marker_schema
+    if endpoint.binding == "server":
+        own["server_side_binding"] = True
+    if len(endpoint.ports) > 1:
+        raise ConfigurationError("Django's PORT is one for all hosts: write HOST1,HOST2 with the same port, or one host")
     return {
         "ENGINE": ENGINE,
         "NAME": endpoint.dbname,
@@ -113,16 +119,20 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     role = options.get("ps_role", "primary")
     if role not in ("primary", "replica", "direct"):
         raise ConfigurationError(f"DATABASES[{alias!r}]: ps_role: write 'primary', 'replica' or 'direct', not {role!r}")
-    if entry.get("HOST") == "" and not options.get("service"):
-        raise ConfigurationError(f"DATABASES[{alias!r}]: HOST is empty: write the host of the branch's Connect page")
     defaults = DIRECT if role == "direct" else POOLED
-    pooled = bool(options.get("ps_pooled", role != "direct"))
+    pooled = _flag(alias, options, "ps_pooled")
+    if pooled is None:
+        pooled = role != "direct"
+    host = entry.get("HOST") or ""
+    port = entry.get("PORT") or (6432 if pooled else 5432)
+    if not host and not entry.get("PORT"):  # a Unix socket, or PGHOST: there libpq has a port of its own
+        port = os.environ.get("PGPORT") or 5432
     timeouts = {name: options.get(key, getattr(defaults, name)) for key, name in _TIMEOUTS.items()}
     return Endpoint(
         name=alias,
         role=role,
-        host=entry["HOST"],
-        port=int(entry.get("PORT") or (6432 if pooled else 5432)),
+        host=host,
+        port=int(port),
         user=entry.get("USER") or "",
         password=entry.get("PASSWORD") or "",
         dbname=entry.get("NAME") or "postgres",
@@ -138,9 +148,17 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     )
 
 
-def link_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> EndpointState:
-    """Return what all connections of this alias share, in all threads of the process."""
-    return state_of(endpoint_of(alias, entry), **_common(alias, entry, entries))
+def _flag(alias: str, options: Mapping[str, Any], name: str) -> bool | None:
+    # Packages that make DATABASES of a URL leave it a string, or make a number of it.
+    value = options.get(name)
+    return parse_flag(str(value) if type(value) is int else value, name=f"DATABASES[{alias!r}]: {name}")
+
+
+def link_of(
+    alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]], decision: PathDecision = AS_CONFIGURED
+) -> EndpointState:
+    """Return what all connections of this alias share that have the limits of `decision`, in all threads of the process."""
+    return state_of(limited(endpoint_of(alias, entry), decision), **_common(alias, entry, entries))
 
 
 class _Common(TypedDict):
@@ -164,10 +182,10 @@ def _of_primary(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapp
 def _common(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> _Common:
     primary, entry = _of_primary(alias, entry, entries)
     options = entry.get("OPTIONS") or {}
-    identity, tracks = options.get("ps_identity"), options.get("ps_tracks")
+    identity, tracks = options.get("ps_identity"), _flag(primary, options, "ps_tracks")
     return {
         "identity": identity or _identity(endpoint_of(primary, entry)),
-        "tracks": bool(_replicas(primary, entries) if tracks is None else tracks),
+        "tracks": bool(_replicas(primary, entries)) if tracks is None else tracks,
     }
 
 
@@ -195,14 +213,16 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def replicas_of(primary: str, entries: Mapping[str, Mapping[str, Any]]) -> Replicas | None:
-    """Return the replicas of a primary's alias, each endpoint named as its alias; None where it has none."""
-    endpoints = tuple(endpoint_of(alias, entry) for alias, entry in _replicas(primary, entries))
+def replicas_of(
+    primary: str, entries: Mapping[str, Mapping[str, Any]], decision: PathDecision = AS_CONFIGURED
+) -> Replicas | None:
+    """Return the replicas of a primary's alias, with limits as decided, each named as its alias; None where it has none."""
+    endpoints = tuple(limited(endpoint_of(alias, entry), decision) for alias, entry in _replicas(primary, entries))
     if not endpoints:
         return None
     options = entries[primary].get("OPTIONS") or {}
     falls_back = options.get("ps_replica_fallback", "primary") == "primary"
-    fallback = endpoint_of(primary, entries[primary]) if falls_back else None
+    fallback = limited(endpoint_of(primary, entries[primary]), decision) if falls_back else None
     return replicas_at(endpoints, fallback, **_common(primary, entries[primary], entries))
 
 

@@ -13,11 +13,14 @@ from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
 from ps_django import stale
 from ps_django.config import families, replicas_of
+from ps_django.path import path_decision
 from ps_django.settings import current_settings
 from ps_django.transaction import in_transaction, own_blocks
 
 if TYPE_CHECKING:
     from django.db.models import Model
+
+    from ps_core.replicas import Replicas
 
 __all__ = ["ReplicaRouter"]
 
@@ -33,7 +36,7 @@ class ReplicaRouter:
 
     def __init__(self) -> None:
         self._family = families(settings.DATABASES)
-        self._replicas = {primary: replicas_of(primary, settings.DATABASES) for primary in set(self._family.values())}
+        self._replicas = {primary: _replicas_of(primary) for primary in set(self._family.values())}
         stale.watch(self._family)
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
@@ -88,6 +91,10 @@ class ReplicaRouter:
                 if chosen:
                     return chosen
         return None
+
+
+def _replicas_of(primary: str) -> Replicas | None:
+    return replicas_of(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
 
 
 def _in_transaction(alias: str) -> bool:

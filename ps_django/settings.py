@@ -14,6 +14,7 @@ from django.utils.module_loading import import_string
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
+from ps_django.path import USUAL, CommandLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,8 +47,12 @@ class Settings:
 
     tags: Mapping[str, str | Callable[[HttpRequest], str | None]] | None = None
     """For `TagsMiddleware`: what statements tell beside the request's route and view; None: nothing at all."""
+    command_limits: CommandLimits = USUAL
+    """Of management commands that are started from a command line: "off", "request" (those that requests have), or a mapping
+    of limits (`statement`, `transaction`, `idle_in_transaction`, `lock`), and of commands by name with a value of these kinds."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "command_limits", CommandLimits.parse(self.command_limits))
         check_tags(self.tags or ())
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
@@ -79,7 +84,7 @@ def current_settings() -> Settings:
     return Settings.parse(getattr(settings, "PS_DJANGO", {}))
 
 
-def _forget(*, setting: str, **_: Any) -> None:
+def _forget(*, setting: str = "", **_: Any) -> None:
     if setting == "PS_DJANGO":
         current_settings.cache_clear()
 

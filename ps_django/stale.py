@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import django
 from django.db import DEFAULT_DB_ALIAS, models, router
 from django.db.models.signals import pre_save
 
-import ps_django
+from ps_django.long_transactions import calling_line
 from ps_django.settings import current_settings
 
 if TYPE_CHECKING:
@@ -22,7 +19,6 @@ __all__ = ["StaleWriteError", "fresh", "watch"]
 M = TypeVar("M", bound=models.Model)
 
 _log = logging.getLogger("ps_django")
-_LIBRARIES: Final = tuple(str(Path(package.__file__).parent) for package in (django, ps_django) if package.__file__)
 
 
 class StaleWriteError(RuntimeError):
@@ -43,7 +39,10 @@ def fresh(instance: M, *, lock: bool = False) -> M:
 def watch(family: Mapping[str, str]) -> None:
     """Look at every save: `family` tells the primary of each replica's alias."""
 
-    def check(sender: Any, instance: models.Model, using: str, update_fields: Any, raw: bool, **_: Any) -> None:
+    # Packages send the signal by hand, without what they do not need.
+    def check(
+        sender: Any, instance: models.Model, using: str | None = None, update_fields: Any = None, raw: bool = False, **_: Any
+    ) -> None:
         loaded_from = instance._state.db or DEFAULT_DB_ALIAS
         if update_fields is not None or raw or instance._state.adding or family.get(loaded_from) != using:
             return
@@ -55,14 +54,6 @@ def watch(family: Mapping[str, str]) -> None:
         if wanted == "refuse":
             raise StaleWriteError(message)
         if wanted == "warn":
-            _log.warning("%s (%s)", message, _place(), extra={"ps_event": "stale_write"})
+            _log.warning("%s (%s)", message, calling_line(), extra={"ps_event": "stale_write"})
 
     pre_save.connect(check, weak=False, dispatch_uid="ps_django.stale")
-
-
-def _place() -> str:
-    """Return where the application was when it saved."""
-    for frame, line in traceback.walk_stack(None):
-        if not frame.f_code.co_filename.startswith(_LIBRARIES):
-            return f"{frame.f_code.co_filename}:{line}"
-    return "an unknown place"

@@ -24,6 +24,7 @@ from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
 from ps_core.errors import ReplicaBehind
 from ps_django.config import databases
+from ps_django.path import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,8 +150,9 @@ def databases_at(url: str, **topology: Unpack[TopologySettings]) -> Iterator[Non
     `with databases_at(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool"): ...`
 
     `topology` is what `ps_django.databases()` takes. What a project has in its entries besides (ATOMIC_REQUESTS, CONN_MAX_AGE,
-    TIME_ZONE, ...) stays. Nothing is made or removed there: `call_command("migrate")` comes first. For all threads that first use
-    a connection in the block; not in a `TestCase`, whose transactions are on the connections outside.
+    TIME_ZONE, ...) stays. Path and limits are those of production, which tests are else without. Nothing is made or removed
+    there: `call_command("migrate")` comes first. For all threads that first use a connection in the block; not in a `TestCase`,
+    whose transactions are on the connections outside.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
@@ -159,6 +161,7 @@ def databases_at(url: str, **topology: Unpack[TopologySettings]) -> Iterator[Non
     entries = databases(url, **topology)
     for alias, entry in entries.items():
         entry |= {name: value for name, value in usual.get(alias, {}).items() if name not in _LEADS_THERE}
+        entry["TEST"] = {**entry.get("TEST", {}), MARK: "own"}
     outside = {alias: connections[alias] for alias in connections}
     _close_pools()
     try:

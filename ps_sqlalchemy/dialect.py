@@ -20,11 +20,13 @@ from ps_core import AsyncConnection, Connection
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.failures import Kind, classify
 from ps_core.topology import Topology
-from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, max_fallback_of
 from ps_sqlalchemy.transaction import note_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy import Engine
 
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
@@ -85,6 +87,12 @@ class PSDialect(PGDialect_psycopg):
     def get_pool_class(cls, url: URL) -> Any:
         return QueuePool
 
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        dialect: Any = engine.dialect
+        if dialect.ps_replicas is not None and (bound := max_fallback_of(dialect._ps_fallback, engine)) is not None:
+            dialect.ps_replicas = dialect.ps_replicas.limited_to(bound)
+
     def create_connect_args(self, url: URL) -> Any:
         # The state says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
         if self.ps_state is None:
@@ -92,6 +100,7 @@ class PSDialect(PGDialect_psycopg):
             self.ps_replicas = replicas_of(topology)
             self.ps_state = states_of(topology)[0]
             self.ps_policy = policy_for(topology.retry_timeout)
+            self._ps_fallback = topology.replica_fallback
         return [], super().create_connect_args(URL.create(url.drivername))[1]  # type: ignore[no-untyped-call]
 
     def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology, TopologySettings
+from ps_sqlalchemy.pool import max_fallback_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +199,7 @@ def _create(
             raise TypeError(f"a Topology is complete: give {', '.join(settings)} to Topology.from_url instead")
         topology = target
     else:
-        url = target if isinstance(target, str) else target.render_as_string(hide_password=False)
+        url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
         topology = Topology.from_url(url, **settings)
     for name in ("creator", "async_creator", "module", "pool"):
         if name in options:
@@ -230,7 +231,7 @@ def _create(
     engine.topology = topology
     engine.replica = None
     if replicas is not None:
-        if (max_fallback := _max_fallback(topology.replica_fallback, engine)) is not None:
+        if (max_fallback := max_fallback_of(topology.replica_fallback, engine)) is not None:
             replicas = replicas.limited_to(max_fallback)
         # Whatever connection was used last: over several endpoints, reads should be spread.
         side = sides["replica_"]
@@ -268,27 +269,22 @@ def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: 
     return connect
 
 
-def _max_fallback(share: float, engine: Engine) -> int | None:
-    """Return how many connections to the primary may serve reads while there is no replica; None: any number."""
-    if share in (0, 1):
-        return None
-    pool = engine.pool
-    if not isinstance(pool, sa.QueuePool) or pool._max_overflow < 0:
-        raise ConfigurationError(
-            f"replica_fallback={share:g} is a share of the primary's pool, which has no size here: write 'primary' or 'none'"
-        )
-    return max(1, int(share * (pool.size() + pool._max_overflow)))
-
-
 def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
+    query: dict[str, Any] = dict(endpoint.params)
+    host: str | None = endpoint.host
+    port: int | None = None if endpoint.ports == (None,) else endpoint.port
+    if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets
+        info = endpoint.conninfo()
+        query |= {name: str(info[name]) for name in ("host", "port") if name in info}
+        host = port = None
     return sa.URL.create(
         drivername,
-        username=endpoint.user,
-        password=endpoint.password,
-        host=endpoint.host,
-        port=endpoint.port,
-        database=endpoint.dbname,
-        query=dict(endpoint.params),
+        username=endpoint.user or None,
+        password=endpoint.password or None,
+        host=host or None,
+        port=port,
+        database=endpoint.dbname or None,
+        query=query,
     )
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import exc, pool
 
 from ps_core.context import remaining
+from ps_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
-__all__ = ["AsyncAdaptedQueuePool", "QueuePool"]
+__all__ = ["AsyncAdaptedQueuePool", "QueuePool", "max_fallback_of"]
 
 
 _checking_out: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_checking_out", default=False)
@@ -55,3 +57,18 @@ class QueuePool(pool.QueuePool):
 
 class AsyncAdaptedQueuePool(QueuePool, pool.AsyncAdaptedQueuePool):
     """The same for asyncio."""
+
+
+def max_fallback_of(share: float, engine: Engine) -> int | None:
+    """Return how many connections to the primary may serve reads while there is no replica; None: any number.
+
+    Raises:
+        ConfigurationError: `share` is one of a pool without a size.
+    """
+    if share in (0, 1):
+        return None
+    if not isinstance(engine.pool, pool.QueuePool) or engine.pool._max_overflow < 0:
+        raise ConfigurationError(
+            f"replica_fallback={share:g} is a share of the primary's pool, which has no size here: write 'primary' or 'none'"
+        )
+    return max(1, int(share * (engine.pool.size() + engine.pool._max_overflow)))

@@ -155,13 +155,13 @@ class Session(orm.Session):
         if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
             clause, self._ps_statement = self._ps_statement, None
         self._ps_route, self._ps_replicas = None, replicas
-        if replica is not None:
+        if replica is not None and replicas is not None:
             self._ps_route = self._ps_decide(clause, replica, replicas)
             if self._ps_route is Route.REPLICA:
                 return replica
         return _reader(engine, READ_ONLY_ON_PRIMARY) if self._ps_read_only and isinstance(engine, sa.Engine) else engine
 
-    def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas | None) -> Route:
+    def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas) -> Route:
         transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
         reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica)
         decision = decide(
@@ -169,14 +169,14 @@ class Session(orm.Session):
                 reads=reads,
                 option=self._ps_asked,
                 block=context.route,
-                on_primary=_refers_to(self._ps_on_primary, transaction),
+                on_primary=self._ps_on_primary is not None and self._ps_on_primary() is transaction is not None,
                 flushing=flushing,
                 serializable=serializable,
                 read_only=self._ps_read_only,
                 declared=not context.reading and transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN,
-                pinned=replicas is not None and replicas.may_lack_what_was_seen,
+                pinned=replicas.may_lack_what_was_seen,
                 in_share=partial(self._ps_draw, transaction),
-                away=replicas is not None and replicas.are_away,
+                away=replicas.are_away,
             )
         )
         emit_route(decision)
@@ -190,7 +190,7 @@ class Session(orm.Session):
 
     def _ps_draw(self, transaction: SessionTransaction | None) -> bool:
         """Return whether the operators' share lets this transaction read from replicas: one answer for all of it."""
-        if _refers_to(self._ps_drew, transaction):
+        if self._ps_drew is not None and self._ps_drew() is transaction is not None:
             return True
         if not shares():
             return False
@@ -237,9 +237,9 @@ def _reader(engine: sa.Engine, where: Any = True) -> sa.Engine:
 
 def _replicas_of(engine: Any) -> tuple[sa.Engine | None, Replicas | None]:
     """Return the engine for reads, and its endpoints; of an engine made from a URL alone, its read-only connections."""
-    replica: sa.Engine | None = getattr(engine, "replica", None)
+    replica: Any = getattr(engine, "replica", None)
     if replica is not None:
-        return replica, getattr(replica, "ps_replicas", None)
+        return replica, replica.ps_replicas
     replicas: Replicas | None = getattr(engine.dialect, "ps_replicas", None) if isinstance(engine, sa.Engine) else None
     return (None, None) if replicas is None else (_reader(engine), replicas)
 
@@ -260,10 +260,10 @@ def _parse_route(value: Any) -> Route:
         raise ConfigurationError(f"{ROUTE}: write 'primary' or 'replica', not {value!r}") from None
 
 
-def _reads(clause: Any, replicas: Replicas | None) -> bool:
+def _reads(clause: Any, replicas: Replicas) -> bool:
     """Return whether a statement is known to be a plain read; None, which is all `Session.connection()` says, is not."""
     if isinstance(clause, sa.TextClause):
-        return analyse(clause.text).reads and not (replicas is not None and replicas.have_refused(clause.text))
+        return analyse(clause.text).reads and not replicas.have_refused(clause.text)
     return (
         clause is not None
         and bool(getattr(clause, "is_select", False))

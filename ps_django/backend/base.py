@@ -6,16 +6,16 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 from django.db import DatabaseError, connections
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base, client, creation, schema
 from django.db.backends.utils import CursorWrapper
 from psycopg import pq
 
-from ps_core import Connection
+from ps_core import Connection as PSConnection
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core._retry.deadline import GRACE
@@ -23,20 +23,20 @@ from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
+from ps_django import path
 from ps_django.config import link_of, policy_of, replicas_of
+from ps_django.long_transactions import LongTransactions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ps_core._endpoint import EndpointState
+    from ps_django.path import PathDecision
 
 __all__ = ["DatabaseWrapper"]
 
-_COMMANDS_ON_DIRECT_PATH: Final = frozenset(
-    {"createcachetable", "dbshell", "dumpdata", "flush", "inspectdb", "loaddata", "migrate", "optimizemigration", "sqlflush"}
-    | {"remove_stale_contenttypes", "sqlmigrate", "sqlsequencereset", "test", "testserver"}
-)
-"""Management commands whose work a transaction pooler's limits are not made for: whole processes, which go to the direct path."""
+_WATCH: Final = path.watch
+_MODULES: Final = sys.modules
 
 
 class Cursor(base.CursorMixin, PSCursor[Any]):
@@ -44,10 +44,29 @@ class Cursor(base.CursorMixin, PSCursor[Any]):
 
     # Django's own takes `interval '%s days'`, and applications write that.
     _quotes_hold_values = True
+    _query_cls = base.Cursor._query_cls  # type: ignore[attr-defined] # bare literals, as Django's own cursor writes them
 
 
 class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
     """The same for `OPTIONS["server_side_binding"]`."""
+
+
+_CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
+
+
+class Connection(PSConnection[Any]):
+    """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
+
+    def cursor(self, name: str = "", *, binary: bool = False, row_factory: Any = None, **of_named: Any) -> Any:
+        """Return a cursor, as psycopg's method."""
+        if name:
+            return super().cursor(name, binary=binary, row_factory=row_factory, **of_named)
+        self._check_connection_ok()
+        factory = self.cursor_factory
+        cursor = _CURSORS.get(factory, factory)(self, row_factory=row_factory or self.row_factory)
+        if binary:
+            cursor.format = pq.Format.BINARY
+        return cursor
 
 
 class _Driver:
@@ -127,8 +146,9 @@ class DatabaseClient(client.DatabaseClient):
         return super().settings_to_cmd_args_env({**settings_dict, "OPTIONS": options}, parameters)
 
     def runshell(self, parameters: Any) -> None:
-        direct = cast("DatabaseWrapper", self.connection).direct_settings()
-        if direct is not None:
+        wrapper = cast("DatabaseWrapper", self.connection)
+        direct = wrapper.direct_settings()
+        if direct is not None and "ps_direct" in wrapper.settings_dict["OPTIONS"]:  # a replica's shell is on the replica
             self.connection.settings_dict = {**direct, "NAME": self.connection.settings_dict["NAME"]}
         super().runshell(parameters)
 
@@ -137,7 +157,7 @@ class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
     """DDL takes the direct path by itself: a transaction pooler's limits are not made for it."""
 
     def __enter__(self) -> Any:
-        self._ps_direct = cast("DatabaseWrapper", self.connection).on_direct_path()
+        self._ps_direct = cast("DatabaseWrapper", self.connection).ps_on_direct_path()
         self._ps_direct.__enter__()
         try:
             return super().__enter__()
@@ -154,16 +174,29 @@ class DatabaseSchemaEditor(schema.DatabaseSchemaEditor):
 
 
 class DatabaseCreation(creation.DatabaseCreation):
-    """Test databases: a mirror answers from the connection of what it mirrors, whose transaction it sees."""
+    """Test databases, which are used on the direct path without limits of ours for as long as they are there.
+
+    Nothing of theirs goes through a pooler, whose idle connections would be in the way of CREATE DATABASE ... TEMPLATE. A mirror
+    answers from the connection of what it mirrors, whose transaction it sees.
+    """
+
+    def _create_test_db(self, *args: Any, **kwargs: Any) -> Any:
+        # What `create_test_db` begins with. The settings are those of all threads (LiveServerTestCase), and are handed to the
+        # processes of parallel tests.
+        self.connection.settings_dict["TEST"][path.MARK] = "direct"
+        return super()._create_test_db(*args, **kwargs)  # type: ignore[misc] # not in the stubs
+
+    def destroy_test_db(self, old_database_name: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().destroy_test_db(old_database_name, *args, **kwargs)
+        if old_database_name is not None:  # else it was a clone
+            self.connection.settings_dict["TEST"].pop(path.MARK, None)
 
     def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
         super().set_as_test_mirror(primary_settings_dict)
-        # The settings are those of all threads (LiveServerTestCase), and are handed to the processes of parallel tests.
-        test = self.connection.settings_dict["TEST"]
-        test["PS_MIRRORS"] = test["MIRROR"]
+        self.connection.settings_dict["TEST"][path.MARK] = "direct"
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
-        # A pooler keeps connections to it for a while.
+        # A test that asked for a pooler, or an alias without a direct path: poolers keep connections to it for a while.
         name = self.connection.ops.quote_name(test_database_name)
         with self.connection._nodb_cursor() as cursor:
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -178,26 +211,53 @@ class DatabaseWrapper(base.DatabaseWrapper):
     ps_lagging: Any = None
     """The connection that answers instead, in a `ps_django.test.lagging_replica()` block."""
 
+    _ps_decision: PathDecision | None = None
+    """The decision with which the open connection was made."""
+    _ps_visits = False
+    """Whether it is on the direct path for as long as a block or a command lasts."""
+    _ps_kept: tuple[Any, PathDecision | None] | None = None
+    """The connection on the alias's own path and its decision, where the open one is on the direct path for a while."""
+    _ps_blocks = 0
+    """The schema editors that are open."""
+    _ps_transactions: LongTransactions | None = None
+    """What looks for long transactions, in a command."""
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
         if self.ps_state.endpoint.pooled:
             # A server-side cursor lives on one server connection; a transaction pooler gives the next fetch another one.
             self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = True
 
+    def ps_decide(self) -> PathDecision:
+        """Return which path a connection would take here and now, which limits it would have, and why."""
+        return path.path_decision(
+            self.settings_dict, connections.settings, without_database=self.alias == NO_DB_ALIAS, block=self._ps_blocks > 0
+        )
+
+    @property
+    def ps_decision(self) -> PathDecision:
+        """The decision of the open connection; where there is none, of the next one."""
+        return self._ps_decision if self.connection is not None and self._ps_decision is not None else self.ps_decide()
+
     @property
     def ps_state(self) -> EndpointState:
         """The endpoint and what its connections share. Not kept: the test runner changes NAME."""
-        if _runs_on_direct_path() and (direct := self.direct_settings()) is not None:
-            return link_of(
-                self.settings_dict["OPTIONS"]["ps_direct"], {**direct, "NAME": self.settings_dict["NAME"]}, connections.settings
-            )
-        return link_of(self.alias, self.settings_dict, connections.settings)
+        return self.ps_state_at(self.ps_decision)
+
+    def ps_state_at(self, decision: PathDecision) -> EndpointState:
+        alias, settings = self.alias, self.settings_dict
+        if decision.direct and (direct := path.direct_of(settings, connections.settings)) is not None:
+            alias, settings = direct, {**connections.settings[direct], "NAME": settings["NAME"]}
+        return link_of(alias, settings, connections.settings, decision)
 
     @property
     def ps_mirrors(self) -> str | None:
         """The alias whose connection answers, in tests; not for another wrapper that is made of the alias's settings."""
         settings = self.settings_dict
-        return settings["TEST"].get("PS_MIRRORS") if connections.settings.get(self.alias) is settings else None
+        mark = settings["TEST"].get(path.MARK)
+        if mark != "direct" and (mark is not None or "django.test.utils" not in _MODULES or not path.in_test_environment()):
+            return None
+        return settings["TEST"].get("MIRROR") if connections.settings.get(self.alias) is settings else None
 
     @property
     def ps_forbidden(self) -> bool:
@@ -206,41 +266,69 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def direct_settings(self) -> dict[str, Any] | None:
         """Return the settings of the direct path; None where there is none."""
-        alias = self.settings_dict["OPTIONS"].get("ps_direct")
-        return connections[alias].settings_dict if alias is not None and alias in connections else None
+        alias = path.direct_of(self.settings_dict, connections.settings)
+        return None if alias is None else connections.settings[alias]
 
     def is_idle(self) -> bool:
         """Return whether nothing has been asked of the server in this transaction."""
         return self.connection is None or self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
-    def _ps_connect(self, **params: Any) -> Any:
-        state, primary = self.ps_state, self.settings_dict["OPTIONS"].get("ps_primary")
+    def connect(self) -> None:
+        """Connect as the work here and now asks for."""
+        self._ps_decision = self.ps_decide()
+        self._ps_visits = self._ps_decision.direct and self._ps_decision.limits == "endpoint"
+        super().connect()
+        if self._ps_decision.limits == "command" and self._ps_transactions is None and self.ps_state.endpoint.pooled:
+            self._ps_transactions = LongTransactions(self)
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Return what stock psycopg needs to reach the alias's server: `psycopg.connect(**params)`."""
+        params = super().get_connection_params()
+        keep = ("context", "cursor_factory", "prepare_threshold", "client_encoding", "service")
+        return {**self.ps_state.endpoint.conninfo(), **{name: params[name] for name in keep if name in params}}
+
+    def _ps_connect(self, state: EndpointState, usual: dict[str, Any], params: dict[str, Any]) -> Any:
+        """Connect to `state`, with those of `params` that are not the `usual` ones of an endpoint: they are a subclass's."""
+        params = {name: value for name, value in params.items() if name not in usual or usual[name] != value}
         params["policy"] = policy_of(self.alias, self.settings_dict, connections.settings)
+        primary = self.settings_dict["OPTIONS"].get("ps_primary")
         if state.endpoint.role != "replica" or primary not in connections.settings:
             return Connection.open(state, **params)
-        replicas = replicas_of(primary, connections.settings)
+        replicas = replicas_of(primary, connections.settings, self.ps_decision)
         if replicas is None or state not in replicas.states:
             return Connection.open(state, **params)
         return Connection.open(state, replicas=replicas, **params)
 
     @property
     def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
-        return _Driver(self._ps_connect)
+        def connect(**params: Any) -> Any:
+            state = self.ps_state
+            return self._ps_connect(state, dict(state.endpoint.conninfo()), params)
+
+        return _Driver(connect)
 
     @property
     def pool(self) -> Any:
-        """Django's pool (`OPTIONS["pool"]`), of our connections, whose wait for one is bounded by the deadline."""
+        """Django's pool (`OPTIONS["pool"]`), of our connections, whose wait for one is bounded by the deadline.
+
+        It is a pool of connections on the alias's own path.
+        """
+        if self._ps_decision is not None and self._ps_decision.direct:
+            return None
         options = self.settings_dict["OPTIONS"]
         wanted = options.get("pool")
         if wanted and self.alias not in self._connection_pools:  # type: ignore[attr-defined]
-            connect = self._ps_connect
+            usual = dict(self.ps_state.endpoint.conninfo())
+
+            def connect_anew(params: dict[str, Any]) -> Any:
+                return self._ps_connect(self.ps_state_at(self.ps_decide()._replace(direct=False)), usual, params)
 
             class Pooled(psycopg.Connection[Any]):
                 """What the pool calls to connect."""
 
                 @classmethod
                 def connect(cls, conninfo: str = "", **params: Any) -> Any:
-                    return connect(**params)
+                    return connect_anew(params)
 
             options["pool"] = {**(wanted if isinstance(wanted, dict) else {}), "connection_class": Pooled}
             try:
@@ -264,12 +352,15 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def chunked_cursor(self) -> Any:
         """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
+        self.ps_take_path()
         if self.ps_state.endpoint.pooled and not self.in_atomic_block:
             return self.cursor()
         return super().chunked_cursor()
 
     def _cursor(self, name: str | None = None) -> Any:
-        if self.ps_mirrors is None:
+        if _WATCH.on or self._ps_visits or len(_MODULES) != _WATCH.modules:
+            self.ps_take_path()
+        if self.settings_dict["TEST"].get("MIRROR") is None or self.ps_mirrors is None:
             return super()._cursor(name)  # type: ignore[misc] # not in the stubs
         mirrored = self.ps_lagging or connections[self.ps_mirrors]
         mirrored.ensure_connection()
@@ -283,47 +374,87 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """The same where queries are logged."""
         return _DebugFallingBack(cursor, self)
 
-    def get_connection_params(self) -> dict[str, Any]:
-        """Return what is Django's and psycopg's own. Where to connect is the endpoint's."""
-        params = super().get_connection_params()
-        keep = ("context", "cursor_factory", "prepare_threshold", "client_encoding", "service")
-        params = {name: params[name] for name in keep if name in params}
-        ours: dict[Any, Any] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
-        if "cursor_factory" in params:
-            params["cursor_factory"] = ours.get(params["cursor_factory"], params["cursor_factory"])
-        return params
-
-    @contextmanager
-    def _nodb_cursor(self) -> Iterator[Any]:
-        # Databases are created and dropped on the direct path: a pooler's idle connections would be in the way.
-        settings = self.direct_settings()
-        alias = self.settings_dict["OPTIONS"].get("ps_direct")
-        wrapper = self if settings is None else DatabaseWrapper(settings, alias)
-        with super(DatabaseWrapper, wrapper)._nodb_cursor() as cursor:
-            yield cursor
-
     def _configure_role(self, connection: Any) -> bool:
         # Behind a pooler, SET ROLE would stay on the server's connection: there it travels with each transaction.
         return False if self.ps_state.endpoint.pooled else bool(super()._configure_role(connection))  # type: ignore[misc]
 
     @contextmanager
-    def on_direct_path(self) -> Iterator[None]:
-        """Run the block on the direct endpoint, if there is one and no transaction is open."""
-        settings = self.direct_settings()
-        if settings is None or self.in_atomic_block or _runs_on_direct_path():
-            yield
-            return
-        pooled, self.connection = self.connection, None
-        alias = self.settings_dict["OPTIONS"]["ps_direct"]
-        direct = DatabaseWrapper({**settings, "NAME": self.settings_dict["NAME"]}, alias)
+    def ps_on_direct_path(self) -> Iterator[None]:
+        """Run the block on the direct endpoint, if there is one and nothing was asked in a transaction that is open."""
+        self._ps_blocks += 1
+        path.watch.add_blocks(1)
         try:
-            direct.connect()
-            self.connection, direct.connection = direct.connection, None
+            self.ps_take_path()
             yield
         finally:
-            if self.connection is not None:
-                self.connection.close()
-            self.connection = pooled
+            self._ps_blocks -= 1
+            path.watch.add_blocks(-1)
+            self.ps_take_path()
+
+    def ps_take_path(self) -> None:
+        """Let the open connection be on the path that the work asks for: what a transaction has begun on, it ends on."""
+        if len(_MODULES) != _WATCH.modules:
+            _WATCH.look()
+        decision = self._ps_decision
+        if self.connection is None or decision is None:
+            return
+        in_block = self._ps_visits or self._ps_blocks > 0 or path.on_direct.get()
+        if not in_block and not (_WATCH.command and path.DIRECT.intersection(path.running())):
+            return
+        if self.ps_decide().direct is decision.direct or self._ps_has_begun():
+            return
+        if decision.direct:
+            self._ps_leave_direct_path()
+        else:
+            self._ps_go_direct()
+
+    @property
+    def ps_is_bound(self) -> bool:
+        """Whether a transaction has begun on the alias's own path, which is not the direct one."""
+        decision = self._ps_decision
+        on_own_path = self.connection is not None and not (decision is not None and decision.direct)
+        return on_own_path and self._ps_has_begun() and self.direct_settings() is not None
+
+    def _ps_has_begun(self) -> bool:
+        return not self.is_idle() and (self.in_atomic_block or not self.autocommit)
+
+    def _ps_go_direct(self) -> None:
+        # A wrapper of the same class makes the connection: subclasses (PostGIS) prepare theirs, and so do receivers of
+        # `connection_created`. It is not the pool's, whose connections are on the alias's own path.
+        twin: Any = type(self)(self.settings_dict, self.alias)
+        twin._ps_blocks = 1
+        twin.ensure_connection()
+        self._ps_kept, self.connection = (self.connection, self._ps_decision), twin.connection
+        self._ps_decision, twin.connection = twin._ps_decision, None
+        self._ps_visits = True
+        self._ps_carry_over()
+
+    def _ps_leave_direct_path(self) -> None:
+        if self._ps_kept is None:
+            if not self.in_atomic_block:  # in which nobody may connect anew
+                self.close()
+                self._ps_visits = False
+            return
+        direct, kept = self.connection, self._ps_kept
+        (self.connection, self._ps_decision), self._ps_kept = kept, None
+        self._ps_visits = False
+        direct.close()
+        self._ps_carry_over()
+
+    def _ps_carry_over(self) -> None:
+        if self.connection.autocommit is not self.autocommit:
+            self.connection.autocommit = self.autocommit
+
+    def _close(self) -> None:
+        kept, self._ps_kept = self._ps_kept, None
+        self._ps_visits = False
+        try:
+            super()._close()  # type: ignore[misc]
+        finally:
+            if kept is not None:
+                self.connection, self._ps_decision = kept
+                super()._close()  # type: ignore[misc]
+            self._ps_decision = None
 
 
 @contextmanager
@@ -334,14 +465,7 @@ def _past_the_deadline() -> Iterator[None]:
         yield
 
 
-def _runs_on_direct_path() -> bool:
-    return len(sys.argv) > 1 and Path(sys.argv[0]).name in _MANAGERS and sys.argv[1] in _COMMANDS_ON_DIRECT_PATH
-
-
-_MANAGERS: Final = ("manage.py", "django-admin", "django-admin.py", "__main__.py")
-
-
-_of_parent: Final[list[Any]] = []
+_inherited_by_fork: Final[list[Any]] = []
 """Connections and pools of the process that this one was forked from: kept, so that nothing ends them here."""
 
 
@@ -349,13 +473,13 @@ def _forget_connections() -> None:
     # Two processes on one connection break each other's transactions. The pools' threads were not forked, either.
     for wrapper in connections.all(initialized_only=True):
         if isinstance(wrapper, DatabaseWrapper) and wrapper.connection is not None:
-            _of_parent.append(wrapper.connection)
-            wrapper.connection = None
+            _inherited_by_fork.extend((wrapper.connection, wrapper._ps_kept))
+            wrapper.connection = wrapper._ps_kept = None
             if wrapper.in_atomic_block:  # the parent's: as `close()` leaves it
                 wrapper.closed_in_transaction = wrapper.needs_rollback = True
     pools: dict[str, Any] = DatabaseWrapper._connection_pools  # type: ignore[attr-defined]
     ours = [alias for alias in pools if isinstance(connections[alias], DatabaseWrapper)]
-    _of_parent.extend(pools.pop(alias) for alias in ours)
+    _inherited_by_fork.extend(pools.pop(alias) for alias in ours)
 
 
 if hasattr(os, "register_at_fork"):

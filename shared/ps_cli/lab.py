@@ -54,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--detection", type=_seconds, default=2.0, metavar="SECONDS", help="how long nobody notices (0 to 600, default 2)"
     )
     verbs.add_parser("status", help="show its parts")
+    verbs.add_parser("env", help='show the environment of an application on it, for `eval "$(ps-postgres lab env)"`')
     verbs.add_parser("down", help="end it")
     parser.set_defaults(run=run)
 
@@ -116,6 +117,7 @@ def _up(replicas: int) -> None:
                 with console.status("Starting ..."):
                     began = time.monotonic()
                     lab = stack.enter_context(Lab(replicas))
+                    lab.sql("ALTER ROLE app CREATEDB")  # for the databases of a project's tests
                 console.print(_table(_parts(lab)))
                 print(*_lines(lab), "", sep="\n")
                 print(f"Up after {time.monotonic() - began:.1f} s. Ctrl-C ends it.", flush=True)
@@ -177,6 +179,8 @@ def _serve(lab: Lab, listener: socket.socket) -> socket.socket:
 def _act(lab: Lab, verb: str, *arguments: Any) -> dict[str, Any]:
     if verb == "status":
         return {"rows": _parts(lab)}
+    if verb == "env":
+        return {"environment": "\n".join(_exports(lab, DATABASE_URL=lab.url))}
     action = {"switchover": lab.switchover, "crash": lab.crash_primary}[verb]
     began = time.monotonic()
     old = lab.primary.name
@@ -213,10 +217,14 @@ def _parts(lab: Lab) -> ROWS:
 
 def _lines(lab: Lab) -> list[str]:
     """Return what to paste: the environment of an application, and psql's command."""
-    environment = {"PS_URL": lab.url, "PS_BOUNCER": "write-pool", "PS_REPLICA_BOUNCER": "read-pool"}
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     plain = lab.url.partition("&ps_")[0]
-    return [*exports, f"psql {shlex.quote(plain)}"]
+    return [*_exports(lab), f"psql {shlex.quote(plain)}"]
+
+
+def _exports(lab: Lab, **more: str) -> list[str]:
+    """Return the environment of an application, for a shell. Its role may create databases."""
+    environment = {"PS_URL": lab.url, "PS_BOUNCER": "write-pool", "PS_REPLICA_BOUNCER": "read-pool", **more}
+    return [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 # --- the second terminal ---
@@ -242,7 +250,7 @@ def _ask(*words: object) -> None:
     if "rows" in answer:
         Console().print(_table(answer["rows"]))
     else:
-        print(answer["text"])
+        print(answer.get("environment") or answer["text"])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Table:

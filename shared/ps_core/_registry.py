@@ -153,8 +153,8 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
     """
     if isinstance(target, Endpoint):
         return Target(state_of(target), None, retry or RetryPolicy())
-    if isinstance(target, str):
-        if not target:
+    if not isinstance(target, Topology):
+        if target == "":
             target = make_conninfo("", **{name: options.pop(name) for name in _WHERE if name in options})
         target = Topology.from_url(target, **{name: options.pop(name) for name in list(options) if name in _SETTINGS})
     policy = retry or policy_for(target.retry_timeout)

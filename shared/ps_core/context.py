@@ -161,7 +161,7 @@ def current_token() -> Token | None:
 def has_to_ask_primary(identity: str) -> bool:
     """Return whether this context has seen of a branch what only its primary certainly has: the position is not known."""
     tracker = _tracker.get()
-    known = None if tracker is None else tracker.token
+    known = None if tracker is None else tracker._token
     if known is None or (known.position is not None and not known.others):
         return False
     token = None if (seen := current_token()) is None else seen.of(identity)

@@ -20,6 +20,8 @@ _URL: Final = re.compile(r"(\w[\w+.-]*)://", re.ASCII)
 _SCHEMES: Final = {
     "postgresql", "postgres", "postgresql+ps", "postgresql+ps_async", "postgresql+psycopg", "postgresql+psycopg_async"
 }  # fmt: skip
+# As SQLAlchemy tells a host with a port; an IPv6 address in brackets, too.
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9.-]*)):(.*)")
 # One `name = value` of a keyword/value string, as libpq reads it.
 _KEYWORD: Final = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)", re.DOTALL)
 _SECRETS: Final = {
@@ -35,6 +37,9 @@ class Dsn:
     host: str = ""
     """A name, an address (IPv6 without brackets), the directory of a Unix socket, or several of these with commas."""
     port: int | None = None
+    """Of several hosts with ports of their own, the first one's."""
+    ports: tuple[int | None, ...] = ()
+    """The port of each host, where they are not the same; None: libpq's default."""
     user: str = ""
     """As sent to the server: `{role}.{branch}`, with `|suffix` where one is needed."""
     password: str = ""
@@ -45,15 +50,22 @@ class Dsn:
     """Our own parameters, without their prefix `ps_`."""
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read a URL (`postgresql://`, `postgres://`, or SQLAlchemy's, as `postgresql+ps://`) or "host=... user=...".
+    def parse(cls, text: str | None) -> Self:
+        """Read a URL (`postgresql://`, `postgres://`, SQLAlchemy's `postgresql+ps://`, ...) or "host=... user=...".
 
-        All but `ps_*` parameters is read by libpq, by its rules; in the query of a SQLAlchemy URL `+` is a space.
+        All but `ps_*` parameters is read by libpq, by its rules; in the query of a SQLAlchemy URL `+` is a space. Several hosts
+        are written as libpq takes them (`h1:1,h2:2`, `host=h1,h2&port=1,2`) or as SQLAlchemy does (`host=h1:1&host=h2:2`).
 
         Raises:
-            ConfigurationError: the text is no such thing, has a parameter unknown to the installed libpq, or SQLAlchemy's
+            ConfigurationError: the text is None or no such thing, has a parameter unknown to the installed libpq, or SQLAlchemy's
                 `***` for a password. The message shows nothing that may be part of a password.
         """
+        if text is None:
+            raise ConfigurationError(
+                "the connection string is None: write postgresql://USER:PASSWORD@HOST/DBNAME, or set its variable"
+            )
+        if not isinstance(text, str):
+            raise ConfigurationError(f"the connection string is of type {type(text).__name__}: write a str")
         text = text.strip()
         if not text:
             raise ConfigurationError("the connection string is empty: write postgresql://USER:PASSWORD@HOST/DBNAME")
@@ -65,12 +77,10 @@ class Dsn:
                 f"libpq cannot read the connection string: write postgresql://USER:PASSWORD@HOST:PORT/DBNAME?NAME=VALUE and "
                 f"{_ENCODE}, or NAME=VALUE pairs with single quotes around values that have spaces"
             )
-        if "service" in options:
-            raise ConfigurationError("a service file cannot name several endpoints: write host, user and the rest out")
-        ports = set(options.pop("port", "").split(","))
-        port = ports.pop()
-        if ports or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
-            raise ConfigurationError(f"the port is not one number from 1 to 65535: write HOST:PORT, and {_ENCODE}")
+        ports = [_port(text) for text in options.pop("port", "").split(",")]
+        hosts = options.get("host", "").count(",") + 1
+        if len(ports) not in (1, hosts):
+            raise ConfigurationError(f"{len(ports)} ports for {hosts} hosts: write one for each host, or one for all")
         known = {name: options.pop(name, "") for name in ("host", "user", "password", "dbname")}
         if known["password"] == "***":  # noqa: S105
             raise ConfigurationError(
@@ -79,7 +89,8 @@ class Dsn:
             )
         return cls(
             **known,
-            port=int(port) if port else None,
+            port=ports[0],
+            ports=tuple(ports) if len(set(ports)) > 1 else (),
             params=tuple(sorted(options.items())),
             ps=tuple(sorted(ps.items())),
         )
@@ -107,9 +118,11 @@ class Dsn:
 
         password = "***" if hide_password else quote(self.password, safe="")
         login = quote(self.user, safe="") + (f":{password}" if self.password else "")
-        port = f":{self.port}" if self.port else ""
-        hosts = (quote(host, safe=":") for host in self.host.split(","))
-        hosts_ports = ",".join((f"[{host}]" if ":" in host else host) + port for host in hosts)
+        hosts = [quote(host, safe=":") for host in self.host.split(",")]
+        hosts_ports = ",".join(
+            (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+            for host, port in zip(hosts, self.ports or [self.port] * len(hosts), strict=True)
+        )
         pairs = (*self.params, *((f"ps_{name}", text) for name, text in self.ps))
         query = "&".join(f"{name}={value(name, text)}" for name, text in pairs)
         return (
@@ -134,7 +147,7 @@ def _split_url(scheme: str, rest: str) -> tuple[str, dict[str, str]]:
     if "+" in scheme:
         query = query.replace("+", "%20")
     ps, others = {}, []
-    for pair in filter(None, query.split("&")):
+    for pair in _plain_hosts(list(filter(None, query.split("&")))):
         name, _, value = pair.partition("=")
         if unquote(name).startswith("ps_"):
             ps[unquote(name).removeprefix("ps_")] = unquote(value)
@@ -150,6 +163,27 @@ def _split_url(scheme: str, rest: str) -> tuple[str, dict[str, str]]:
                 )
     # libpq 17 and later refuses plain spaces, which SQLAlchemy renders.
     return f"postgresql://{head}?{'&'.join(others)}".replace(" ", "%20"), ps
+
+
+def _plain_hosts(pairs: list[str]) -> list[str]:
+    """Return a URL's parameters with SQLAlchemy's `host=h1:1&host=h2:2` as libpq's `host=h1,h2&port=1,2`."""
+    given = [unquote(pair.partition("=")[2]) for pair in pairs if pair.startswith("host=")]
+    if len(given) < 2 and not any(_HOST_PORT.fullmatch(host) for host in given):
+        return pairs
+    if any(pair.startswith("port=") for pair in pairs):
+        if len(given) < 2:
+            return pairs
+        raise ConfigurationError("hosts and ports are written in two ways: write host=h1:p1&host=h2:p2, or host=h1,h2&port=p1,p2")
+    found = [match.groups("") if (match := _HOST_PORT.fullmatch(host)) else (host, "", "") for host in given]
+    hosts, ports = [first or second for first, second, _ in found], [port for *_, port in found]
+    rest = [pair for pair in pairs if not pair.startswith("host=")]
+    return [*rest, f"host={quote(','.join(hosts), safe=',')}", f"port={','.join(ports)}"]
+
+
+def _port(text: str) -> int | None:
+    if text and not (text.isdecimal() and 0 < int(text) < 65536):
+        raise ConfigurationError(f"the port is not one number from 1 to 65535: write HOST:PORT, and {_ENCODE}")
+    return int(text) if text else None
 
 
 def _split_keywords(text: str) -> tuple[str, dict[str, str]]:

@@ -117,6 +117,10 @@ def pgbouncer_ini(
                 f"{load.machines} machines cannot share the {load.max_client_conn} clients that {endpoint.name} takes: "
                 f"write fewer machines, or raise max_client_conn there"
             )
+        if len(endpoint.ports) > 1:
+            raise ConfigurationError(
+                f"{endpoint.name}: PgBouncer takes one port for all hosts: write hosts of one port, or one host"
+            )
         pairs = {
             "host": endpoint.host,
             "port": str(endpoint.port),

@@ -73,9 +73,8 @@ class Replicas:
         own.max_fallback, own._on_fallback = max_fallback, WeakSet()
         return own
 
-    @property
     def are_away(self) -> bool:
-        """Whether no replica would take a read now, and anybody may ask the primary in their place.
+        """Return whether no replica would take a read now, and anybody may ask the primary in their place.
 
         One whose probe is due takes a read: that is the probe. Where only some connections may go to the primary, or none, the
         connection has to find out.
@@ -85,9 +84,8 @@ class Replicas:
         now = self._clock()
         return all(now < self._next_probe(state) for state in self.states if state.endpoint.weight)
 
-    @property
     def may_lack_what_was_seen(self) -> bool:
-        """Whether the caller has seen what only the primary certainly has: a token without a position."""
+        """Return whether the caller has seen what only the primary certainly has: a token without a position."""
         state = self.states[0]
         return state.tracks and has_to_ask_primary(state.identity)
 

@@ -28,8 +28,12 @@ class Route(Enum):
     REPLICA = "replica"
 
 
-def _all_of_them() -> bool:
+def _yes() -> bool:
     return True
+
+
+def _no() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +58,12 @@ class Situation:
     """The transaction was begun explicitly."""
     reading: bool = True
     """The context expects reads: an undeclared transaction, a GET request, a `reading()` block."""
-    pinned: bool = False
-    """The caller has seen what only the primary certainly has: their token has no position."""
-    in_share: Callable[[], bool] = _all_of_them
+    pinned: Callable[[], bool] = _no
+    """Whether the caller has seen what only the primary certainly has: their token has no position. Asked where it matters."""
+    in_share: Callable[[], bool] = _yes
     """Draws whether this read is of the share that operators let go to replicas; asked where it matters."""
-    away: bool = False
-    """No replica endpoint would take the read now, and the primary may stand in for them."""
+    away: Callable[[], bool] = _no
+    """Whether no replica endpoint would take the read now, and the primary may stand in for them; asked where it matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +91,6 @@ _READ: Final = Decision(Route.REPLICA, "read")
 def decide(situation: Situation) -> Decision:
     """Return where the statement goes, and why."""
     asked = situation.option or situation.block
-    must = _must_go_to_primary(situation, asked)
-    if must is not None:
-        return must
-    # What asks for replicas by name is neither a declared transaction's read nor held back by the share.
-    by_name = _READ_ONLY if situation.read_only else None if asked is None else _ASKED_REPLICA
-    if by_name is None and (situation.declared or not situation.reading):
-        return _DECLARED
-    if situation.pinned:
-        return _PINNED
-    if by_name is None and not situation.in_share():
-        return _BY_SHARE
-    return _AWAY if situation.away else by_name or _READ
-
-
-def _must_go_to_primary(situation: Situation, asked: Route | None) -> Decision | None:
     if asked is Route.PRIMARY:
         return _ASKED_PRIMARY
     if situation.on_primary and situation.option is None:
@@ -110,4 +99,14 @@ def _must_go_to_primary(situation: Situation, asked: Route | None) -> Decision |
         return _FLUSH
     if situation.serializable:
         return _SERIALIZABLE
-    return None if situation.reads or situation.read_only else _NO_READ
+    if not (situation.reads or situation.read_only):
+        return _NO_READ
+    # What asks for replicas by name is neither a declared transaction's read nor held back by the share.
+    by_name = _READ_ONLY if situation.read_only else None if asked is None else _ASKED_REPLICA
+    if by_name is None and (situation.declared or not situation.reading):
+        return _DECLARED
+    if situation.pinned():
+        return _PINNED
+    if by_name is None and not situation.in_share():
+        return _BY_SHARE
+    return _AWAY if situation.away() else by_name or _READ

@@ -57,5 +57,5 @@ def _checked(value: float | str, name: str) -> float:
 
 def shares() -> bool:
     """Draw whether a read may go to a replica, by `replica_share()`."""
-    share = replica_share()
+    share = _of_environment() if _share is None else _share
     return share >= 1 or random.random() < share  # noqa: S311

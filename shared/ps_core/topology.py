@@ -19,7 +19,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
-__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_retry_timeout"]
+__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_flag", "parse_retry_timeout"]
 
 RETRY_TIMEOUT: Final = 30.0
 """`ps_core._retry.policy.RetryPolicy.max_elapsed`'s default."""
@@ -65,6 +65,9 @@ class TopologySettings(TypedDict, total=False):
     """The port without a pooler, where it is not 5432."""
     pooled_port: int | str | None
     """The port of the poolers, where it is not 6432."""
+    binding: str | None
+    """Where parameters are bound: "client" (the default), in one message with what opens the transaction; or "server": BEGIN with
+    its settings then takes a round trip of its own, and in autocommit COMMIT another."""
     pooled: bool | str | None
     """Whether the primary is behind a transaction pooler. By default it is taken to be, unless no port is pooled or the host says
     otherwise (`ps_core.providers`): what works behind a pooler works without one, too."""
@@ -99,6 +102,7 @@ class Endpoint:
     host: str
     """As in `Dsn.host`."""
     port: int
+    """Of several hosts with ports of their own, the first one's."""
     user: str
     """Complete, with its suffix."""
     password: str
@@ -115,6 +119,10 @@ class Endpoint:
     """The role that each transaction takes on (SET LOCAL role)."""
     marker_schema: str = "public"
     """The schema of the table that `commit_check(marker=True)` writes into."""
+    binding: Literal["client", "server"] = "client"
+    """Where parameters are bound."""
+    ports: tuple[int | None, ...] = ()
+    """As in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
@@ -126,6 +134,7 @@ class Endpoint:
                     f"{host!r} is not a database: write the host that the branch's Connect page shows, *.psdb.cloud"
                 )
         parse_schema(self.marker_schema, name="marker_schema")
+        _binding(self.binding, name=f"binding of {self.name}")
         _check_suffix(self)
         _check_params(self)
 
@@ -142,7 +151,7 @@ class Endpoint:
         """
         params: dict[str, str | int] = {
             "host": self.host,
-            "port": self.port,
+            "port": ",".join(str(port or "") for port in self.ports) if self.ports else self.port,
             "user": self.user,
             "password": self.password,
             "dbname": self.dbname,
@@ -163,7 +172,8 @@ class Endpoint:
         """Return a URL for logs: `***` in the place of each secret."""
         return Dsn(
             host=self.host,
-            port=self.port,
+            port=None if self.ports == (None,) else self.port,
+            ports=self.ports if len(self.ports) > 1 else (),
             user=self.user,
             password=self.password,
             dbname=self.dbname,
@@ -239,6 +249,11 @@ class Topology:
             raise ConfigurationError(
                 f"{dsn.host} leads to replicas: write the primary's host in the URL, and this one in ps_replica_urls"
             )
+        ports_given = get("direct_port") is not None or get("pooled_port") is not None
+        if dsn.port is None and not (dsn.ports or ports_given or planetscale or provider):
+            dsn = replace(dsn, ports=(None,))
+        elif dsn.ports and ports_given:
+            raise ConfigurationError("hosts with ports of their own are one path: write the other one as ps_direct_url")
         direct_at, pooled_at, use_pooled = _addresses(dsn, settings, provider, planetscale=planetscale)
         if dsn.suffix and dsn.port is not None and (dsn.host, dsn.port) == direct_at:
             raise ConfigurationError(_bouncer_on_direct(dsn.suffix, dsn.port))
@@ -269,7 +284,12 @@ class Topology:
             params = tuple(pair for pair in dsn.params if pair[0] not in (*_LIBPQ_SETTINGS, *without))
             return replace(dsn, host=host, user=user, port=port, params=params)
 
-        endpoint = partial(_endpoint, application_name=application_name, marker_schema=get("marker_schema", "public"))
+        endpoint = partial(
+            _endpoint,
+            application_name=application_name,
+            marker_schema=get("marker_schema", "public"),
+            binding=get("binding", "client"),
+        )
         primary = endpoint(path(bouncer, work_at), "primary", pooled=use_pooled, timeouts=bounded)
         # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
         paths = [(path(name, pooled_at, "target_session_attrs"), True) for name in replica_bouncers]
@@ -300,7 +320,9 @@ class Topology:
             replica_fallback=get("replica_fallback", 1.0),
             retry_timeout=get("retry_timeout", RETRY_TIMEOUT),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
-            identity=database_identity(dsn, provider, host=(direct_at or work_at)[0], dbname=primary.dbname),
+            identity=database_identity(
+                dsn, provider, host=(direct_at or work_at)[0] or dict(dsn.params).get("service", ""), dbname=primary.dbname
+            ),
         )
 
 
@@ -313,6 +335,7 @@ def _endpoint(
     timeouts: Timeouts,
     application_name: str | None,
     marker_schema: str,
+    binding: Literal["client", "server"],
 ) -> Endpoint:
     params, dbname = dict(dsn.params), dsn.dbname
     if _is_planetscale(dsn.host):
@@ -325,6 +348,7 @@ def _endpoint(
         role=role,
         host=dsn.host,
         port=dsn.port or _DIRECT_PORT,
+        ports=dsn.ports,
         user=dsn.user,
         password=dsn.password,
         dbname=dbname,
@@ -333,6 +357,7 @@ def _endpoint(
         timeouts=timeouts,
         application_name=application_name,
         marker_schema=marker_schema,
+        binding=binding,
     )
 
 
@@ -466,7 +491,18 @@ def parse_schema(value: str, *, name: str) -> str:
     return value
 
 
-def _flag(value: bool | str | None, *, name: str) -> bool | None:
+def _binding(value: str | None, *, name: str) -> str:
+    if value not in (None, "", "client", "server"):
+        raise ConfigurationError(f"{name}: write 'client' or 'server', not {value!r}")
+    return value or "client"
+
+
+def parse_flag(value: bool | str | None, *, name: str) -> bool | None:
+    """Return what `value` says: True, or "true", "1", "yes", "on"; False, or "false", "0", "no", "off"; None as it is.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
     if value is None:
         return None
     for flag, words in ((True, ("true", "1", "yes", "on")), (False, ("false", "0", "no", "off"))):
@@ -563,11 +599,12 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "replica_urls": _urls,
     "replica_weights": _weights,
     "replica_fallback": _fallback,
-    "direct_replica": _flag,
+    "direct_replica": parse_flag,
     "direct_url": _url,
     "direct_port": _port,
     "pooled_port": _port,
-    "pooled": _flag,
+    "pooled": parse_flag,
+    "binding": _binding,
     "statement_timeout": parse_duration,
     "transaction_timeout": parse_duration,
     "idle_in_transaction_timeout": parse_duration,

@@ -21,7 +21,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -40,7 +40,7 @@ import ps_sqlalchemy
 from ps_core._endpoint import StatementMemory
 from ps_core._message.statement import _remembered, analyse
 from ps_core._registry import states_of
-from ps_core._retry.gate import OutageGate
+from ps_core._retry.gate import OutageGate, _Admission, _Ticket
 from ps_core.consistency import parse_lsn
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
@@ -50,8 +50,8 @@ from tests.benchmarks.bench import FOLDER, quartiles, spread
 
 READ: Final = "SELECT 1"
 ENDPOINTS: Final = ("primary", "replica")
-GATES: Final = 3
-"""Of a process with replicas: the primary's, the replicas', and that of the primary where replicas' reads fall back to it."""
+GATES: Final = 2
+"""Of a process with replicas: the primary's, where reads fall back to it as well, and the replicas'."""
 DISTINCT: Final = 10_000
 
 
@@ -147,6 +147,10 @@ class Load:
     outage: tuple[float, float]
     back: float
     """When each client had read again after the outage."""
+    gated: bool
+    """Whether callers waited at the gate, as they do; else each tried by itself."""
+    processor: Counter[str]
+    """Seconds of the processor from the end of the outage until then, by part of the system."""
 
     def failed(self, begin: float, end: float) -> int:
         """Return how many reads failed in a span of time."""
@@ -163,7 +167,7 @@ class Load:
         return self.attempts(begin, end) / (end - begin) / self.effort.processes
 
 
-def load(lab: Lab, effort: Effort) -> Load:
+def load(lab: Lab, effort: Effort, *, gated: bool = True) -> Load:
     """Let many connections read, change the primary, then break them all and refuse new ones for a while."""
     clients = effort.processes * effort.connections
     context = get_context("forkserver")
@@ -177,7 +181,7 @@ def load(lab: Lab, effort: Effort) -> Load:
     stop = context.Event()
     with ProcessPoolExecutor(effort.processes, context, _share, (stop, last)) as pool:
         firsts = range(0, clients, effort.connections)
-        futures = [pool.submit(_clients, lab.url, effort, first) for first in firsts]
+        futures = [pool.submit(_clients, lab.url, effort, first, gated=gated) for first in firsts]
         try:
             wait_until(lambda: all_read_since(0.0) or _over(futures), "the first read of all", timeout=120)
             begin = time.monotonic()
@@ -191,15 +195,54 @@ def load(lab: Lab, effort: Effort) -> Load:
             with lab.edge.refuse("08006", f"no running members available for branch {lab.branch}"):
                 lab.edge.cut()
                 wait_until(lambda: time.monotonic() >= begin + effort.outage, "the end of the outage")
-            end = time.monotonic()
+            end, worked = time.monotonic(), processor()
             wait_until(lambda: all_read_since(end) or _over(futures), "a read of all after the outage", timeout=240)
-            back = time.monotonic()
+            back, worked = time.monotonic(), processor() - worked
         finally:
             stop.set()
         seen = Seen()
         for future in futures:
             seen.add(future.result())
-    return Load(effort=effort, seen=seen, steady=steady, switchover=switchover, outage=(begin, end), back=back)
+    return Load(
+        effort=effort,
+        seen=seen,
+        steady=steady,
+        switchover=switchover,
+        outage=(begin, end),
+        back=back,
+        gated=gated,
+        processor=worked,
+    )
+
+
+_PARTS: Final = {"relay.py": "edge", "pgbouncer": "bouncers", "postgres": "servers"}
+"""What the command line of a program of the lab holds; every other process that is ours is a client."""
+
+
+def processor() -> Counter[str]:
+    """Return the seconds of the processor that the lab and its clients have taken until now, by part of the system.
+
+    Of a server's connections, those that are over are counted with the process that made them.
+    """
+    parents, commands, seconds = {}, {}, {}
+    tick = os.sysconf("SC_CLK_TCK")
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            commands[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # it has ended
+        parents[int(folder.name)] = int(stat[1])
+        seconds[int(folder.name)] = sum(map(int, stat[11:15])) / tick
+    found: Counter[str] = Counter()
+    for process in commands:
+        line = [process]
+        while (parent := parents.get(line[-1], 0)) and line[-1] != os.getpid():
+            line.append(parent)
+        if line[-1] == os.getpid() and len(line) > 1:
+            names = [part for one in line[:-1] for word, part in _PARTS.items() if word in commands[one]]
+            found[names[0] if names else "clients"] += seconds[process]
+    return found
 
 
 def _over(futures: Sequence[Any]) -> bool:
@@ -228,8 +271,14 @@ class _Attempts(logging.Handler):
             self._at.append(time.monotonic())
 
 
-def _clients(url: str, effort: Effort, first: int) -> Seen:
+def _ungated(gate: OutageGate) -> _Ticket:
+    return _Ticket(_Admission.GO, Future())
+
+
+def _clients(url: str, effort: Effort, first: int, *, gated: bool) -> Seen:
     """Be one of the processes; `first` is the number of its first client."""
+    if not gated:
+        OutageGate._enter = _ungated  # type: ignore[method-assign] # what it would be like; in this process alone
     seen, over = Seen(), threading.Event()
     logger = logging.getLogger("psycopg")
     logger.addHandler(_Attempts(seen.attempts))
@@ -663,6 +712,8 @@ class Findings:
     """Everything that was measured."""
 
     load: Load
+    herd: Load
+    """The same without the gate."""
     costs: list[Cost]
     memories: Memories
     traffic: dict[str, tuple[Traffic, Traffic]]
@@ -685,6 +736,8 @@ def report(lab: Lab, found: Findings) -> Iterator[str]:
     )
     yield from ("", "Made by `make scale`.", "", "## Many connections", "")
     yield from _load_lines(found.load)
+    yield from ("", "## After an outage, with the gate and without", "")
+    yield from _recovery_lines(found)
     yield from ("", "## A read, by concurrency", "")
     yield f"On a replica, through edge and bouncer. Ratio to stock, median (quartiles) of {effort.rounds} pairs; at most"
     yield f"{effort.pool} connections. The processor's time is the client process's."
@@ -742,8 +795,30 @@ def _load_lines(load: Load) -> Iterator[str]:
     yield ""
     yield (
         f"Attempts in the outage: {during / (end - begin):.1f} a second, {load.retries:.2f} of each process (at most"
-        f" {GATES / OutageGate.MIN_INTERVAL:g}: the primary, the replicas, and the primary in their place have a gate each)."
+        f" {GATES / OutageGate.MIN_INTERVAL:g}: the primary and the replicas have a gate each)."
         f" Afterwards {load.attempts(end, load.back):,} attempts made {clients:,} connections, in {load.back - end:.1f} s."
+    )
+
+
+def _recovery_lines(found: Findings) -> Iterator[str]:
+    clients, cores = found.load.effort.processes * found.load.effort.connections, os.cpu_count() or 1
+    yield (
+        "The same load and the same outage, once as it is, once with every caller connecting as soon as its own retry policy lets"
+        f" it. From the end of the outage until all {clients:,} have read again; the processor's time is that of all processes."
+    )
+    parts = ("clients", *_PARTS.values())
+    heads = ("", "seconds", "attempts in the outage", "attempts after it", "failed", *parts, "of the cores")
+    yield from ("", f"| {' | '.join(heads)} |".replace("|  |", "| |"), f"|{'---|' * len(heads)}")
+    for name, one in (("with the gate", found.load), ("without", found.herd)):
+        begin, end = one.outage
+        seconds, counts = one.back - end, (one.attempts(begin, end), one.attempts(end, one.back), one.failed(begin, one.back))
+        cells = [f"{count:,}" for count in counts] + [f"{one.processor[part]:.1f} s" for part in parts]
+        yield f"| {name} | {seconds:.1f} | {' | '.join(cells)} | {one.processor.total() / seconds / cores:.0%} |"
+    whole = found.load.processor.total()
+    yield ""
+    yield (
+        f"With the gate, a connection takes {whole / clients * 1e3:.0f} ms of the processor in all, its reads included:"
+        f" {clients:,} of them keep {cores} cores busy for {whole / cores:.1f} s, whoever lets them in, and when."
     )
 
 
@@ -785,12 +860,15 @@ def measure(lab: Lab, effort: Effort) -> Findings:
     try:
         many = load(lab, effort)
         lab.wait_replicas_caught_up()
+        herd = load(lab, effort, gated=False)
+        lab.wait_replicas_caught_up()
         position = parse_lsn(lab.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0])
         # Each in a process of its own: what it opens is closed with it.
         context = get_context("forkserver")
         with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
             return Findings(
                 load=many,
+                herd=herd,
                 costs=pool.submit(costs, lab.url, position, effort).result(),
                 memories=pool.submit(memories).result(),
                 traffic=pool.submit(traffic, lab.url, position).result(),

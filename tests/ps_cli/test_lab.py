@@ -76,6 +76,16 @@ def test_two_terminals(command: Command) -> None:
     with psycopg.connect(psql[1]) as conn:
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
+    status, text = result(command("env"))
+    assert (status, text.splitlines()[:-1]) == (0, [line for line in lines if line.startswith("export ")])
+    evaluated = subprocess.run(
+        ["sh", "-c", f'eval {shlex.quote(text)}; printf %s "$DATABASE_URL"'], capture_output=True, text=True, check=True
+    )
+    assert evaluated.stdout == {name: value for name, _, value in exports}["PS_URL"]
+    with psycopg.connect(**topology.direct.conninfo(), autocommit=True) as conn:  # type: ignore[arg-type]
+        conn.execute("CREATE DATABASE of_tests")
+        conn.execute("DROP DATABASE of_tests")
+
     assert result(command("up")) == (
         1,
         "a lab is up already: `ps-postgres lab status` shows it, `ps-postgres lab down` ends it\n",
@@ -91,7 +101,7 @@ def test_two_terminals(command: Command) -> None:
     assert (status, text.startswith("The lab is down")) == (0, True)
     status, text = result(lab)
     assert (status, "The lab is down" in text, "Traceback" in text) == (0, True, False)
-    for verb in ("switchover", "crash", "status", "down"):
+    for verb in ("switchover", "crash", "status", "env", "down"):
         assert result(command(verb)) == (1, "no lab is up: start one with `ps-postgres lab up` in another terminal\n")
 
 

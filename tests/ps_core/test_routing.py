@@ -11,14 +11,19 @@ pytestmark = pytest.mark.fast
 PRIMARY, REPLICA = Route.PRIMARY, Route.REPLICA
 
 
-def drawn(*, of_share: bool) -> Any:
-    """Return what draws this."""
-    return lambda: of_share
+def yes() -> bool:
+    """It is so."""
+    return True
+
+
+def no() -> bool:
+    """It is not."""
+    return False
 
 
 def never() -> bool:
-    """Fail: nothing should be drawn."""
-    raise AssertionError("the share was drawn")
+    """Fail: what is decided already should not be asked."""
+    raise AssertionError("asked")
 
 
 ROWS: list[tuple[str, dict[str, Any], Route, str]] = [
@@ -36,8 +41,8 @@ ROWS: list[tuple[str, dict[str, Any], Route, str]] = [
             "flushing": True,
             "serializable": True,
             "reads": False,
-            "pinned": True,
-            "away": True,
+            "pinned": never,
+            "away": never,
         },
         PRIMARY,
         "asked for the primary",
@@ -78,7 +83,7 @@ ROWS: list[tuple[str, dict[str, Any], Route, str]] = [
     ("A write in a block for replicas goes to the primary.", {"reads": False, "block": REPLICA}, PRIMARY, "not known to be"),
     ("A write with an option for replicas goes to the primary.", {"reads": False, "option": REPLICA}, PRIMARY, "not known to"),
     ("A write comes before the declared transaction.", {"reads": False, "declared": True}, PRIMARY, "not known to be a read"),
-    ("A write comes before the token.", {"reads": False, "pinned": True}, PRIMARY, "not known to be a read"),
+    ("A write comes before the token.", {"reads": False, "pinned": yes}, PRIMARY, "not known to be a read"),
     (
         "In a read-only session a write goes to a replica, which refuses it: such a session has no way to write.",
         {"reads": False, "read_only": True},
@@ -91,27 +96,27 @@ ROWS: list[tuple[str, dict[str, Any], Route, str]] = [
     ("A block for replicas says otherwise.", {"declared": True, "block": REPLICA}, REPLICA, "asked for a replica"),
     ("So does an option.", {"reading": False, "option": REPLICA}, REPLICA, "asked for a replica"),
     ("So does a read-only session.", {"declared": True, "read_only": True}, REPLICA, "read-only session"),
-    ("The declaration comes before the token.", {"declared": True, "pinned": True}, PRIMARY, "declared transaction"),
+    ("The declaration comes before the token.", {"declared": True, "pinned": yes}, PRIMARY, "declared transaction"),
     # the token
-    ("What only the primary has seen is read there.", {"pinned": True}, PRIMARY, "position not known"),
-    ("Also where a block asked for a replica.", {"pinned": True, "block": REPLICA}, PRIMARY, "position not known"),
-    ("Also where an option did.", {"pinned": True, "option": REPLICA}, PRIMARY, "position not known"),
-    ("Also in a read-only session.", {"pinned": True, "read_only": True}, PRIMARY, "position not known"),
-    ("The token comes before the share, which is not drawn.", {"pinned": True, "in_share": never}, PRIMARY, "position not"),
+    ("What only the primary has seen is read there.", {"pinned": yes}, PRIMARY, "position not known"),
+    ("Also where a block asked for a replica.", {"pinned": yes, "block": REPLICA}, PRIMARY, "position not known"),
+    ("Also where an option did.", {"pinned": yes, "option": REPLICA}, PRIMARY, "position not known"),
+    ("Also in a read-only session.", {"pinned": yes, "read_only": True}, PRIMARY, "position not known"),
+    ("The token comes before the share, which is not drawn.", {"pinned": yes, "in_share": never}, PRIMARY, "position not"),
     # the operators' share
-    ("A read that is not of the share goes to the primary.", {"in_share": drawn(of_share=False)}, PRIMARY, "the operators"),
-    ("One that is goes to a replica.", {"in_share": drawn(of_share=True)}, REPLICA, "read"),
+    ("A read that is not of the share goes to the primary.", {"in_share": no}, PRIMARY, "the operators"),
+    ("One that is goes to a replica.", {"in_share": yes}, REPLICA, "read"),
     ("A block for replicas is not held back, and draws nothing.", {"in_share": never, "block": REPLICA}, REPLICA, "asked for"),
     ("Nor is an option.", {"in_share": never, "option": REPLICA}, REPLICA, "asked for a replica"),
     ("Nor is a read-only session.", {"in_share": never, "read_only": True}, REPLICA, "read-only session"),
-    ("The share comes before the endpoints' state.", {"in_share": drawn(of_share=False), "away": True}, PRIMARY, "the operators"),
+    ("The share comes before the endpoints' state.", {"in_share": no, "away": yes}, PRIMARY, "the operators"),
     ("A write draws nothing.", {"in_share": never, "reads": False}, PRIMARY, "not known to be a read"),
     ("A transaction on the primary draws nothing.", {"in_share": never, "on_primary": True}, PRIMARY, "the transaction is on"),
     ("A declared transaction draws nothing.", {"in_share": never, "declared": True}, PRIMARY, "declared transaction"),
     # the endpoints' state
-    ("Where no replica is left, the primary is asked at once.", {"away": True}, PRIMARY, "no replica left"),
-    ("Also by a block for replicas.", {"away": True, "block": REPLICA}, PRIMARY, "no replica left"),
-    ("Also by a read-only session.", {"away": True, "read_only": True}, PRIMARY, "no replica left"),
+    ("Where no replica is left, the primary is asked at once.", {"away": yes}, PRIMARY, "no replica left"),
+    ("Also by a block for replicas.", {"away": yes, "block": REPLICA}, PRIMARY, "no replica left"),
+    ("Also by a read-only session.", {"away": yes, "read_only": True}, PRIMARY, "no replica left"),
 ]  # fmt: skip
 
 

@@ -132,6 +132,7 @@ FORMS = {
     "direct_port": (7001, "7001"),
     "pooled_port": (7002, "7002"),
     "pooled": (True, "1"),
+    "binding": ("server", "server"),
     "statement_timeout": (1.5, "1500ms"),
     "transaction_timeout": (None, "off"),
     "idle_in_transaction_timeout": (60, "1min"),
@@ -238,14 +239,14 @@ COMMON = {
         (
             PLAIN,
             {"connect_timeout": "1s"},
-            {"host": "db.internal", "port": 5432, "user": "app", "password": "s3cret", "connect_timeout": 2},
+            {"host": "db.internal", "user": "app", "password": "s3cret", "connect_timeout": 2},
             {},
         ),
         (
             "postgresql:///d?keepalives=0&connect_timeout=3",
             {"pooled": False, "lock_timeout": None},
             {
-                "port": 5432, "dbname": "d", "connect_timeout": 3, "keepalives": "0",
+                "dbname": "d", "connect_timeout": 3, "keepalives": "0",
                 "options": "-c statement_timeout=2000 -c idle_in_transaction_session_timeout=30000",
             },
             {"options": None},
@@ -253,7 +254,7 @@ COMMON = {
         (
             "postgresql:///d?options=-c%20lock_timeout%3D9",
             {"pooled": False, "statement_timeout": None, "idle_in_transaction_timeout": None},
-            {"port": 5432, "dbname": "d", "connect_timeout": 5, "options": "-c lock_timeout=9"},
+            {"dbname": "d", "connect_timeout": 5, "options": "-c lock_timeout=9"},
             {"options": "-c lock_timeout=5000 -c lock_timeout=9"},
         ),
     ],

@@ -200,6 +200,15 @@ def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
     assert found == {"W013"}
 
 
+def test_settings_that_cannot_work(site: None) -> None:
+    """Where the settings cannot work, the servers are not asked: what to write is said in place of a traceback."""
+    connections["default"].close()
+    with override_settings(PS_DJANGO={"COMMAND_LIMITS": "long"}):
+        (message,) = check_databases(databases=["default"])
+    assert "PS_DJANGO['COMMAND_LIMITS']: write \"off\"" in message.msg
+    assert ids([message]) == {"E001"}
+
+
 def test_document() -> None:
     """Each id has an entry in the documentation, and the other way round; each key of PS_DJANGO is named."""
     import re

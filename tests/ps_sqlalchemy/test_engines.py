@@ -157,6 +157,14 @@ def test_fallback_share_needs_a_pool() -> None:
     with pytest.raises(ConfigurationError, match="replica_fallback"):
         ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, poolclass=sa.NullPool)
     engine = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, pool_size=8, max_overflow=4)
+    url = (
+        sa.make_url(URL)
+        .set(drivername="postgresql+ps")
+        .update_query_dict({"ps_replica_bouncer": "read-pool", "ps_replica_fallback": "0.25"})
+    )
+    with pytest.raises(ConfigurationError, match="replica_fallback"):
+        sa.create_engine(url, poolclass=sa.NullPool)
+    assert sa.create_engine(url, pool_size=8, max_overflow=4).dialect.ps_replicas.max_fallback == 3
     unlimited = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback="primary")
     shared = replicas_of(engine.topology)
     assert shared is not None

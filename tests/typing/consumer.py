@@ -1,17 +1,31 @@
 """An application as its author's type checker sees it. It is checked, and never run: see tests/ps_sqlalchemy/test_typing.py."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, assert_type
 
 import sqlalchemy as sa
 from fastapi import FastAPI
 from flask import Flask
+from psycopg.rows import TupleRow, class_row, dict_row
 from sqlalchemy import select
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session
 from sqlalchemy.orm import sessionmaker as sa_sessionmaker
 
-from ps_core import Endpoint, Failure, Token, classify, current_token, use_token
+from ps_core import (
+    AsyncConnection,
+    Connection,
+    Endpoint,
+    Failure,
+    Token,
+    classify,
+    connect,
+    connect_async,
+    current_token,
+    use_token,
+)
+from ps_core._endpoint import EndpointState
 from ps_sqlalchemy import (
     AsyncEngine,
     AsyncSession,
@@ -38,6 +52,13 @@ from ps_sqlalchemy.middleware import ASGIMiddleware, WSGIMiddleware
 
 class Base(DeclarativeBase):
     """The tables."""
+
+
+@dataclass
+class Name:
+    """What a row is made of."""
+
+    name: str
 
 
 class Product(Base):
@@ -134,3 +155,22 @@ def mistakes(engine: Engine) -> None:
     WSGIMiddleware(None)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Session(engine, read_only="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     create_engine(42)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def drivers(url: str, link: EndpointState) -> None:
+    """Connections of psycopg's, whose rows are inferred as psycopg's are."""
+    with connect(url) as conn:
+        assert_type(conn, Connection[TupleRow])
+        assert_type(conn.execute("SELECT 1").fetchone(), TupleRow | None)
+    with connect(url, row_factory=dict_row) as by_name:
+        assert_type(by_name.execute("SELECT 1 AS n").fetchall(), list[dict[str, Any]])
+    assert_type(Connection.open(link), Connection[TupleRow])
+    assert_type(Connection.open(link, row_factory=dict_row).execute("SELECT 1 AS n").fetchone(), dict[str, Any] | None)
+    assert_type(Connection.open(link, row_factory=class_row(Name)).execute("SELECT 'a' AS name").fetchone(), Name | None)
+
+
+async def drivers_async(url: str, link: EndpointState) -> None:
+    """The same for asyncio."""
+    async with await connect_async(url, row_factory=dict_row) as conn:
+        assert_type(await (await conn.execute("SELECT 1 AS n")).fetchone(), dict[str, Any] | None)
+    assert_type(await AsyncConnection.open(link), AsyncConnection[TupleRow])

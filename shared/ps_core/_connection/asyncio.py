@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
 from psycopg import waiting
+from psycopg.rows import Row
 
 from ps_core._connection.base import (
     WAIT_INTERVAL,
@@ -18,19 +19,20 @@ from ps_core._connection.base import (
     time_to_connect,
     without_waiting,
 )
-from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor
+from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor, AsyncServerCursor
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
 from ps_core._retry.policy import RetryPolicy
 from ps_core.context import ensure_tracker, leave_blocks_in_pool_worker
-from ps_core.errors import CommitOutcomeUnknown
+from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from psycopg.abc import PQGen, PQGenConn
+    from psycopg.rows import AsyncRowFactory, TupleRow
 
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
@@ -39,39 +41,104 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncConnection"]
 
-Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
-
 
 RETRY: Final = RetryPolicy()
+
+
+R = TypeVar("R")
 
 
 class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `connect`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_cursor_factory = AsyncServerCursor
+
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
+    @overload  # type: ignore[override] # psycopg's takes any keyword with a str or int
     @classmethod
-    async def connect(  # type: ignore[override] # see `Connection.connect`
+    async def connect(
         cls,
         conninfo: str | Topology | Endpoint = "",
         *,
         to: Literal["primary", "replica", "direct"] = "primary",
-        binding: Literal["client", "server"] = "client",
+        binding: Literal["client", "server"] | None = None,
         retry: RetryPolicy | None = None,
+        row_factory: AsyncRowFactory[R],
         **options: Any,
-    ) -> Self:
+    ) -> AsyncConnection[R]: ...
+
+    @overload
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> AsyncConnection[TupleRow]: ...
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: Any = None,
+        **options: Any,
+    ) -> AsyncConnection[Any]:
         """Like `Connection.connect`."""
-        if binding == "server":
+        if binding not in (None, "client", "server"):
+            raise ConfigurationError(f"binding: write 'client' or 'server', not {binding!r}")
+        if binding == "client":
+            options.setdefault("cursor_factory", AsyncCursor)
+        elif binding == "server":
             options.setdefault("cursor_factory", AsyncServerBindingCursor)
         within = time_to_connect(options)
         state, replicas, policy = target_of(conninfo, to, retry, options)
-        return await cls.open(state, replicas=replicas, policy=policy, within=within, **options)
+        conn: AsyncConnection[Any] = await cls.open(
+            state, replicas=replicas, policy=policy, within=within, row_factory=row_factory, **options
+        )
+        return conn
 
     @classmethod
     async def _connect(cls, **options: Any) -> Self:
         return await super().connect(**options)
+
+    @overload
+    @classmethod
+    async def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: AsyncRowFactory[R],
+        **options: Any,
+    ) -> AsyncConnection[R]: ...
+
+    @overload
+    @classmethod
+    async def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> AsyncConnection[TupleRow]: ...
 
     @classmethod
     async def open(
@@ -81,17 +148,22 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        row_factory: Any = None,
         **options: Any,
-    ) -> Self:
+    ) -> AsyncConnection[Any]:
         """Like `Connection.open`."""
         leave_blocks_in_pool_worker()
+        if row_factory is not None:
+            options["row_factory"] = row_factory
         home, attempts = state, Attempts(state, policy=policy, within=within, replicas=replicas)
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with (state := attempts.next_state()).gate.aturn(attempts.remaining()) as turn:
                         with attempts.bounded_connect():
-                            conn = await cls._connect(**connect_options(state, options, AsyncCursor))
+                            conn = await cls._connect(
+                                **connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor)
+                            )
                             conn._bind(state, options, replicas, home, policy)
                             await conn.wait(conn._arrive_gen(turn))
                         if state.role is None:
@@ -136,7 +208,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 with attempt:
                     async with (state := attempts.next_state()).gate.aturn(attempts.remaining()) as turn:
                         attempts.connecting = True
-                        options = connect_options(state, self._options, AsyncCursor)
+                        options = connect_options(state, self._options, client=AsyncCursor, server=AsyncServerBindingCursor)
                         with attempts.bounded_connect():
                             donor: AsyncConnection[Any] = await AsyncConnection._connect(**options)
                             async with self.lock:

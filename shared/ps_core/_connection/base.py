@@ -159,7 +159,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._pid = os.getpid()
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
-        self._watch_notices()
+        self.add_notice_handler(partial(BaseConnection._on_notice, ref(self)))
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
         # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.
@@ -179,6 +179,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             if settings:
                 yield from super()._exec_command(Script.set_config(settings))
             return
+        if not self._autocommit:
+            self._in_block = True
         yield from super()._start_query()
 
     def _ask_in_pipeline(self, statement: Statement, *, within: bool, alone: bool) -> None:
@@ -713,19 +715,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if self._sync_wait_cancelled:
             raise _unknown(None, _NOT_CONFIRMED)
 
-    def _watch_notices(self) -> None:
+    def _hear(self) -> None:
+        """Let the libpq connection that was taken over tell this connection's handlers, as psycopg's constructor does."""
         wself: ReferenceType[psycopg.BaseConnection[Any]] = ref(self)
-        self.pgconn.notice_handler = partial(BaseConnection._on_notice, wself)
+        self.pgconn.notice_handler = partial(psycopg.BaseConnection._notice_handler, wself)
         self.pgconn.notify_handler = partial(psycopg.BaseConnection._notify_handler, wself)
 
     @staticmethod
-    def _on_notice(wself: ReferenceType[psycopg.BaseConnection[Any]], result: PGresult) -> None:
+    def _on_notice(wself: ReferenceType[BaseConnection[Any]], notice: psycopg.errors.Diagnostic) -> None:
         self = wself()
-        if isinstance(self, BaseConnection):
-            routine = result.error_field(pq.DiagnosticField.SOURCE_FUNCTION)
-            if routine is not None and bytes(routine).decode() == SYNC_REP_ROUTINE:
-                self._sync_wait_cancelled = True
-        psycopg.BaseConnection._notice_handler(wself, result)
+        if self is not None and notice.source_function == SYNC_REP_ROUTINE:
+            self._sync_wait_cancelled = True
 
     def _learn_gen(self) -> PQGen[None]:
         """Learn, with the first connection to the endpoint, the role's own timeouts and which functions may write.
@@ -841,7 +841,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
         self.state, self._generation = state, state.generation
-        self._watch_notices()
+        self._hear()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()
         self.prepare_threshold, self.prepared_max = threshold, prepared_max
@@ -855,8 +855,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
-        self._watch_notices()
-        other._watch_notices()
+        self._hear()
+        other._hear()
 
     def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
         for name, value in parameters.items():
@@ -904,7 +904,9 @@ def time_to_connect(options: dict[str, Any]) -> float | None:
     return timeout_from_conninfo({"connect_timeout": options.pop("connect_timeout")})
 
 
-def connect_options(state: EndpointState, options: dict[str, Any], cursor_factory: type) -> dict[str, Any]:
+def connect_options(state: EndpointState, options: dict[str, Any], *, client: type, server: type) -> dict[str, Any]:
+    """Return what psycopg's `connect` is given. `client` and `server` are the cursors that bind there."""
+    cursor_factory = server if state.endpoint.binding == "server" else client
     # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
     # behind a pooler they may return another client's rows.
     return {**state.endpoint.conninfo(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import psycopg
 from psycopg import AsyncClientCursor, ClientCursor, generators, pq, sql
 from psycopg._cursor_base import BaseCursor
-from psycopg._queries import PostgresQuery
+from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
 from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, OPENING_ALONE, UNKNOWN, BaseConnection, behind
+from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Plan
@@ -32,10 +33,16 @@ if TYPE_CHECKING:
 
     from ps_core._message.script import Script
 
-__all__ = ["AsyncCursor", "AsyncServerBindingCursor", "Cursor", "ServerBindingCursor"]
+__all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Cursor", "ServerBindingCursor", "ServerCursor"]
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
+SEVERAL: Final = "; ;?"
+"""In the place of a text that is not known: not one statement."""
+_INSIDE: Final = (
+    "%s: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without backslashes and"
+    " dollar quotes"
+)
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
@@ -109,12 +116,9 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 
         A template string has its values in it, so that its text is what is sent; `pgq`, if it was converted already.
         """
-        if isinstance(query, str):
-            return query
-        if isinstance(query, bytes):
-            return query.decode(self._encoding, "replace")
-        if isinstance(query, sql.Composable):
-            return query.as_string(self)
+        text = _text(query, self)
+        if text is not None:
+            return text
         return bytes((pgq or self._convert_query(query)).query).decode(self._encoding, "replace")
 
     def _send_between(self, head: bytes, pgq: Any, after: Script, *, binary: bool | None) -> None:
@@ -240,6 +244,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
     """The cursors whose parameters the client binds, so that a statement and what goes around it share a message."""
 
+    _query_cls = TypedQuery
+
     def _convert_query(self, query: Query, params: Params | None = None) -> Any:
         self._by_server = bool(params) and self._must_be_bound_by_server(query)
         if self._by_server:
@@ -276,7 +282,7 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         if conn.pgconn.transaction_status != IDLE:
             yield from super()._stream_send_gen(query, params, binary=binary, size=size)
             return
-        before, pgq = yield from self._prepare_gen("stream()", query, params)
+        before, pgq = yield from self._prepare_gen(query, params)
         self._send_between(before.head(), pgq, NOTHING, binary=binary)
         if conn._autocommit:
             conn._note_if_it_may_have_written(analyse(self._text(query, pgq)))
@@ -296,7 +302,7 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         if conn._pipeline or conn.pgconn.transaction_status != IDLE:
             yield from super()._start_copy_gen(statement, params)
             return
-        before, pgq = yield from self._prepare_gen("COPY", statement, params)
+        before, pgq = yield from self._prepare_gen(statement, params, for_copy=True)
         self._send_between(before.head(), pgq, NOTHING, binary=False)
         results = yield from conn._answer_gen()
         for at, result in enumerate(results[:-1]):
@@ -311,7 +317,7 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         self._check_copy_result(results[-1])
         self._set_results(results[-1:])
 
-    def _prepare_gen(self, what: str, query: Query, params: Params | None) -> PQGen[tuple[Script, Any]]:
+    def _prepare_gen(self, query: Query, params: Params | None, *, for_copy: bool = False) -> PQGen[tuple[Script, Any]]:
         """Return what precedes a statement that delivers as it goes, and the statement."""
         conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
@@ -321,15 +327,27 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
             yield from self._start_query(query)
         finally:
             conn._suppress_begin = False
+        if for_copy and params:  # for which no server binds parameters: psycopg merges them as bare literals
+            if self._must_be_bound_by_server(query):
+                raise psycopg.NotSupportedError(_INSIDE % "COPY")
+            merged = PostgresClientQuery(self._tx)
+            merged.convert(query, params)
+            query, params = merged.query, None
         pgq = self._convert_query(query, params)
         if self._by_server:
-            raise psycopg.NotSupportedError(
-                f"{what}: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without"
-                " backslashes and dollar quotes"
-            )
+            raise psycopg.NotSupportedError(_INSIDE % "stream()")
         begin = not conn._autocommit
         conn._in_block = begin
         return (conn._get_tx_start_command() if begin else conn._opening_alone()), pgq
+
+
+def _text(query: Query, cursor: BaseCursor[Any, Any]) -> str | None:
+    """Return a statement's text as it was written; None of a template string, whose text is only known when it is merged."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(cursor._encoding, "replace")
+    return query.as_string(cursor) if isinstance(query, sql.Composable) else None
 
 
 def _add_tags(pgq: Any) -> None:
@@ -462,6 +480,21 @@ class _ServerBindingMixin(_PlannedMixin[Row]):
             )
 
 
+class _NamedMixin(BaseCursor[Any, Row]):
+    """What the named cursors have in common: they tell the connection what is under way."""
+
+    __slots__ = ()
+
+    def _declare_gen(self, query: Query, params: Params | None = None, binary: bool | None = None) -> PQGen[None]:
+        conn: BaseConnection[Any] = self._conn
+        self._pgconn = conn.pgconn
+        opens = conn.pgconn.transaction_status == IDLE and not conn._autocommit
+        # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
+        conn._plan = conn._plan_for(_text(query, self) or SEVERAL, by_server=True) if opens else None
+        yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
+        conn._plan = None
+
+
 class Cursor(_SyncMethods[Row], _OneMessageMixin[Row], ClientCursor[Row]):
     """A cursor of `Connection`. Parameters are bound by the client, so that statement and opening share a message."""
 
@@ -476,3 +509,37 @@ class ServerBindingCursor(_SyncMethods[Row], _ServerBindingMixin[Row], psycopg.C
 
 class AsyncServerBindingCursor(_AsyncMethods[Row], _ServerBindingMixin[Row], psycopg.AsyncCursor[Row]):
     """A cursor of `AsyncConnection` for `binding="server"`."""
+
+
+class ServerCursor(_NamedMixin[Row], psycopg.ServerCursor[Row]):
+    """A named cursor of `Connection`. Its parameters are bound by the server, as psycopg's."""
+
+    def execute(self, query: Any, params: Any = None, *, binary: bool | None = None, **kwargs: Any) -> Self:
+        """Declare the cursor. As the first statement of a transaction it is sent again where that is safe; fetching never is."""
+        conn: Any = self._conn
+        conn.revive()
+        run = partial(super().execute, query, params, binary=binary, **kwargs)
+        try:
+            run()
+        except RETRYABLE as exc:
+            if not conn._may_replay(exc):
+                raise
+            conn._replay(exc, run)
+        return self
+
+
+class AsyncServerCursor(_NamedMixin[Row], psycopg.AsyncServerCursor[Row]):
+    """A named cursor of `AsyncConnection`."""
+
+    async def execute(self, query: Any, params: Any = None, *, binary: bool | None = None, **kwargs: Any) -> Self:
+        """Like `ServerCursor.execute`."""
+        conn: Any = self._conn
+        await conn.revive()
+        run = partial(super().execute, query, params, binary=binary, **kwargs)
+        try:
+            await run()
+        except RETRYABLE as exc:
+            if not conn._may_replay(exc):
+                raise
+            await conn._replay(exc, run)
+        return self

@@ -16,18 +16,18 @@ When the opening statement meets a lost connection, the connection takes over a 
 framework above never notices. What may be sent again is decided in one place, `BaseConnection._may_replay`.
 
 psycopg's protocol code is written as generators that both of its connection classes drive, so all of ours is written once, too.
-Four of its private methods are overridden (`_execute_gen`, `_start_query`, `_exec_command`, `_get_tx_start_command`); they are
-the same from 3.2 to 3.3, and the tests run on both ends.
+Its private names that are used here are listed, with their signatures, in tests/ps_core/test_private_names.py.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
 from psycopg import waiting
+from psycopg.rows import Row
 
 from ps_core._connection.base import (
     WAIT_INTERVAL,
@@ -37,19 +37,20 @@ from ps_core._connection.base import (
     time_to_connect,
     without_waiting,
 )
-from ps_core._connection.cursors import Cursor, ServerBindingCursor
+from ps_core._connection.cursors import Cursor, ServerBindingCursor, ServerCursor
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, deadline_unwrapped
 from ps_core._retry.policy import RetryPolicy
 from ps_core.context import leave_blocks_in_pool_worker
-from ps_core.errors import CommitOutcomeUnknown
+from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg.abc import PQGen, PQGenConn
+    from psycopg.rows import RowFactory, TupleRow
 
     from ps_core._endpoint import EndpointState
     from ps_core._message.commit import Lookup
@@ -58,8 +59,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
+R = TypeVar("R")
 
 RETRY: Final = RetryPolicy()
 
@@ -70,28 +71,61 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     `connect` makes one, as psycopg's does; so does whatever takes a connection class, such as `psycopg_pool.ConnectionPool`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_cursor_factory = ServerCursor
+
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         return (yield from bounded(super()._connect_gen(conninfo, **kwargs)))  # `timeout` in early 3.2
 
+    @overload  # type: ignore[override] # psycopg's takes any keyword with a str or int
     @classmethod
-    def connect(  # type: ignore[override] # psycopg's takes any keyword with a str or int
+    def connect(
         cls,
         conninfo: str | Topology | Endpoint = "",
         *,
         to: Literal["primary", "replica", "direct"] = "primary",
-        binding: Literal["client", "server"] = "client",
+        binding: Literal["client", "server"] | None = None,
         retry: RetryPolicy | None = None,
+        row_factory: RowFactory[R],
         **options: Any,
-    ) -> Self:
+    ) -> Connection[R]: ...
+
+    @overload
+    @classmethod
+    def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> Connection[TupleRow]: ...
+
+    @classmethod
+    def connect(
+        cls,
+        conninfo: str | Topology | Endpoint = "",
+        *,
+        to: Literal["primary", "replica", "direct"] = "primary",
+        binding: Literal["client", "server"] | None = None,
+        retry: RetryPolicy | None = None,
+        row_factory: Any = None,
+        **options: Any,
+    ) -> Connection[Any]:
         """Return a connection, as psycopg's `connect` does; `ps_core.connect` is this method.
 
         Args:
             conninfo: A role's URL (or "host=... user=..."), a `Topology`, or one `Endpoint`.
             to: Which endpoint of a URL or a `Topology` it goes to.
             binding: "server" lets the server bind parameters (and prepared statements be used, where `prepare_threshold` is
-                set): BEGIN with its settings, and COMMIT in autocommit, then travel in messages of their own.
+                set): BEGIN with its settings, and COMMIT in autocommit, then travel in messages of their own. None: as the
+                target says (`binding`, `ps_binding`), by default the client.
             retry: The policy by which it is tried again; by default the topology's `retry_timeout` says how long.
+            row_factory: As psycopg's; type checkers infer the rows from it.
             options: `psycopg.connect`'s, and with a URL the topology's settings (`bouncer`, `statement_timeout`, ...). A number
                 as `connect_timeout` is psycopg's: seconds, at least 2, that bound the call, here all tries together.
 
@@ -99,15 +133,45 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             ConfigurationError: what is asked for cannot work.
             psycopg.OperationalError: no connection could be made.
         """
-        if binding == "server":
+        if binding not in (None, "client", "server"):
+            raise ConfigurationError(f"binding: write 'client' or 'server', not {binding!r}")
+        if binding == "client":
+            options.setdefault("cursor_factory", Cursor)
+        elif binding == "server":
             options.setdefault("cursor_factory", ServerBindingCursor)
         within = time_to_connect(options)
         state, replicas, policy = target_of(conninfo, to, retry, options)
-        return cls.open(state, replicas=replicas, policy=policy, within=within, **options)
+        return cls.open(state, replicas=replicas, policy=policy, within=within, row_factory=row_factory, **options)
 
     @classmethod
     def _connect(cls, **options: Any) -> Self:
         return super().connect(**options)
+
+    @overload
+    @classmethod
+    def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: RowFactory[R],
+        **options: Any,
+    ) -> Connection[R]: ...
+
+    @overload
+    @classmethod
+    def open(
+        cls,
+        state: EndpointState,
+        *,
+        replicas: Replicas | None = None,
+        policy: RetryPolicy = RETRY,
+        within: float | None = None,
+        row_factory: None = None,
+        **options: Any,
+    ) -> Connection[TupleRow]: ...
 
     @classmethod
     def open(
@@ -117,8 +181,9 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        row_factory: Any = None,
         **options: Any,
-    ) -> Self:
+    ) -> Connection[Any]:
         """Connect to `state`'s endpoint, trying again while it is down, as `policy` says, for `within` seconds at most.
 
         With `replicas`, of which `state` is one, the connection goes on with another endpoint where its own fails. `options` are
@@ -126,12 +191,14 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         which override the endpoint's. Raises `psycopg.OperationalError`.
         """
         leave_blocks_in_pool_worker()
+        if row_factory is not None:
+            options["row_factory"] = row_factory
         home, attempts = state, Attempts(state, policy=policy, within=within, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
                     with attempts.bounded_connect():
-                        conn = cls._connect(**connect_options(state, options, Cursor))
+                        conn = cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
                         conn._bind(state, options, replicas, home, policy)
                         conn.wait(conn._arrive_gen(turn))
                     if state.role is None:
@@ -182,7 +249,9 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
                     attempts.connecting = True
                     with attempts.bounded_connect():
-                        donor: Connection[Any] = Connection._connect(**connect_options(state, self._options, Cursor))
+                        donor: Connection[Any] = Connection._connect(
+                            **connect_options(state, self._options, client=Cursor, server=ServerBindingCursor)
+                        )
                         with self.lock:
                             if (rest := self._adopt(donor, state)) is not None:
                                 self.wait(rest)

@@ -42,10 +42,6 @@ LABELS = [
     "introspection",
 ]
 
-EXPLAINED = {
-    "backends.postgresql.tests.Tests.test_connect_server_side_binding": "asserts which class makes the cursors; ours is another",
-}
-"""Failures with ours that are none of its behaviour."""
 WITH_BOTH = (
     "With both backends: what fails on both paths needs collations of ICU, which the lab's PostgreSQL is built without; what"
     " fails on the pooled path alone looks for server-side cursors, which are switched off there."
@@ -72,13 +68,6 @@ def entry(endpoint: Endpoint, engine: str, database: str) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if engine == "ps_django.backend":
         options |= {"ps_role": endpoint.role, "ps_pooled": endpoint.pooled}
-        if endpoint.pooled:
-            # Django's tests keep one transaction open for a whole class.
-            options |= {
-                "ps_statement_timeout": "1min",
-                "ps_transaction_timeout": "9min",
-                "ps_idle_in_transaction_timeout": "9min",
-            }
     else:
         more["DISABLE_SERVER_SIDE_CURSORS"] = endpoint.pooled  # what Django's documentation tells those behind a pooler
     return {
@@ -124,7 +113,7 @@ def worse(stock: dict[str, str], ours: dict[str, str]) -> list[str]:
     found = []
     for test in sorted(stock.keys() | ours.keys()):
         theirs, own = stock.get(test, "not run"), ours.get(test, "not run")
-        if theirs != "failed" and own not in ("passed", theirs) and test not in EXPLAINED:
+        if theirs != "failed" and own not in ("passed", theirs):
             found.append(f"{theirs} with stock, {own} with ours: {test}")
     return found
 
@@ -152,11 +141,7 @@ def page(outcomes: dict[tuple[str, str], dict[str, str]], pgbouncer: str) -> str
                 failed.setdefault(test, []).append(f"{path}, {backend}")
     for where in sorted({"; ".join(places) for places in failed.values()}):
         lines += ["", f"Failed: {where}", ""]
-        lines += [
-            f"- `{test}`" + (f": {EXPLAINED[test]}" if test in EXPLAINED else "")
-            for test in sorted(failed)
-            if "; ".join(failed[test]) == where
-        ]
+        lines += [f"- `{test}`" for test in sorted(failed) if "; ".join(failed[test]) == where]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,45 @@
+"""The schema that both sides work on, and what is counted for the page."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.differential.forms import STORED
+from tests.differential.page import Totals
+from tests.differential.values import SCHEMA, Registered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ps_lab import Lab
+
+
+@pytest.fixture(scope="session")
+def everything() -> bool:
+    """Whether each pair is run in each way: `make differential`."""
+    return os.environ.get("PS_DIFFERENTIAL") == "everything"
+
+
+@pytest.fixture(scope="session")
+def registered(ps_lab: Lab) -> Iterator[Registered]:
+    """The schema, and its types."""
+    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
+        conn.execute("drop schema if exists differential cascade")
+        conn.execute(SCHEMA)
+        conn.execute(STORED)
+        conn.execute("reset search_path")  # else the types would be known by names that hold there alone
+        yield Registered(conn)
+        conn.execute("drop schema differential cascade")
+
+
+@pytest.fixture(scope="session")
+def totals(everything: bool) -> Iterator[Totals]:
+    """What was compared; `make differential` writes it down."""
+    totals = Totals()
+    yield totals
+    if everything:
+        totals.write()
