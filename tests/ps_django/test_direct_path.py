@@ -463,7 +463,7 @@ def test_urls_of_packages(package: str, flag: str, meant: bool) -> None:
     import dj_database_url
     import environ
 
-    from ps_django.config import link_of
+    from ps_django.config import link_of, policy_of
 
     url = URL.format(flag=flag)
     entry: Any
@@ -474,7 +474,8 @@ def test_urls_of_packages(package: str, flag: str, meant: bool) -> None:
     endpoint, state = endpoint_of("default", entry), link_of("default", entry, {"default": entry})
     assert (endpoint.pooled, state.tracks) == (meant, meant)
     assert (endpoint.user, endpoint.password, endpoint.port, endpoint.weight) == ("app.branch", "se|cret", 6432, 2.0)
-    assert (endpoint.timeouts.connect, endpoint.timeouts.statement, state.policy.attempts) == (7, 2, 0)
+    assert (endpoint.timeouts.connect, endpoint.timeouts.statement) == (7, 2)
+    assert policy_of("default", entry, {"default": entry}).attempts == 0
     assert dict(endpoint.params) == {"sslmode": "require"}
 
 
