@@ -14,7 +14,7 @@ from django.utils.module_loading import import_string
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
-from ps_django.path import USUAL, CommandLimits
+from ps_django.command_limits import USUAL, CommandLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ps_django.path import DIRECT, SERVING
+from ps_django.command_limits import SERVING
+from ps_django.path import DIRECT
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.ps_django.projects import result, start, write

@@ -20,7 +20,8 @@ from ps_core.errors import ConfigurationError
 from ps_core.timeouts import POOLED, Timeouts
 from ps_core.topology import Endpoint
 from ps_django import path
-from ps_django.path import DIRECT, SERVING, CommandLimits, Facts, PathDecision, decide, limited
+from ps_django.command_limits import SERVING, CommandLimits
+from ps_django.path import DIRECT, Facts, PathDecision, decide, limited
 from ps_django.settings import Settings
 
 pytestmark = pytest.mark.fast
