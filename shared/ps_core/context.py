@@ -93,18 +93,15 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_first", "_lock", "_token", "_unknown_positions", "_wrote")
+    __slots__ = ("_first", "_lock", "_wrote", "token", "unknown_positions")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
-        self._token = self._first = token
+        self.token = self._first = token
+        """What was seen so far, and what was at first."""
         self._wrote = False
-        self._unknown_positions = 0
-
-    @property
-    def token(self) -> Token | None:
-        """What was seen so far."""
-        return self._token
+        self.unknown_positions = 0
+        """How often something was seen whose position could not be learned."""
 
     @property
     def has_news(self) -> bool:
@@ -112,16 +109,11 @@ class Tracker:
 
         A user who never wrote anything needs no token, and their answers stay cacheable.
         """
-        if self._token is None or self._first is None:
+        if self.token is None or self._first is None:
             return self._wrote
-        if self._wrote and self._token.position is None:
+        if self._wrote and self.token.position is None:
             return True
-        return _positions(self._token) != _positions(self._first)
-
-    @property
-    def unknown_positions(self) -> int:
-        """How often something was seen whose position could not be learned."""
-        return self._unknown_positions
+        return _positions(self.token) != _positions(self._first)
 
     def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
         """Merge what was seen, and whether it was seen by writing.
@@ -130,14 +122,14 @@ class Tracker:
         it covers those.
         """
         with self._lock:
-            known = self._token
+            known = self.token
             if token.position is None:
-                self._unknown_positions += 1
-            elif known is not None and unknown_positions == self._unknown_positions:
+                self.unknown_positions += 1
+            elif known is not None and unknown_positions == self.unknown_positions:
                 known = known.without_pin(token.identity)
             if known is not None and known.at > token.at + CLOCK_SKEW:
                 known = known.taken_by(token.at)  # this machine's clock was set back
-            self._token = merge(known, token)
+            self.token = merge(known, token)
             self._wrote = self._wrote or wrote
 
 
@@ -205,9 +197,9 @@ def use_token(token: Token | str | None, *, identity: str | None = None) -> Iter
 _current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context())  # noqa: B039 - frozen
 
 
-def current() -> Context:
-    """Return what holds here."""
-    return _current.get()
+# The variable's own method: each statement asks several times.
+current: Final = _current.get
+"""Return what holds here."""
 
 
 class Block(AbstractContextManager[None]):

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
@@ -111,8 +111,11 @@ class Endpoint:
     application_name: str | None = None
     assumed_role: str | None = None
     """The role that each transaction takes on (SET LOCAL role)."""
+    read_only: bool = field(init=False, repr=False, compare=False)
+    """Whether only reads can work here."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "read_only", self.role == "replica")
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigurationError(f"weight of {self.name}: write a number from 0 on, not {self.weight!r}")
@@ -123,11 +126,6 @@ class Endpoint:
                 )
         _check_suffix(self)
         _check_params(self)
-
-    @property
-    def read_only(self) -> bool:
-        """Whether only reads can work here."""
-        return self.role == "replica"
 
     def conninfo(self) -> dict[str, str | int]:
         """Return all keyword arguments that `psycopg.connect` needs, the password included.

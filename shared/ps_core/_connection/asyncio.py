@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import psycopg
 import tenacity
 
-from ps_core._connection.base import NO_CONNECT, BaseConnection, connect_options, look_up_options, without_waiting
+from ps_core._connection.base import NO_CONNECT, OK, BaseConnection, connect_options, look_up_options, without_waiting
 from ps_core._connection.cursors import AsyncCursor
 from ps_core._message.commit import UNDECIDED, Outcome
 from ps_core._retry.attempts import Attempts, verdict_of_failure
-from ps_core._retry.deadline import bounded, deadline_unwrapped
+from ps_core._retry.deadline import bounded, deadline_within
 from ps_core.context import ensure_tracker
 from ps_core.errors import CommitOutcomeUnknown
 
@@ -107,12 +107,17 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
 
     async def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like `Connection.wait`."""
-        if self.broken and self.can_revive():
+        if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
         self._sync_wait_cancelled = False
-        with deadline_unwrapped():
+        try:
             result = await super().wait(gen, *args, **kwargs)
-        self._check_durable()
+        except psycopg.OperationalError as exc:
+            if (passed := deadline_within(exc)) is not None:
+                raise passed from None
+            raise
+        if self._sync_wait_cancelled:
+            self._check_durable()
         return result
 
     async def rollback(self) -> None:

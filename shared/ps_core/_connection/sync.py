@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import psycopg
 import tenacity
 
-from ps_core._connection.base import NO_CONNECT, BaseConnection, connect_options, look_up_options, without_waiting
+from ps_core._connection.base import NO_CONNECT, OK, BaseConnection, connect_options, look_up_options, without_waiting
 from ps_core._connection.cursors import Cursor
 from ps_core._message.commit import UNDECIDED, Outcome
 from ps_core._retry.attempts import Attempts, verdict_of_failure
-from ps_core._retry.deadline import bounded, deadline_unwrapped
+from ps_core._retry.deadline import bounded, deadline_within
 from ps_core.errors import CommitOutcomeUnknown
 
 if TYPE_CHECKING:
@@ -137,12 +137,17 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
-        if self.broken and self.can_revive():
+        if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
         self._sync_wait_cancelled = False
-        with deadline_unwrapped():
+        try:
             result = super().wait(gen, *args, **kwargs)
-        self._check_durable()
+        except psycopg.OperationalError as exc:
+            if (passed := deadline_within(exc)) is not None:
+                raise passed from None
+            raise
+        if self._sync_wait_cancelled:
+            self._check_durable()
         return result
 
     def rollback(self) -> None:
