@@ -54,13 +54,14 @@ def test_ends(row: tuple[str, float | None, float | None, float, type[Exception]
     """When a wait in which nothing comes is given up, and with which error."""
     _, seconds, connecting, later, error = row
     log: list[Any] = []
+    driven = waiting(log)
     reset = connecting_until.set(None if connecting is None else NOW[0] + connecting)
     try:
         if seconds is None:
-            gen = bounded(waiting(log))
+            gen = bounded(driven)
         else:
             with deadline(seconds):
-                gen = bounded(waiting(log))
+                gen = bounded(driven)
     finally:
         connecting_until.reset(reset)
     assert next(gen) == "first"
@@ -72,7 +73,7 @@ def test_ends(row: tuple[str, float | None, float | None, float, type[Exception]
         assert done.value.value == "answer"
         assert log == [0, 1]
     else:
-        with pytest.raises(error, match="timeout expired|did not answer before the deadline"):
+        with pytest.raises(error, match=r"timeout expired|did not answer before the deadline"):
             gen.send(0)
         assert log == ["closed"]
 

@@ -79,7 +79,12 @@ def test_durations() -> None:
     """Durations are kept in seconds, have to end, and the first wait may be the longest, not longer."""
     policy = RetryPolicy(max_elapsed="1min", first_wait="200ms", max_wait="200ms")
     assert (policy.max_elapsed, policy.first_wait, policy.max_wait) == (60.0, 0.2, 0.2)
-    assert (RetryPolicy().attempts, RetryPolicy().max_elapsed, RetryPolicy().first_wait, RetryPolicy().max_wait) == (None, 30, 0.1, 1)
+    assert (RetryPolicy().attempts, RetryPolicy().max_elapsed, RetryPolicy().first_wait, RetryPolicy().max_wait) == (
+        None,
+        30,
+        0.1,
+        1,
+    )
     with pytest.raises(ConfigurationError, match="first_wait"):
         RetryPolicy(first_wait=0.3, max_wait=0.2)
     for name in ("max_elapsed", "first_wait", "max_wait"):
