@@ -107,6 +107,11 @@ def test_next_endpoint() -> None:
     NOW[0] += RETRY_REPLICAS_FOR
     attempts._record_and_decide(REFUSED)
     assert attempts.next_state() is group.fallback
+    third = replicas(3)
+    once = Attempts(third.states[0], replicas=third)
+    once._record_and_decide(REFUSED)
+    moved = once.next_state()
+    assert once.next_state() is moved, "nothing has failed since"
     (alone,) = states(0)
     single = Attempts(alone)
     single._record_and_decide(REFUSED)
@@ -119,6 +124,7 @@ WAITS = [
     ("when that is over, the next endpoint is asked at once", 1.0, 0.3, False, False, 0.0),
     ("also when it has been for long", 5.0, 0.3, False, False, 0.0),
     ("once: then the policy's waits are waited", 5.0, 0.3, True, False, 0.3),
+    ("also in the moment in which it is over", 1.0, 0.3, True, False, 0.3),
     ("on the primary they always are", 0.9, 0.3, False, True, 0.3),
 ]
 
@@ -140,7 +146,18 @@ def test_waits(row: tuple[str, float, float, bool, bool, float]) -> None:
     assert attempts._wait(lambda _: drawn, group.fallback, None) == pytest.approx(waits)
 
 
-def test_wait_of_the_loop_is_bounded() -> None:
+def test_a_wait_before_hurries_nobody() -> None:
+    """A wait within the patience is none after it: the next endpoint is still asked at once."""
+    group = replicas(1)
+    attempts = Attempts(group.states[0], replicas=group)
+    assert group.fallback is not None
+    NOW[0] += 0.5
+    assert attempts._wait(lambda _: 0.1, group.fallback, None) == 0.1
+    NOW[0] += 0.5
+    assert attempts._wait(lambda _: 0.3, group.fallback, None) == 0
+
+
+def test_wait_of_the_loop() -> None:
     """The loop's own wait heeds the patience; where there is no primary behind the replicas, it is the policy's."""
     group = replicas(1, first_wait=20, max_wait=20, max_elapsed=60)
     attempts = Attempts(group.states[0], replicas=group)
@@ -199,7 +216,7 @@ CONNECTS: list[tuple[str, int, bool, float, bool, float | None]] = [
 
 
 @pytest.mark.parametrize("row", CONNECTS, ids=[row[0] for row in CONNECTS])
-def test_bounded_connect(row: tuple[str, int, bool, float, bool, float | None]) -> None:
+def test_time_of_a_connect(row: tuple[str, int, bool, float, bool, float | None]) -> None:
     """How long one try to connect may take."""
     _, count, falls_back, elapsed, on_primary, bound = row
     group = replicas(count, falls_back=falls_back, max_elapsed=elapsed)
@@ -213,7 +230,7 @@ def test_bounded_connect(row: tuple[str, int, bool, float, bool, float | None]) 
     assert connecting_until.get() is None
 
 
-def test_bounded_connect_alone() -> None:
+def test_time_of_a_connect_alone() -> None:
     """A connection that has no replicas is not bounded, and a bound ends with a failure as well."""
     (state,) = states(0)
     with Attempts(state).bounded_connect():
@@ -249,6 +266,14 @@ def test_what_is_told() -> None:
     assert error.__notes__ == [
         f"ps-postgres: tried the endpoint 'primary' again for 1.5 s\n  'primary': {first}\n  'primary': {second}, 2 times"
     ]
+
+
+def test_how_often() -> None:
+    """A failure before the loop is the first of those that the policy counts."""
+    (state,) = states(0, attempts=1)
+    tried_once: Any = SimpleNamespace(attempt_number=1, seconds_since_start=0.0, upcoming_sleep=0.0)
+    assert Attempts(state, first=REFUSED).options["stop"](tried_once)
+    assert not Attempts(state).options["stop"](tried_once)
 
 
 def test_told_in_order() -> None:
@@ -300,9 +325,11 @@ def test_a_deadline_that_left_no_time() -> None:
         error = raised_by(Attempts(state), psycopg.OperationalError("connection failed: Connection refused"))
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error.__cause__, psycopg.OperationalError)
-    with deadline(60):
+    for seconds in (30, 60):
+        with deadline(seconds):
+            attempts = Attempts(state)
         refused = psycopg.OperationalError("connection failed: Connection refused")
-        assert raised_by(Attempts(state), refused) is refused
+        assert raised_by(attempts, refused) is refused
     with deadline(5):
         assert raised_by(Attempts(state), SYNTAX) is SYNTAX
 

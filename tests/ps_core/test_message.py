@@ -12,6 +12,7 @@ from ps_core._connection.cursors import ServerBindingCursor
 from ps_core._endpoint import EndpointState
 from ps_lab import Lab
 from tests.ps_core.conftest import Connect
+from tests.ps_core.test_healing import count
 
 ENDS = [" -- note", "; -- note", " -- note\n", " /* note */", ";", " ; ;\n"]
 """How a text may end. Behind the first and the second, what follows on the same line would be a comment."""
@@ -112,11 +113,10 @@ def test_how_a_text_ends(
 ) -> None:
     """One row is written for each end of a text, as with stock psycopg, and a write in autocommit is committed."""
     conn = connect(tracking(primary, tracks))
-    for end in ENDS:
+    for rows, end in enumerate(ENDS, 1):
         way(conn, end)
         conn.rollback()
-        assert ps_lab.sql(f"SELECT count(*) FROM {table}") == [(1,)], end
-        ps_lab.sql(f"TRUNCATE {table}")
+        assert count(ps_lab, table) == rows, end
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -127,7 +127,7 @@ async def test_how_a_text_ends_in_asyncio(ps_lab: Lab, primary: EndpointState, t
             await conn.execute(f"INSERT INTO {table} VALUES (1){end}")
             assert (await (await conn.execute(f"SELECT count(*) FROM {table}{end}")).fetchall()) == [(1,)]
         assert tracker.token is not None
-    assert ps_lab.sql(f"SELECT count(*) FROM {table}") == [(1,)]
+    assert count(ps_lab, table) == 1
 
 
 def test_stock(ps_lab: Lab, table: str) -> None:
@@ -135,4 +135,4 @@ def test_stock(ps_lab: Lab, table: str) -> None:
     with psycopg.connect(**ps_lab.topology.primary.conninfo(), autocommit=True) as conn:  # type: ignore[arg-type]
         for end in ENDS:
             conn.execute(f"INSERT INTO {table} VALUES (1){end}")
-    assert ps_lab.sql(f"SELECT count(*) FROM {table}") == [(len(ENDS),)]
+    assert count(ps_lab, table) == len(ENDS)

@@ -10,7 +10,7 @@ from ps_core.errors import ConfigurationError
 
 pytestmark = pytest.mark.fast
 
-# what the policy says, the caller's deadline, whether the first failure was before the loop; tries, seconds of them, the next wait
+# The policy; the caller's deadline; whether the first failure was before the loop; tries, their seconds, the next wait; stops?
 STOPS: list[tuple[str, dict[str, Any], float | None, bool, int, float, float, bool]] = [
     ("it goes on for as long as the policy says", {"max_elapsed": 10}, None, False, 50, 8.9, 1.0, False),
     ("a wait that would end after that is not begun", {"max_elapsed": 10}, None, False, 2, 9.1, 1.0, True),
@@ -47,6 +47,9 @@ def test_loop() -> None:
 
     options = RetryPolicy(first_wait=0.5, max_wait=2).loop_options(retry=rule, remaining=None)
     assert options["reraise"] is True
+    stop = RetryPolicy(attempts=1).loop_options(retry=rule, remaining=None)["stop"]
+    first: Any = SimpleNamespace(attempt_number=1, seconds_since_start=0.0, upcoming_sleep=0.0)
+    assert not stop(first), "the first failure is the loop's own, where nothing else is said"
     assert (options["wait"].multiplier, options["wait"].max) == (0.5, 2)
     for text, again in (("again", True), ("never", False)):
         outcome = SimpleNamespace(failed=True, exception=lambda text=text: OSError(text))
