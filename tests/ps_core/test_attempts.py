@@ -346,6 +346,7 @@ def test_reconnects_to_where_it_belongs() -> None:
 def test_transient() -> None:
     """What is no error of the connection is none that passes."""
     assert is_transient(REFUSED)
+    assert not is_transient(psycopg.errors.InvalidPassword("password authentication failed"))
     assert not is_transient(SYNTAX)
     assert not is_transient(ValueError())
 
