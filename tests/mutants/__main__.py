@@ -13,6 +13,7 @@ import argparse
 import ast
 import gc
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -108,7 +109,7 @@ def main() -> int:
     """Run them all, write the page, and return 1 where one survives for which no reason is given."""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("--only", default="", help="run those of files whose name has this, and write no page")
+    parser.add_argument("--only", default="", help="run those of files whose name has this")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     files = [file for file, tests in MODULES.items() if options.only in file and all((TESTS / name).exists() for name in tests)]
@@ -139,8 +140,7 @@ def main() -> int:
     print(f"{made.total()} mutants, {made.total() - len(survivors)} killed, in {time.monotonic() - began:.0f} s")
     if unexplained or stale:
         return 1
-    if not options.only:
-        DOCUMENT.write_text(_page(made, survivors))
+    DOCUMENT.write_text(_page(made, survivors))
     return 0
 
 
@@ -161,11 +161,19 @@ def mutants_of(file: str) -> Iterator[Mutant]:
             if is_star or any(begin <= start < end for begin, end in idle):
                 continue
             code = mutate_code(source, operator, occurrence)
-            if code is None or code in seen:
+            if code is None or code in seen or not _compiles(code):
                 continue
             seen.add(code)
             before, after = _difference(source, code)
             yield Mutant(file, ASTQuery(node).get_definition_name() or "module", before, after, code)
+
+
+def _compiles(code: str) -> bool:
+    try:
+        compile(code, "mutant", "exec", dont_inherit=True)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _difference(source: str, code: str) -> tuple[str, str]:
@@ -353,27 +361,48 @@ class _Instead(MetaPathFinder, Loader):
 
 
 def _page(made: Counter[str], survivors: list[Mutant]) -> str:
+    """Return the page; what it says of files that were not run stays."""
     alive = Counter(mutant.file for mutant in survivors)
-    lines = [
-        "# Mutants",
-        "",
-        "What decides is changed in one place at a time, and the tests that need no server run on it: `make mutants`.",
-        "Each change that no test notices is listed, with the reason why none has to. Cosmic Ray makes the changes;",
-        "three kinds of ours are added: a statement left out, a `return` that says the opposite, `in` for `not in`.",
-        "",
-        "| module | mutants | killed | survived |",
-        "|---|---:|---:|---:|",
-        *(f"| `{file}` | {count} | {count - alive[file]} | {alive[file]} |" for file, count in made.items()),
-        f"| all | {made.total()} | {made.total() - alive.total()} | {alive.total()} |",
-        "",
-        "## Survivors",
-        "",
-        "| where | changed | why no test has to notice |",
-        "|---|---|---|",
-        *(f"| `{one.file}`: `{one.where}` | {_code(one.before)} → {_code(one.after)} | {_reason(one)} |" for one in survivors),
-        "",
-    ]
-    return "\n".join(lines)
+    rows = {file: f"| `{file}` | {count} | {count - alive[file]} | {alive[file]} |" for file, count in made.items()}
+    reasons = {
+        file: [
+            f"| `{file}`: `{one.where}` | {_code(one.before)} → {_code(one.after)} | {_reason(one)} |"
+            for one in survivors
+            if one.file == file
+        ]
+        for file in made
+    }
+    for line in DOCUMENT.read_text().splitlines() if DOCUMENT.exists() else ():
+        if (known := _LINE.match(line)) and known[1] in MODULES and known[1] not in made:
+            if known[2]:
+                reasons.setdefault(known[1], []).append(line)
+            else:
+                rows[known[1]] = line
+    counted = [[int(number) for number in row.split("|")[2:5]] for row in rows.values()]
+    return "\n".join(
+        [
+            "# Mutants",
+            "",
+            "What decides is changed in one place at a time, and the tests that need no server run on it: `make mutants`.",
+            "Each change that no test notices is listed, with the reason why none has to. Cosmic Ray makes the changes;",
+            "three kinds of ours are added: a statement left out, a `return` that says the opposite, `in` for `not in`.",
+            "",
+            "| module | mutants | killed | survived |",
+            "|---|---:|---:|---:|",
+            *(rows[file] for file in MODULES if file in rows),
+            "| all | {} | {} | {} |".format(*map(sum, zip(*counted, strict=True))),
+            "",
+            "## Survivors",
+            "",
+            "| where | changed | why no test has to notice |",
+            "|---|---|---|",
+            *(line for file in MODULES for line in reasons.get(file, ())),
+            "",
+        ]
+    )
+
+
+_LINE = re.compile(r"\| `([^`]+)`(:)? ")
 
 
 def _code(text: str) -> str:

@@ -1,5 +1,8 @@
 """What the outage gate tells each caller, with a clock given and no waiting: each test is a sentence or two."""
 
+import asyncio
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -100,6 +103,7 @@ def test_outage_is_told_once() -> None:
             clock.now += 2
             gate.report_loss()
             gate._leave_probe(gate._enter().answer, failure)
+            assert heard, "it is told with the first failure"
     finally:
         unsubscribe()
     assert [(event.name, event.endpoint, event.reason, event.seconds) for event in heard] == [
@@ -224,3 +228,115 @@ def test_rules() -> None:
     assert _rule(SYNTAX) is None
     rule = _rule(DOWN)
     assert rule not in {None, "interrupted"}
+
+
+class Answer(Future[bool]):
+    """The answer of a probe that never comes: says how long it was waited for."""
+
+    def __init__(self, seen: list[float | None], error: BaseException) -> None:
+        super().__init__()
+        self.seen, self.error = seen, error
+
+    def result(self, timeout: float | None = None) -> bool:
+        """Raise what ends the wait."""
+        self.seen.append(timeout)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), KeyboardInterrupt()])
+def test_waits_as_long_as_it_may(error: BaseException) -> None:
+    """And no longer. What interrupts the wait is raised."""
+    seen: list[float | None] = []
+    gate = gate_at()
+    gate.report_loss()
+    gate._probe = Answer(seen, error)
+    with pytest.raises(type(error)) as raised:
+        with gate.turn(0.25):
+            pytest.fail("there is a probe already")
+    assert seen == [0.25]
+    assert str(raised.value) == ("primary did not come back in time" if isinstance(error, TimeoutError) else "")
+
+
+async def test_waits_as_long_as_it_may_in_asyncio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in asyncio."""
+    seen: list[float | None] = []
+    usual = asyncio.timeout
+    monkeypatch.setattr("asyncio.timeout", lambda delay: seen.append(delay) or usual(0))
+    gate = gate_at()
+    gate.report_loss()
+    gate._enter()
+    with pytest.raises(TimeoutError, match="primary did not come back in time"):
+        async with gate.aturn(0.25):
+            pytest.fail("there is a probe already")
+    assert seen == [0.25]
+
+
+async def test_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that has to wait sleeps for as long as it is told; one that has not does not."""
+    slept: list[float] = []
+
+    async def asleep(delay: float) -> None:
+        slept.append(delay)
+
+    monkeypatch.setattr("ps_core._retry.gate.time", SimpleNamespace(sleep=slept.append, monotonic=Clock()))
+    monkeypatch.setattr("asyncio.sleep", asleep)
+    for in_asyncio in (False, True):
+        slept.clear()
+        gate = gate_at()
+        gate.report_loss()
+        for _ in range(3):
+            with pytest.raises(psycopg.OperationalError):
+                if in_asyncio:
+                    async with gate.aturn(1):
+                        raise DOWN
+                with gate.turn(1):
+                    raise DOWN
+        assert slept == pytest.approx([OutageGate.MIN_INTERVAL] * 2)
+
+
+QUEUED: list[tuple[str, str, bool]] = [
+    ("a place that is given is taken", "place", False),
+    ("where the endpoint was lost again, it asks again, and probes", "loss", True),
+]
+
+
+@pytest.mark.parametrize("in_asyncio", [False, True], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(("event", "probes"), [row[1:] for row in QUEUED], ids=[row[0] for row in QUEUED])
+async def test_queue(event: str, probes: bool, in_asyncio: bool) -> None:
+    """What becomes of who waits for a place."""
+    asked = 0
+
+    def clock() -> float:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # just before it waits
+            if event == "place":
+                gate._leave_place("connection_lost")
+            else:
+                gate.report_loss()
+        return 100.0
+
+    gate = recovering(gate_at())
+    assert [gate._enter().way for _ in range(2)] == [GO, GO]
+    gate._clock = clock
+    if in_asyncio:
+        async with gate.aturn(0.5) as turn:
+            assert (turn.is_probe, gate._taken) == (probes, 2)
+    else:
+        with gate.turn(0.5) as turn:
+            assert (turn.is_probe, gate._taken) == (probes, 2)
+    assert gate._taken == (2 if probes else 1)
+
+
+@pytest.mark.parametrize("in_asyncio", [False, True], ids=["sync", "asyncio"])
+async def test_leaves_the_queue(in_asyncio: bool) -> None:
+    """Who waits no longer for a place is passed over."""
+    gate = recovering(gate_at())
+    assert [gate._enter().way for _ in range(2)] == [GO, GO]
+    with pytest.raises(TimeoutError):
+        if in_asyncio:
+            async with gate.aturn(0):
+                pytest.fail("there is no place")
+        with gate.turn(0):
+            pytest.fail("there is no place")
+    assert [answer.cancelled() for answer in gate._queue] == [True]
