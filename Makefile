@@ -1,7 +1,8 @@
 # Every target does its own set-up: a virtual environment in .venv, and PgBouncer from the system's packages.
 # PYTHON=/path/to/python3 chooses the interpreter; without it, the newest that is found.
 
-.PHONY: bench compare demo differential docs lint scale soak stress test test-fast test-tools adversity test-suite-django test-suite-sqlalchemy
+.PHONY: bench compare demo differential docs lint mutants scale soak stress test test-fast test-tools adversity test-suite-django
+.PHONY: test-suite-sqlalchemy
 .PHONY: test-applications test-browser example-django example-django-pairs
 
 demo: .venv/ready
@@ -67,6 +68,11 @@ compare: .venv/ready
 # Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
 soak: .venv/ready
 	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build
+
+# One change at a time in what decides: does a test that needs no server notice? docs/generated/mutants.md. ARGS="--only plan"
+mutants: .venv/ready
+	@.ci/setup venv .venv --group mutants
+	.venv/bin/python -m tests.mutants $(ARGS)
 
 # The pages, in build/docs.
 docs: .venv/ready

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self, cast
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class Token:
 
     def of(self, identity: str) -> Token | None:
         """Return how far the caller has seen the branch `identity`."""
-        return next((token for token in (self, *self.others) if token.identity == identity), None)
+        if self.identity == identity:
+            return self
+        return next((token for token in self.others if token.identity == identity), None)
 
     def expired(self, now: float) -> bool:
         """Return whether it is too old to count."""
@@ -92,7 +95,7 @@ class Token:
     def unexpired(self, now: float) -> Token | None:
         """Return what of it still counts."""
         if not self.others:
-            return None if self.expired(now) else self
+            return None if now - self.at > MAX_AGE else self
         return _joined(token for token in _alone(self) if not token.expired(now))
 
     def without_pin(self, identity: str) -> Token | None:
@@ -169,6 +172,7 @@ def _merge_one(first: Token, second: Token) -> Token:
     return Token(identity=first.identity, position=max(first.position, second.position), at=max(first.at, second.at))
 
 
+@lru_cache(maxsize=256)  # many reads are made between two writes
 def guard_sql(position: int) -> bytes:
     """Return a SELECT that does nothing, and fails with 22023 "replica_behind" on a replica that has not replayed `position`.
 

@@ -96,18 +96,15 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_first", "_lock", "_token", "_unknown_positions", "_wrote")
+    __slots__ = ("_first", "_lock", "_wrote", "token", "unknown_positions")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
-        self._token = self._first = token
+        self.token = self._first = token
+        """What was seen so far, and what was at first."""
         self._wrote = False
-        self._unknown_positions = 0
-
-    @property
-    def token(self) -> Token | None:
-        """What was seen so far."""
-        return self._token
+        self.unknown_positions = 0
+        """How often something was seen whose position could not be learned."""
 
     @property
     def has_news(self) -> bool:
@@ -115,16 +112,11 @@ class Tracker:
 
         A user who never wrote anything needs no token, and their answers stay cacheable.
         """
-        if self._token is None or self._first is None:
+        if self.token is None or self._first is None:
             return self._wrote
-        if self._wrote and self._token.position is None:
+        if self._wrote and self.token.position is None:
             return True
-        return _positions(self._token) != _positions(self._first)
-
-    @property
-    def unknown_positions(self) -> int:
-        """How often something was seen whose position could not be learned."""
-        return self._unknown_positions
+        return _positions(self.token) != _positions(self._first)
 
     def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
         """Merge what was seen, and whether it was seen by writing.
@@ -133,14 +125,14 @@ class Tracker:
         it covers those.
         """
         with self._lock:
-            known = self._token
+            known = self.token
             if token.position is None:
-                self._unknown_positions += 1
-            elif known is not None and unknown_positions == self._unknown_positions:
+                self.unknown_positions += 1
+            elif known is not None and unknown_positions == self.unknown_positions:
                 known = known.without_pin(token.identity)
             if known is not None and known.at > token.at + CLOCK_SKEW:
                 known = known.taken_by(token.at)  # this machine's clock was set back
-            self._token = merge(known, token)
+            self.token = merge(known, token)
             self._wrote = self._wrote or wrote
 
 
@@ -161,7 +153,7 @@ def current_token() -> Token | None:
 def has_to_ask_primary(identity: str) -> bool:
     """Return whether this context has seen of a branch what only its primary certainly has: the position is not known."""
     tracker = _tracker.get()
-    known = None if tracker is None else tracker._token
+    known = None if tracker is None else tracker.token
     if known is None or (known.position is not None and not known.others):
         return False
     token = None if (seen := current_token()) is None else seen.of(identity)
@@ -218,9 +210,9 @@ def use_token(token: Token | str | None, *, identity: str | None = None) -> Iter
 _current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context())  # noqa: B039 - frozen
 
 
-def current() -> Context:
-    """Return what holds here."""
-    return _current.get()
+# The variable's own method: each statement asks several times.
+current: Final = _current.get
+"""Return what holds here."""
 
 
 def leave_blocks_in_pool_worker() -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, Literal, Self, TypedDict, Unpack
@@ -123,8 +123,11 @@ class Endpoint:
     """Where parameters are bound."""
     ports: tuple[int | None, ...] = ()
     """As in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
+    read_only: bool = field(init=False, repr=False, compare=False)
+    """Whether only reads can work here."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "read_only", self.role == "replica")
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigurationError(f"weight of {self.name}: write a number from 0 on, not {self.weight!r}")
@@ -137,11 +140,6 @@ class Endpoint:
         _binding(self.binding, name=f"binding of {self.name}")
         _check_suffix(self)
         _check_params(self)
-
-    @property
-    def read_only(self) -> bool:
-        """Whether only reads can work here."""
-        return self.role == "replica"
 
     def conninfo(self) -> dict[str, str | int]:
         """Return all keyword arguments that `psycopg.connect` needs, the password included.

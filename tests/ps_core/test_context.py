@@ -10,7 +10,8 @@ import pytest
 
 from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core._endpoint import EndpointState
-from ps_core.context import Context, current, remaining
+from ps_core.consistency import Token
+from ps_core.context import Context, Tracker, current, remaining
 from ps_core.routing import Route
 from ps_core.topology import Topology
 
@@ -164,3 +165,27 @@ def test_limits_above_the_roles_own(
     if told is not None:
         assert told in caplog.text
         assert f"ALTER ROLE ... RESET {told.split()[0]}" in caplog.text
+
+
+SEEN: list[tuple[str, list[tuple[int | None, int | None]], int | None]] = [
+    ("a position that came back is what was seen", [(7, None)], 7),
+    ("the later one counts", [(7, None), (9, None), (8, None)], 9),
+    ("a position that could not be learned leaves the primary only", [(7, None), (None, None)], None),
+    ("a replica's position does not undo that", [(None, None), (9, None)], None),
+    ("the primary's does, if it was asked after that", [(None, None), (9, 1)], 9),
+    ("not if it was asked before", [(None, None), (9, 0)], None),
+    ("nor if another one was added since", [(None, None), (None, None), (9, 1)], None),
+    ("it covers all that it knew of", [(None, None), (None, None), (9, 2)], 9),
+    ("where nothing is unknown, it is a position like another", [(7, 0), (9, 0)], 9),
+]
+
+
+@pytest.mark.parametrize(("seen", "position"), [row[1:] for row in SEEN], ids=[row[0] for row in SEEN])
+def test_tracker(seen: list[tuple[int | None, int | None]], position: int | None) -> None:
+    """What a context has seen, after these positions; with each, how many unknown ones there were when the primary was asked."""
+    tracker = Tracker()
+    for at, (found, unknown) in enumerate(seen):
+        tracker.record_seen(Token(identity="branch", position=found, at=1000.0 + at), unknown_positions=unknown)
+    assert tracker.token is not None
+    assert tracker.token.position == position
+    assert tracker.unknown_positions == sum(found is None for found, _ in seen)

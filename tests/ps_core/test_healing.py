@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from ps_core import AsyncConnection, Connection, RetryPolicy
 from ps_core._endpoint import EndpointState
 from ps_core.context import limits
 from ps_core.events import Event, Name, subscribe
+from ps_core.replicas import Replicas
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from ps_lab.relay import Path
@@ -330,3 +332,31 @@ def test_rollback_of_a_lost_transaction_is_quiet(ps_lab: Lab, primary: EndpointS
     conn.execute(f"INSERT INTO {table} VALUES (4)")
     conn.commit()
     assert ps_lab.sql(f"SELECT id FROM {table}") == [(4,)]
+
+
+def test_parameters_go_with_their_connection(
+    ps_lab: Lab, primary: EndpointState, replica: EndpointState, connect: Connect
+) -> None:
+    """A time zone that was set on the primary and is to be restored there is not set on a replica in its place."""
+    replicas = Replicas([replica])
+    conn = connect(primary, autocommit=True)
+    conn.execute("SET TIME ZONE 'Asia/Tokyo'")
+    conn._give_up()
+    conn.go_to(replicas)
+    there = conn.execute("SHOW timezone").fetchone()
+    ps_lab.edge.cut("replica")
+    assert conn.execute("SHOW timezone").fetchone() == there != ("Asia/Tokyo",)
+    conn.go_to(None)
+    assert conn.execute("SHOW timezone").fetchone() == ("Asia/Tokyo",)
+
+
+@pytest.mark.skipif(not hasattr(select, "POLLRDHUP"), reason="only Linux tells that the other side has closed, before it is read")
+def test_last_words_are_not_the_end(ps_lab: Lab, direct: EndpointState, table: str, connect: Connect) -> None:
+    """A server that was told to end says so and closes: both are read before a write is sent, which is then sent elsewhere."""
+    conn = connect(direct, autocommit=True)
+    closed = select.poll()
+    closed.register(conn.fileno(), select.POLLRDHUP)
+    ps_lab.sql("SELECT pg_terminate_backend(%s)", conn.info.backend_pid)
+    assert closed.poll(10_000)
+    conn.execute(f"INSERT INTO {table} VALUES (1)")
+    assert count(ps_lab, table) == 1

@@ -138,6 +138,7 @@ REFUSED = [
     ("a BEGIN of the caller's carries it", "begin", AUTOCOMMIT | {"has_identity": True}, None),
     ("several statements that share a message carry it", "select 1; select 2", AUTOCOMMIT | {"has_identity": True}, None),
     ("several of a transaction carry it", "set local work_mem = 1; select 1", {"has_identity": True}, None),
+    ("a single statement that must stand alone is sent", "vacuum t", AUTOCOMMIT | {"has_identity": True}, None),
     ("without a role, nothing is lost", "set local work_mem = 1; select 1", AUTOCOMMIT, None),
 ]
 
@@ -192,4 +193,5 @@ def test_what_a_plan_says() -> None:
         Before.BEGIN_READ_ONLY: (False, True, True, True),
     }
     assert not Plan(statement, Before.BEGIN_READ_ONLY, may_write=True).read_only
+    assert not Plan(statement).by_server
     assert not Plan(analyse(WRITE), Before.BEGIN_READ_ONLY).read_only

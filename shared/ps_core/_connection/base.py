@@ -37,7 +37,7 @@ from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
 from ps_core._retry.attempts import StillRunning
-from ps_core._retry.deadline import bounded, bounded_until
+from ps_core._retry.deadline import bounded, bounded_until, connecting_until
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
 
 __all__ = [
+    "OK",
     "WAIT_INTERVAL",
     "BaseConnection",
     "behind",
@@ -67,6 +68,7 @@ __all__ = [
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
+OK: Final = pq.ConnStatus.OK
 IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
@@ -251,7 +253,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _note_if_it_may_have_written(self, statement: Statement) -> None:
         """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
-        if statement.may_change:
+        if self.state.tracks and statement.may_change:
             self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
@@ -352,8 +354,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         state = self.state
         endpoint, functions, context = state.endpoint, state.functions, current()
-        self._unknown_positions = unknown_positions()
+        if state.tracks:
+            self._unknown_positions = unknown_positions()
         statement = analyse(text)
+        named = statement.calls_any(functions.may_write)
         plan = make_plan(
             statement,
             Facts(
@@ -361,12 +365,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 by_server=by_server,
                 endpoint_reads=endpoint.read_only,
                 tracks=state.tracks,
-                may_write=text in state.refused_read_only or statement.calls_any(functions.may_write),
-                beside=statement.calls_any(functions.beside),
+                may_write=text in state.refused_read_only or named,
+                beside=named and statement.calls_any(functions.beside),
                 refused_in_batch=text in state.refused_in_batch,
                 has_settings=endpoint.pooled or bool(self._opening().parts),
                 has_identity=endpoint.assumed_role is not None or bool(context.local_settings),
-                snapshot_each=self._has_snapshot_each(),
+                snapshot_each=self._autocommit or self._has_snapshot_each(),
             ),
         )
         if plan is Refused.MAY_WRITE:
@@ -418,7 +422,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _asks_for_functions(self, plan: Plan) -> bool:
         """Return whether the names of functions that may write are to be asked for behind a statement in autocommit."""
-        if plan.begin or plan.apart or not plan.is_accompanied or not plan.statement.one:
+        if plan.apart or plan.before in (Before.NOTHING, Before.TRANSACTION) or not plan.statement.one:
             return False
         return self.state.functions.is_due(self.state.endpoint.name, time.monotonic())
 
@@ -657,7 +661,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _answer_gen(self) -> PQGen[list[PGresult]]:
         """Send what is in libpq's buffer, and take the results."""
         try:
-            results: list[PGresult] = yield from bounded(generators.execute(self.pgconn))
+            results: list[PGresult]
+            if current().deadline is None and connecting_until.get() is None:
+                results = yield from generators.execute(self.pgconn)
+            else:
+                results = yield from bounded(generators.execute(self.pgconn))
         except (DeadlineExceeded, psycopg.errors.ConnectionTimeout):
             self._give_up()  # the answer may still come, and would be taken for the next one's
             raise
@@ -781,7 +789,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return self.broken and not self._in_block and self._may_heal()
 
     def _needs_revival(self) -> bool:
-        return self.pgconn.status != pq.ConnStatus.OK or self._is_out_of_place()
+        # What `_is_out_of_place` asks, asked before every statement.
+        state, replicas = self.state, self._replicas
+        if self.pgconn.status != OK or self._generation != state.generation:
+            return True
+        return replicas is not None and replicas.should_return_home(state, self._home)
 
     def _is_out_of_place(self) -> bool:
         """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
@@ -806,7 +818,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return True
 
     def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
-        if not self.can_revive():
+        if self.pgconn.status == OK or not self.can_revive():
             yield from super()._check_intrans_gen(attribute)
 
     def _may_replay(self, exc: BaseException) -> bool:
@@ -819,7 +831,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return may_replay(plan, classify(exc))
 
     def _check_connection_ok(self) -> None:
-        if not self.can_revive():
+        if self.pgconn.status != OK and not self.can_revive():
             super()._check_connection_ok()
 
     def _give_up(self) -> None:

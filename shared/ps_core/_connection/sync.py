@@ -30,6 +30,7 @@ from psycopg import waiting
 from psycopg.rows import Row
 
 from ps_core._connection.base import (
+    OK,
     WAIT_INTERVAL,
     BaseConnection,
     connect_options,
@@ -41,7 +42,7 @@ from ps_core._connection.cursors import Cursor, ServerBindingCursor, ServerCurso
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
-from ps_core._retry.deadline import bounded, deadline_unwrapped
+from ps_core._retry.deadline import bounded, deadline_within
 from ps_core._retry.policy import RetryPolicy
 from ps_core.context import leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
@@ -262,12 +263,17 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
     def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
-        if self.broken and self.can_revive():
+        if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
         self._begin_wait()
-        with deadline_unwrapped():
+        try:
             result = super().wait(gen, *args, **kwargs)
-        self._check_durable()
+        except psycopg.OperationalError as exc:
+            if (passed := deadline_within(exc)) is not None:
+                raise passed from None
+            raise
+        if self._sync_wait_cancelled:
+            self._check_durable()
         return result
 
     def rollback(self) -> None:

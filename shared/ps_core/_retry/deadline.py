@@ -17,7 +17,15 @@ from ps_core.events import deadline_exceeded
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["CONNECT_WHILE_ANOTHER_CAN", "GRACE", "bounded", "bounded_until", "connecting_until", "deadline_unwrapped"]
+__all__ = [
+    "CONNECT_WHILE_ANOTHER_CAN",
+    "GRACE",
+    "bounded",
+    "bounded_until",
+    "connecting_until",
+    "deadline_unwrapped",
+    "deadline_within",
+]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -69,10 +77,14 @@ def deadline_unwrapped() -> Iterator[None]:
     try:
         yield
     except psycopg.OperationalError as exc:
-        for inner in (exc.__cause__, exc.__context__):
-            if isinstance(inner, DeadlineExceeded):
-                raise inner from None
+        if (passed := deadline_within(exc)) is not None:
+            raise passed from None
         raise
+
+
+def deadline_within(exc: psycopg.OperationalError) -> DeadlineExceeded | None:
+    """Return the DeadlineExceeded that psycopg's waiting functions took for a closed socket, if that is what it was."""
+    return next((inner for inner in (exc.__cause__, exc.__context__) if isinstance(inner, DeadlineExceeded)), None)
 
 
 def _until(until: float, gen: Generator[T, Any, V], error: Callable[[], Exception]) -> Generator[T, Any, V]:

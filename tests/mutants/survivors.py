@@ -1,0 +1,42 @@
+"""Mutants that no test has to notice, and why: by file, function or class, and what is changed."""
+
+from typing import Final
+
+# ruff: noqa: E501 - code is quoted as it stands
+
+_STOP = "stop = stop | tenacity.stop_after_attempt(max(1, self.attempts + (not failed)))"
+_PATIENCE = "if replicas is not None and state in replicas.out else min(RETRY_REPLICAS_FOR, bound_by_all / 2)"
+
+SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
+    (
+        "_message/functions.py",
+        "is_due",
+        "if now < self._due.get(endpoint, 0.0): => if now < self._due.get(endpoint, -1.0):",
+    ): "The clock is never below 0.",
+    ("_message/script.py", "Script", "@staticmethod => "): "It is called on the class, where it makes no difference.",
+    (
+        "_message/script.py",
+        "then",
+        "longer = self._longer.get(parts[0]) => longer = self._longer.get(parts[ -1])",
+    ): "There is one part: it is the first and the last.",
+    (
+        "_message/script.py",
+        "then",
+        "longer = self._longer[parts[0]] = Script(*self.parts, *parts) => longer = self._longer[parts[ -1]] = Script(*self.parts, *parts)",
+    ): "There is one part: it is the first and the last.",
+    (
+        "_retry/policy.py",
+        "loop_options",
+        f"{_STOP} => {_STOP.replace('max(1,', 'max( 0,')}",
+    ): "The loop asks after its first try at the earliest, which is more than none.",
+    (
+        "_retry/attempts.py",
+        "__init__",
+        f"patience = 0.0 {_PATIENCE} => patience = -1.0 {_PATIENCE}",
+    ): "Patience that is over is over, however long.",
+    (
+        "_retry/attempts.py",
+        "_wait",
+        "if self.state is fallback or (left <= 0 and self._hurried): => if self.state is fallback or (left <= 1 and self._hurried):",
+    ): "It was hurried only once nothing was left, and time does not come back.",
+}

@@ -1,0 +1,130 @@
+"""How long psycopg's generators are driven, decided without a server: each row is a sentence."""
+
+from collections.abc import Generator
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+
+from ps_core import deadline
+from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, GRACE, bounded, connecting_until, deadline_unwrapped
+from ps_core.errors import DeadlineExceeded
+
+pytestmark = pytest.mark.fast
+
+NOW = [1000.0]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still until it is moved."""
+    NOW[0] = 1000.0
+    for module in ("ps_core._retry.deadline", "ps_core.context"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: NOW[0], time=lambda: NOW[0]))
+
+
+def waiting(log: list[Any]) -> Generator[str, Any, str]:
+    """What psycopg's generators are: they yield what they wait for, and are sent whether it is there."""
+    try:
+        log.append((yield "first"))
+        log.append((yield "second"))
+    except GeneratorExit:
+        log.append("closed")
+        raise
+    return "answer"
+
+
+ENDS: list[tuple[str, float | None, float | None, float, type[Exception] | None]] = [
+    ("without a deadline nothing ends it", None, None, 1e6, None),
+    ("before the deadline nothing does", 5.0, None, 4.9, None),
+    ("after it the server's own answer is awaited", 5.0, None, 5.0 + GRACE, None),
+    ("then no longer", 5.0, None, 5.1 + GRACE, DeadlineExceeded),
+    ("a try to connect ends when it may take no longer", None, 2.0, 2.1, psycopg.errors.ConnectionTimeout),
+    ("and not before", None, 2.0, 2.0, None),
+    ("it ends the earlier one", 5.0, 2.0, 2.1, psycopg.errors.ConnectionTimeout),
+    ("the grace is the deadline's", 5.0, 5.2, 5.3, psycopg.errors.ConnectionTimeout),
+    ("an earlier deadline ends a try to connect", 1.0, 9.0, 1.1 + GRACE, DeadlineExceeded),
+    ("both at once are the deadline's", 1.0, 1.0 + GRACE, 1.1 + GRACE, DeadlineExceeded),
+]
+
+
+@pytest.mark.parametrize("row", ENDS, ids=[row[0] for row in ENDS])
+def test_ends(row: tuple[str, float | None, float | None, float, type[Exception] | None]) -> None:
+    """When a wait in which nothing comes is given up, and with which error."""
+    _, seconds, connecting, later, error = row
+    log: list[Any] = []
+    driven = waiting(log)
+    reset = connecting_until.set(None if connecting is None else NOW[0] + connecting)
+    try:
+        if seconds is None:
+            gen = bounded(driven)
+        else:
+            with deadline(seconds):
+                gen = bounded(driven)
+    finally:
+        connecting_until.reset(reset)
+    assert next(gen) == "first"
+    NOW[0] += later
+    if error is None:
+        assert gen.send(0) == "second"
+        with pytest.raises(StopIteration) as done:
+            gen.send(1)
+        assert done.value.value == "answer"
+        assert log == [0, 1]
+    else:
+        with pytest.raises(error, match=r"timeout expired|did not answer before the deadline"):
+            gen.send(0)
+        assert log == ["closed"]
+
+
+def test_answer_that_is_there_is_taken() -> None:
+    """However late: what the server said is worth more than when."""
+    log: list[Any] = []
+    with deadline(5):
+        gen = bounded(waiting(log))
+    next(gen)
+    NOW[0] += 100
+    assert gen.send(1) == "second"
+    assert log == [1]
+
+
+def test_what_is_sent_after_the_deadline_has_its_time() -> None:
+    """A ROLLBACK that follows a deadline that passed is awaited for the grace from when it is sent."""
+    with deadline(5):
+        NOW[0] += 60
+        gen = bounded(waiting([]))
+    next(gen)
+    NOW[0] += GRACE
+    assert gen.send(0) == "second"
+    NOW[0] += 0.1
+    with pytest.raises(DeadlineExceeded):
+        gen.send(0)
+
+
+def test_nothing_is_wrapped_without_need() -> None:
+    """Where nothing bounds it, psycopg's own generator is driven."""
+    gen = waiting([])
+    assert bounded(gen) is gen
+
+
+def test_unwrapped() -> None:
+    """A DeadlineExceeded that psycopg took for a closed socket is raised as it is; another error as psycopg made it."""
+    passed = DeadlineExceeded("the deadline passed")
+    for place in ("__cause__", "__context__"):
+        with pytest.raises(DeadlineExceeded) as raised, deadline_unwrapped():
+            wrapped = psycopg.OperationalError("the connection is closed")
+            setattr(wrapped, place, passed)
+            raise wrapped
+        assert raised.value is passed
+        assert raised.value.__suppress_context__
+    other = psycopg.OperationalError("the connection is closed")
+    other.__cause__ = OSError("reset")
+    with pytest.raises(psycopg.OperationalError) as closed, deadline_unwrapped():
+        raise other
+    assert closed.value is other
+
+
+def test_bounds() -> None:
+    """The grace is shorter than anybody's patience, and a try to connect takes half of what a connect may."""
+    assert (GRACE, CONNECT_WHILE_ANOTHER_CAN, connecting_until.get()) == (0.5, 2.5, None)
