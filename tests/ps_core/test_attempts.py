@@ -8,8 +8,7 @@ import pytest
 
 from ps_core import RetryPolicy, Topology, deadline
 from ps_core._endpoint import EndpointState
-from ps_core._message.commit import Outcome
-from ps_core._retry.attempts import Attempts, StillRunning, _told, is_transient, verdict_of_failure
+from ps_core._retry.attempts import Attempts, StillRunning, _told, is_transient
 from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, connecting_until
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import Event, Name, subscribe
@@ -349,11 +348,3 @@ def test_transient() -> None:
     assert not is_transient(psycopg.errors.InvalidPassword("password authentication failed"))
     assert not is_transient(SYNTAX)
     assert not is_transient(ValueError())
-
-
-def test_verdicts() -> None:
-    """Only the server's word about an id that it has not reached proves anything."""
-    future = psycopg.errors.InvalidParameterValue("transaction ID 900 is in the future")
-    assert verdict_of_failure(future) is Outcome.ROLLED_BACK
-    assert verdict_of_failure(psycopg.errors.InvalidParameterValue("invalid")) is Outcome.UNKNOWN
-    assert verdict_of_failure(psycopg.OperationalError("in the future")) is Outcome.UNKNOWN

@@ -292,7 +292,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if not isinstance(command, Script):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
                 end = yield from self._end_gen(command)
-                yield from self._ask_functions_gen()
+                if self._made_functions:
+                    yield from self._ask_functions_gen()
                 return end
             if command == b"COMMIT" and self._pipeline:
                 self._note_unknown_position()
@@ -543,7 +544,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if functions and len(results) > len(end.parts):
             self._take_functions(results.pop())
         ended = read_ending(end, [*map(self._reply, results)], lost=lost is not None, wait_cancelled=self._sync_wait_cancelled)
-        error = next((self._error(result) for result in results if result.status == FATAL), lost)
+        errors = [result for result in results if result.status == FATAL]
+        error = self._error(errors[0]) if errors else lost
         match ended.raises:
             case Raises.NOT_CONFIRMED:
                 raise _unknown(ended.transaction, _NOT_CONFIRMED) from error
@@ -564,7 +566,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._note_demotion()
         if state.tracks:
             self._record_position(ended.position, wrote=ended.wrote)
-        return next(result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK"))
+        return [result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK")][0]  # noqa: RUF015 - no call
 
     def _settings_for_verify(self) -> tuple[str, ...]:
         """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""
@@ -586,7 +588,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             )
         row: list[str | None] = []
         if result.ntuples:
-            values = (result.get_value(0, column) for column in range(result.nfields))
+            values = [result.get_value(0, column) for column in range(result.nfields)]
             row = [None if value is None else bytes(value).decode(self.pgconn._encoding) for value in values]
         return Reply(tag=bytes(result.command_status or b"").decode(), row=tuple(row))
 
@@ -643,9 +645,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         `commits`: there is a COMMIT in it.
         """
         self._committing = commits
+        unbounded = current().deadline is None and connecting_until.get() is None
         try:
-            yield from bounded(generators.send(self.pgconn))
-            while (result := (yield from bounded(generators.fetch(self.pgconn)))) is not None:
+            yield from generators.send(self.pgconn) if unbounded else bounded(generators.send(self.pgconn))
+            while True:
+                fetching = generators.fetch(self.pgconn)
+                result = yield from fetching if unbounded else bounded(fetching)
+                if result is None:
+                    break
                 results.append(result)
         except psycopg.OperationalError as exc:
             return exc

@@ -70,7 +70,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         finally:
             conn._suppress_begin = False
         pgq = self._convert_query(query, params)
-        text = self._text(query, pgq)
+        text = query if isinstance(query, str) else self._text(query, pgq)
         if params and self._quotes_hold_values and not binds_outside_quotes(text):
             text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
         plan: Plan | None = conn._plan_for(text, by_server=self._by_server)
@@ -93,7 +93,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
     ) -> PQGen[None]:
         """Send a statement of a transaction, or of a pipeline, that is open."""
         conn: BaseConnection[Any] = self._conn
-        text = self._text(query)
+        text = query if isinstance(query, str) else self._text(query)
         conn._begin_within(text)
         if not conn._asks_for_transaction(text) or type(self)._by_server:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
@@ -147,17 +147,13 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn._plan = plan
         conn._note_state(plan.statement)
         before, after = conn._script_before(plan.before), conn._script_after(plan)
-        functions = conn._asks_for_functions(plan)
+        functions = plan.begin is False and plan.first and conn._asks_for_functions(plan)
         self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
         commits = plan.after is After.COMMIT
         results: list[PGresult] = []
         lost = None
         if commits:
-            conn._committing = True
-            try:
-                lost = yield from conn._collect_gen(results)
-            finally:
-                conn._committing = False
+            lost = yield from conn._collect_gen(results)
         else:
             results = yield from conn._answer_gen()
         done, asks = len(before.parts), plan.after not in (After.NOTHING, After.SETTINGS)

@@ -109,7 +109,7 @@ SYNCHRONOUS_COMMIT_SQL: Final = b"SELECT pg_catalog.current_setting('synchronous
 
 def transaction_id(result: PGresult) -> TransactionId | None:
     """Return what `TRANSACTION_SQL` answered."""
-    values = (result.get_value(0, column) for column in range(result.nfields))
+    values = [result.get_value(0, column) for column in range(result.nfields)]
     return TransactionId.of([None if value is None else bytes(value).decode() for value in values])
 
 
@@ -176,7 +176,7 @@ class Ending:
 
     def message(self) -> bytes:
         """Return the message's text."""
-        return b";".join(sql for _, sql in self.parts)
+        return b";".join([sql for _, sql in self.parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +254,7 @@ def read_ending(end: Ending, replies: Sequence[Reply], *, lost: bool = False, wa
     synchronous standby was ended.
     """
     answers = {what: reply for (what, _), reply in zip(end.parts, replies, strict=False) if reply.error is None}
-    failed = any(reply.error is not None for reply in replies)
+    failed = [reply for reply in replies if reply.error is not None]
     fails = Raises.ERROR if failed else Raises.LOST if lost else Raises.NOTHING
     if not end.commits:
         if fails is not Raises.NOTHING:
@@ -273,7 +273,7 @@ def read_ending(end: Ending, replies: Sequence[Reply], *, lost: bool = False, wa
     if what is Outcome.UNKNOWN or wait_cancelled:
         raises = Raises.UNSETTLED if what is Outcome.UNKNOWN else Raises.NOT_CONFIRMED
         return Ended(outcome=Outcome.UNKNOWN, raises=raises, transaction=transaction, synchronous_commit=synchronous_commit)
-    is_demoted = any(answers[part].row[1:2] == ("t",) for part in _TELLS_PLACE if part in answers)
+    is_demoted = ("t",) in [answers[part].row[1:2] for part in _TELLS_PLACE if part in answers]
     return Ended(
         outcome=what,
         transaction=transaction,

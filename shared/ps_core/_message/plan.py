@@ -111,7 +111,7 @@ class Plan:
     @property
     def outlives_loss(self) -> bool:
         """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
-        return self.statement.one and not self.beside and (self.begin or self.read_only)
+        return self.statement.one and not self.beside and (self.before is Before.TRANSACTION or self.read_only)
 
 
 def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:

@@ -135,6 +135,8 @@ class Statement:
     """How many statements the text seems to hold."""
     one: bool
     """Certainly one statement, and not one of transaction control: the only kind that may be sent again once it was sent."""
+    single: bool
+    """It seems to be one statement, and not one of transaction control: how its message is laid out goes by this."""
     controls: bool
     """Some statement of the text begins, ends or divides a transaction."""
     reads: bool
@@ -158,11 +160,6 @@ class Statement:
     """It may make, change or drop functions: their names have to be asked for again."""
     beside: bool = False
     """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
-
-    @property
-    def single(self) -> bool:
-        """Whether it seems to be one statement, and not one of transaction control: how its message is laid out goes by this."""
-        return self.count == 1 and not self.controls
 
     def calls_any(self, functions: frozenset[str]) -> bool:
         """Return whether one of these functions (in lower case) may be called in it."""
@@ -213,6 +210,7 @@ def _analyse(text: str) -> Statement:
         verb=verb,
         count=len(statements),
         one=len(statements) == 1 and not controls and ";" not in text.rstrip(_TRAILING),
+        single=len(statements) == 1 and not controls,
         controls=controls,
         reads=reads,
         must_stand_alone=any(_BARE.match(part.lstrip()) for part in statements),
