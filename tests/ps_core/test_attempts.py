@@ -19,6 +19,7 @@ pytestmark = pytest.mark.fast
 REFUSED = psycopg.OperationalError("connection failed: Connection refused")
 SYNTAX = psycopg.errors.SyntaxError("syntax error")
 NOW = [1000.0]
+POLICY = [RetryPolicy()]
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def states(count: int = 2, **policy: Any) -> tuple[EndpointState, ...]:
     """The primary, and so many replica endpoints."""
+    POLICY[0] = RetryPolicy(**policy)
     names = [f"bouncer-{number}" for number in range(count)]
     topology = Topology.from_url("postgresql://app.branch:pw@host/db", replica_bouncer=names)
-    return tuple(
-        EndpointState(endpoint=endpoint, policy=RetryPolicy(**policy)) for endpoint in (topology.primary, *topology.replicas)
-    )
+    return tuple(EndpointState(endpoint=endpoint) for endpoint in (topology.primary, *topology.replicas))
+
+
+def tries(state: EndpointState, **given: Any) -> Attempts:
+    """The tries of one healing, by the policy of the endpoints that were made last."""
+    return Attempts(state, policy=POLICY[0], **given)
 
 
 def replicas(count: int = 2, *, falls_back: bool = True, **policy: Any) -> Replicas:
@@ -47,30 +52,30 @@ def replicas(count: int = 2, *, falls_back: bool = True, **policy: Any) -> Repli
 def test_time_that_is_left() -> None:
     """The policy's time or the caller's deadline, whichever is over first."""
     (state,) = states(0, max_elapsed=30)
-    attempts = Attempts(state)
+    attempts = tries(state)
     NOW[0] += 10
     assert attempts.remaining() == 20
     with deadline(5):
-        assert Attempts(state).remaining() == 5
+        assert tries(state).remaining() == 5
     with deadline(60):
-        assert Attempts(state).remaining() == 30
+        assert tries(state).remaining() == 30
 
 
 def test_patience_with_replicas() -> None:
     """Behind a gate a read hears after a second that it has to go elsewhere; of little time, after half of it; never at once."""
     group = replicas()
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     assert attempts.remaining() == RETRY_REPLICAS_FOR
     NOW[0] += 0.4
     assert attempts.remaining() == pytest.approx(RETRY_REPLICAS_FOR - 0.4)
     NOW[0] += 10
     assert attempts.remaining() == 0.1
     with deadline(0.8):
-        assert Attempts(group.states[0], replicas=group).remaining() == pytest.approx(0.4)
+        assert tries(group.states[0], replicas=group).remaining() == pytest.approx(0.4)
     assert group.fallback is not None
-    assert Attempts(group.fallback, replicas=group, home=group.fallback).state in group.states
+    assert tries(group.fallback, replicas=group, home=group.fallback).state in group.states
     NOW[0] += 60
-    late = Attempts(group.states[0], replicas=group)
+    late = tries(group.states[0], replicas=group)
     NOW[0] += 29.95
     assert late.remaining() == pytest.approx(0.05)
 
@@ -79,13 +84,13 @@ def test_no_patience_with_what_is_out() -> None:
     """With an endpoint that is left out already nobody is patient."""
     group = replicas()
     group.report_failure(group.states[0])
-    assert Attempts(group.states[0], replicas=group).remaining() == 0.1
+    assert tries(group.states[0], replicas=group).remaining() == 0.1
 
 
 def test_on_the_fallback_all_the_time_is_its_own() -> None:
     """The primary is the last resort: it is waited for as long as the policy says."""
     group = replicas(1)
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     NOW[0] += 2
     attempts._failed = True
     assert attempts.next_state() is group.fallback
@@ -96,7 +101,7 @@ def test_next_endpoint() -> None:
     """A try that failed goes on with another endpoint, patient ones with a replica; one that did not stays."""
     group = replicas(2)
     first, second = group.states
-    attempts = Attempts(first, replicas=group)
+    attempts = tries(first, replicas=group)
     assert attempts.next_state() is first
     attempts._record_and_decide(REFUSED)
     assert attempts.next_state() is second
@@ -107,12 +112,12 @@ def test_next_endpoint() -> None:
     attempts._record_and_decide(REFUSED)
     assert attempts.next_state() is group.fallback
     third = replicas(3)
-    once = Attempts(third.states[0], replicas=third)
+    once = tries(third.states[0], replicas=third)
     once._record_and_decide(REFUSED)
     moved = once.next_state()
     assert once.next_state() is moved, "nothing has failed since"
     (alone,) = states(0)
-    single = Attempts(alone)
+    single = tries(alone)
     single._record_and_decide(REFUSED)
     assert single.next_state() is alone
 
@@ -133,7 +138,7 @@ def test_waits(row: tuple[str, float, float, bool, bool, float]) -> None:
     """How long the loop waits before the next try, where a read could go to the primary."""
     _, later, drawn, hurried, on_primary, waits = row
     group = replicas(1)
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     wait: Any = attempts.options["wait"]
     assert wait.func == attempts._wait
     assert group.fallback is not None
@@ -148,7 +153,7 @@ def test_waits(row: tuple[str, float, float, bool, bool, float]) -> None:
 def test_a_wait_before_hurries_nobody() -> None:
     """A wait within the patience is none after it: the next endpoint is still asked at once."""
     group = replicas(1)
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     assert group.fallback is not None
     NOW[0] += 0.5
     assert attempts._wait(lambda _: 0.1, group.fallback, None) == 0.1
@@ -159,11 +164,11 @@ def test_a_wait_before_hurries_nobody() -> None:
 def test_wait_of_the_loop() -> None:
     """The loop's own wait heeds the patience; where there is no primary behind the replicas, it is the policy's."""
     group = replicas(1, first_wait=20, max_wait=20, max_elapsed=60)
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     state: Any = SimpleNamespace(attempt_number=9)
     assert max(attempts.options["wait"](state) for _ in range(50)) <= RETRY_REPLICAS_FOR
     bare = replicas(1, falls_back=False, first_wait=20, max_wait=20, max_elapsed=60)
-    waits = Attempts(bare.states[0], replicas=bare).options["wait"]
+    waits = tries(bare.states[0], replicas=bare).options["wait"]
     assert max(waits(state) for _ in range(50)) > RETRY_REPLICAS_FOR
 
 
@@ -191,7 +196,7 @@ def test_again(row: tuple[str, BaseException, Any, bool, float, bool]) -> None:
     """What is tried again."""
     _, exc, rule, connecting, later, again = row
     group = replicas(1)
-    attempts = Attempts(group.states[0], replicas=group, may_replay=rule)
+    attempts = tries(group.states[0], replicas=group, may_replay=rule)
     assert attempts.connecting
     attempts.connecting = connecting
     NOW[0] += later
@@ -201,7 +206,7 @@ def test_again(row: tuple[str, BaseException, Any, bool, float, bool]) -> None:
 def test_a_single_endpoint_is_not_waited_for_twice() -> None:
     """Where there is no other endpoint, a wait for a turn that was in vain ends it."""
     (state,) = states(0)
-    assert not Attempts(state)._record_and_decide(TimeoutError())
+    assert not tries(state)._record_and_decide(TimeoutError())
 
 
 CONNECTS: list[tuple[str, int, bool, float, bool, float | None]] = [
@@ -219,7 +224,7 @@ def test_time_of_a_connect(row: tuple[str, int, bool, float, bool, float | None]
     """How long one try to connect may take."""
     _, count, falls_back, elapsed, on_primary, bound = row
     group = replicas(count, falls_back=falls_back, max_elapsed=elapsed)
-    attempts = Attempts(group.states[0], replicas=group)
+    attempts = tries(group.states[0], replicas=group)
     if on_primary:
         assert group.fallback is not None
         attempts.state = group.fallback
@@ -232,10 +237,10 @@ def test_time_of_a_connect(row: tuple[str, int, bool, float, bool, float | None]
 def test_time_of_a_connect_alone() -> None:
     """A connection that has no replicas is not bounded, and a bound ends with a failure as well."""
     (state,) = states(0)
-    with Attempts(state).bounded_connect():
+    with tries(state).bounded_connect():
         assert connecting_until.get() is None
     group = replicas(2)
-    with pytest.raises(psycopg.OperationalError), Attempts(group.states[0], replicas=group).bounded_connect():
+    with pytest.raises(psycopg.OperationalError), tries(group.states[0], replicas=group).bounded_connect():
         raise REFUSED
     assert connecting_until.get() is None
 
@@ -246,7 +251,7 @@ def test_what_is_told() -> None:
     heard: list[Event] = []
     unsubscribe = subscribe(heard.append)
     try:
-        attempts = Attempts(state, first=psycopg.errors.AdminShutdown("terminating connection"))
+        attempts = tries(state, first=psycopg.errors.AdminShutdown("terminating connection"))
         assert state.gate.closed
         error = psycopg.OperationalError("connection failed: Connection refused")
         with pytest.raises(psycopg.OperationalError) as raised, attempts.explaining():
@@ -271,8 +276,8 @@ def test_how_often() -> None:
     """A failure before the loop is the first of those that the policy counts."""
     (state,) = states(0, attempts=1)
     tried_once: Any = SimpleNamespace(attempt_number=1, seconds_since_start=0.0, upcoming_sleep=0.0)
-    assert Attempts(state, first=REFUSED).options["stop"](tried_once)
-    assert not Attempts(state).options["stop"](tried_once)
+    assert tries(state, first=REFUSED).options["stop"](tried_once)
+    assert not tries(state).options["stop"](tried_once)
 
 
 def test_told_in_order() -> None:
@@ -285,7 +290,7 @@ def test_told_in_order() -> None:
 def test_the_gate_hears_of_a_loss_only() -> None:
     """A connection that is opened has lost none, and tells nothing."""
     (state,) = states(0)
-    attempts = Attempts(state)
+    attempts = tries(state)
     assert not state.gate.closed
     assert attempts._history == []
 
@@ -301,45 +306,45 @@ def test_errors_that_end_it() -> None:
     """An error of the database is raised as it is; a wait in vain raises what began it all; a deadline is a deadline."""
     (state,) = states(0)
     first = psycopg.errors.AdminShutdown("terminating connection")
-    assert raised_by(Attempts(state), SYNTAX) is SYNTAX
+    assert raised_by(tries(state), SYNTAX) is SYNTAX
     assert not hasattr(SYNTAX, "__notes__")
     waited = TimeoutError("primary did not come back in time")
-    error = raised_by(Attempts(state, first=first), waited)
+    error = raised_by(tries(state, first=first), waited)
     assert error is first
     assert error.__cause__ is waited
-    alone = raised_by(Attempts(state), waited)
+    alone = raised_by(tries(state), waited)
     assert isinstance(alone, psycopg.errors.ConnectionTimeout)
     assert str(alone) == str(waited)
     assert alone.__cause__ is waited
     passed = DeadlineExceeded("over")
-    assert raised_by(Attempts(state, first=first), passed) is passed
+    assert raised_by(tries(state, first=first), passed) is passed
     other = ValueError("a caller's own")
-    assert raised_by(Attempts(state), other) is other
+    assert raised_by(tries(state), other) is other
 
 
 def test_a_deadline_that_left_no_time() -> None:
     """Where the caller's deadline ended the tries, that is the error; where the policy did, it is the database's."""
     (state,) = states(0, max_elapsed=30)
     with deadline(5):
-        error = raised_by(Attempts(state), psycopg.OperationalError("connection failed: Connection refused"))
+        error = raised_by(tries(state), psycopg.OperationalError("connection failed: Connection refused"))
     assert isinstance(error, DeadlineExceeded)
     assert isinstance(error.__cause__, psycopg.OperationalError)
     for seconds in (30, 60):
         with deadline(seconds):
-            attempts = Attempts(state)
+            attempts = tries(state)
         refused = psycopg.OperationalError("connection failed: Connection refused")
         assert raised_by(attempts, refused) is refused
     with deadline(5):
-        assert raised_by(Attempts(state), SYNTAX) is SYNTAX
+        assert raised_by(tries(state), SYNTAX) is SYNTAX
 
 
 def test_reconnects_to_where_it_belongs() -> None:
     """A connection whose own endpoint is back goes there; without a home it stays where it is."""
     group = replicas(2)
     first, second = group.states
-    assert Attempts(second, replicas=group, home=first).state is first
-    assert Attempts(second, replicas=group).state is second
-    assert Attempts(second, home=first).state is second
+    assert tries(second, replicas=group, home=first).state is first
+    assert tries(second, replicas=group).state is second
+    assert tries(second, home=first).state is second
 
 
 def test_transient() -> None:

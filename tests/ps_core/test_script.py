@@ -36,31 +36,31 @@ SETTINGS: list[tuple[str, dict[bytes, bytes], tuple[bytes, ...], bytes]] = [
         "a setting by its name",
         {b"lock_timeout": b"'5'"},
         (b"SET LOCAL lock_timeout='5'",),
-        b"SELECT set_config('lock_timeout','5',true)",
+        b"SELECT pg_catalog.set_config('lock_timeout','5',true)",
     ),
     (
         "a name of two parts is quoted, since one may be a reserved word",
         {b"app.user": b"'7'"},
         (b'SET LOCAL "app"."user"=\'7\'',),
-        b"SELECT set_config('app.user','7',true)",
+        b"SELECT pg_catalog.set_config('app.user','7',true)",
     ),
     (
         "a transaction timeout that may run already is set anew by way of zero",
         {b"transaction_timeout": b"'9'"},
         (b"SET LOCAL transaction_timeout='0'", b"SET LOCAL transaction_timeout='9'"),
-        b"SELECT set_config('transaction_timeout','0',true),set_config('transaction_timeout','9',true)",
+        b"SELECT pg_catalog.set_config('transaction_timeout','0',true),pg_catalog.set_config('transaction_timeout','9',true)",
     ),
     (
         "but not if it is switched off",
         {b"transaction_timeout": b"'0'"},
         (b"SET LOCAL transaction_timeout='0'",),
-        b"SELECT set_config('transaction_timeout','0',true)",
+        b"SELECT pg_catalog.set_config('transaction_timeout','0',true)",
     ),
     (
         "their order stays",
         {b"b": b"'1'", b"a": b"'2'"},
         (b"SET LOCAL b='1'", b"SET LOCAL a='2'"),
-        b"SELECT set_config('b','1',true),set_config('a','2',true)",
+        b"SELECT pg_catalog.set_config('b','1',true),pg_catalog.set_config('a','2',true)",
     ),
 ]
 
