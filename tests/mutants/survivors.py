@@ -39,4 +39,85 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "_wait",
         "if self.state is fallback or (left <= 0 and self._hurried): => if self.state is fallback or (left <= 1 and self._hurried):",
     ): "It was hurried only once nothing was left, and time does not come back.",
+    (
+        "_message/statement.py",
+        "Statement",
+        "beside: bool = False => beside: bool = True",
+    ): "`_analyse`, which makes all of them, gives each field.",
+    (
+        "_message/statement.py",
+        "Statement",
+        "makes_functions: bool = False => makes_functions: bool = True",
+    ): "`_analyse`, which makes all of them, gives each field.",
+    (
+        "_message/statement.py",
+        "Statement",
+        "names_unknown: bool = False => names_unknown: bool = True",
+    ): "`_analyse`, which makes all of them, gives each field.",
+    (
+        "_message/statement.py",
+        "Statement",
+        "only_sets: bool = False => only_sets: bool = True",
+    ): "`_analyse`, which makes all of them, gives each field.",
+    (
+        "_message/statement.py",
+        "Statement",
+        "primary_only: bool = False => primary_only: bool = True",
+    ): "`_analyse`, which makes all of them, gives each field.",
+    (
+        "_message/statement.py",
+        "_without_opaque_parts",
+        'at = len(text) if end < 0 else end + len(match["dollar"]) => at = len(text) if end < 1 else end + len(match["dollar"])',
+    ): "What ends it stands behind what began it, never at 0.",
+    (
+        "_message/statement.py",
+        "_without_opaque_parts",
+        'at = len(text) if end < 0 else end + len(match["dollar"]) => at = len(text) if end <= 0 else end + len(match["dollar"])',
+    ): "What ends it stands behind what began it, never at 0.",
+    (
+        "_message/statement.py",
+        "analyse",
+        "return _analyse(text) if len(text) > _CACHED_LENGTH else _remembered(text) => return _analyse(text) if len(text) < _CACHED_LENGTH else _remembered(text)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "analyse",
+        "return _analyse(text) if len(text) > _CACHED_LENGTH else _remembered(text) => return _analyse(text) if len(text) >= _CACHED_LENGTH else _remembered(text)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "analyse",
+        "return _analyse(text) if len(text) > _CACHED_LENGTH else _remembered(text) => return _analyse(text) if not len(text) > _CACHED_LENGTH else _remembered(text)",
+    ): "The answer is the same, remembered or not.",
+    ("_message/statement.py", "module", "@lru_cache(maxsize=1024) => "): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "@lru_cache(maxsize=1024) => @lru_cache(maxsize= 1023)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "_remembered = lru_cache(maxsize=1024)(_analyse) => _remembered = lru_cache(maxsize= 1023)(_analyse)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "@lru_cache(maxsize=1024) => @lru_cache(maxsize= 1025)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "_remembered = lru_cache(maxsize=1024)(_analyse) => _remembered = lru_cache(maxsize= 1025)(_analyse)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "_CACHED_LENGTH = 16_384 => _CACHED_LENGTH = 16383",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "module",
+        "_CACHED_LENGTH = 16_384 => _CACHED_LENGTH = 16385",
+    ): "The answer is the same, remembered or not.",
 }

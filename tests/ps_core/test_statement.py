@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps_core._message.statement import analyse, binds_outside_quotes
+from ps_core._message.statement import analyse, binds_outside_quotes, identifiers
 
 pytestmark = pytest.mark.fast
 
@@ -310,3 +310,41 @@ def test_makes_functions() -> None:
 def test_long_text_is_not_kept() -> None:
     """A text over 16 KiB gives the same answer as a short one."""
     assert analyse("select " + "1," * 20_000 + "1").reads
+
+
+CHANGES = [
+    ("a read changes nothing", "select 1", False),
+    ("a write does", "insert into t values (1)", True),
+    ("nor does what begins a transaction", "begin", False),
+    ("nor what ends one: what it did was noted before", "commit", False),
+    ("nor a ping", "", False),
+    ("nor a session's setting", "set search_path = a", False),
+    ("nor one that is made by a function", "select set_config('a.b', 'c', false)", False),
+    ("nor maintenance", "vacuum t", False),
+    ("COPY may", "copy t from stdin", True),
+    ("so may what was prepared", "execute p", True),
+    ("and what ends a prepared transaction", "commit prepared 'x'", True),
+    ("several statements may, whatever the first is", "set a = 1; insert into t values (1)", True),
+    ("also where all of them are settings: nobody looks at each", "set a = 1; set b = 2", True),
+    ("what calls a function that acts does", "select nextval('s')", True),
+]
+
+
+@pytest.mark.parametrize(("text", "changes"), [row[1:] for row in CHANGES], ids=[row[0] for row in CHANGES])
+def test_may_change(text: str, changes: bool) -> None:
+    """After what a reader may see something else."""
+    assert analyse(text).may_change is changes
+
+
+def test_verb() -> None:
+    """It is the first statement's."""
+    assert analyse("set a = 1; select 1").verb == "SET"
+
+
+def test_identifiers() -> None:
+    """A double quote is told only where there is one: a name may be anything then. PostgreSQL keeps 63 bytes of a name."""
+    assert identifiers('select "a b"') == {"select", "a", "b", '"'}
+    assert identifiers("select A") == {"select", "a"}
+    assert not analyse(f"select {'x' * 63}()").names_unknown
+    assert analyse(f"select {'x' * 64}()").names_unknown
+    assert not analyse('select U&"\\0070ing"(1)').calls_any(frozenset()), "where no function may write, none does"
