@@ -195,3 +195,22 @@ def test_what_a_plan_says() -> None:
     assert not Plan(statement, Before.BEGIN_READ_ONLY, may_write=True).read_only
     assert not Plan(statement).by_server
     assert not Plan(analyse(WRITE), Before.BEGIN_READ_ONLY).read_only
+
+
+ROOM = [
+    ("behind a read in autocommit is room", "select 1", AUTOCOMMIT, True),
+    ("behind a write in autocommit, too", WRITE, AUTOCOMMIT | {"tracks": True}, True),
+    ("not in the caller's transaction, which its error would fail", "select 1", {}, False),
+    ("nor where nothing goes along", "vacuum t", AUTOCOMMIT, False),
+    ("nor behind what may be several: its results would be mixed up", "select ';'", AUTOCOMMIT, False),
+    ("nor where the server binds", "select 1", AUTOCOMMIT | {"by_server": True}, False),
+]
+
+
+@pytest.mark.parametrize(("text", "facts", "room"), [row[1:] for row in ROOM], ids=[row[0] for row in ROOM])
+def test_has_room(text: str, facts: dict[str, Any], room: bool) -> None:
+    """Where the question for the names of functions may travel."""
+    plan = make_plan(analyse(text), Facts(**facts))
+    assert isinstance(plan, Plan)
+    assert plan.has_room is room
+    assert not Plan(plan.statement, plan.before, first=False).has_room

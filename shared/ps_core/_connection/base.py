@@ -421,12 +421,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return TRANSACTION_ID
         return self._opening_alone()
 
-    def _asks_for_functions(self, plan: Plan) -> bool:
-        """Return whether the names of functions that may write are to be asked for behind a statement in autocommit."""
-        if plan.apart or plan.before in (Before.NOTHING, Before.TRANSACTION) or not plan.statement.one:
-            return False
-        return self.state.functions.is_due(self.state.endpoint.name, time.monotonic())
-
     def _ask_functions_gen(self) -> PQGen[None]:
         """Ask for the names of functions that may write, where a transaction that is over made or changed some."""
         if not self._made_functions or self.pgconn.transaction_status != IDLE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -145,9 +146,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         self._make_sure(plan)
         conn._plan = plan
-        conn._note_state(plan.statement)
+        if plan.statement.keeps_state or plan.statement.makes_functions:
+            conn._note_state(plan.statement)
         before, after = conn._script_before(plan.before), conn._script_after(plan)
-        functions = plan.begin is False and plan.first and conn._asks_for_functions(plan)
+        functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
         self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
         commits = plan.after is After.COMMIT
         results: list[PGresult] = []
@@ -249,7 +251,8 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
             pgq.convert(query, params)
             return pgq
         pgq = super()._convert_query(query, params)
-        _add_tags(pgq)
+        if comment := current_comment():
+            pgq.query = with_comment(pgq.query, comment)
         return pgq
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
@@ -344,12 +347,6 @@ def _text(query: Query, cursor: BaseCursor[Any, Any]) -> str | None:
     if isinstance(query, bytes):
         return query.decode(cursor._encoding, "replace")
     return query.as_string(cursor) if isinstance(query, sql.Composable) else None
-
-
-def _add_tags(pgq: Any) -> None:
-    comment = current_comment()
-    if comment:
-        pgq.query = with_comment(pgq.query, comment)
 
 
 def _first_error(results: Iterable[PGresult]) -> PGresult | None:

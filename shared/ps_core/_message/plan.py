@@ -87,6 +87,11 @@ class Plan:
     """It may do what a rollback does not undo."""
 
     @property
+    def has_room(self) -> bool:
+        """Whether the question for the names of functions may travel behind it: its message is a transaction of its own."""
+        return self.first and not self.apart and self.statement.one and self.before not in (Before.NOTHING, Before.TRANSACTION)
+
+    @property
     def is_accompanied(self) -> bool:
         """Whether anything goes before it."""
         return self.before is not Before.NOTHING
