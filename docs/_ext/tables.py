@@ -29,7 +29,8 @@ __all__ = ["Help", "Rules", "Settings", "setup"]
 OTHERWISE: Final = {
     "commit_outcome_unknown": "`CommitOutcomeUnknown`, raised by this library",
     "lost_at_commit": "`LostAtCommit`, raised by this library",
-    "replica_behind": "22023 with `replica_behind`: the guard that a read carried",
+    "demoted": "`Demoted`, raised by this library",
+    "replica_behind": "`ReplicaBehind`: the guard that a read carried (22023), or a position that only the primary has",
     "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
     "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
     "connection_exception": "any other SQLSTATE of class 08 that ended the connection",
