@@ -137,6 +137,8 @@ def main() -> int:
     stale = [name for name in SURVIVORS if name[0] in files and name not in names]
     for file, where, change in stale:
         print(f"does not survive any more: {file}: {where}: {change}")
+    for file, name in _untested().items():
+        print(f"not run: {file}, which has no {name}")
     print(f"{made.total()} mutants, {made.total() - len(survivors)} killed, in {time.monotonic() - began:.0f} s")
     if unexplained or stale:
         return 1
@@ -392,6 +394,7 @@ def _page(made: Counter[str], survivors: list[Mutant]) -> str:
             *(rows[file] for file in MODULES if file in rows),
             "| all | {} | {} | {} |".format(*map(sum, zip(*counted, strict=True))),
             "",
+            *(f"`{file}` is not run: it has no {name}.\n" for file, name in _untested().items()),
             "## Survivors",
             "",
             "| where | changed | why no test has to notice |",
@@ -400,6 +403,13 @@ def _page(made: Counter[str], survivors: list[Mutant]) -> str:
             "",
         ]
     )
+
+
+def _untested() -> dict[str, str]:
+    """Return the files for which there are no tests without a server, and what these would be called."""
+    return {
+        file: name for file, names in MODULES.items() if (CORE / file).exists() for name in names if not (TESTS / name).exists()
+    }
 
 
 _LINE = re.compile(r"\| `([^`]+)`(:)? ")

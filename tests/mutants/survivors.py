@@ -120,4 +120,14 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "module",
         "_CACHED_LENGTH = 16_384 => _CACHED_LENGTH = 16385",
     ): "The answer is the same, remembered or not.",
+    (
+        "_retry/gate.py",
+        "aturn",
+        "async with asyncio.timeout(max(0.0, until - self._clock())): => async with asyncio.timeout(max( -1.0, until - self._clock())):",
+    ): "Time that is over is over: below 0 it ends at once, as at 0.",
+    (
+        "_retry/gate.py",
+        "turn",
+        "has_place = ticket.answer.result(max(0.0, until - self._clock())) => has_place = ticket.answer.result(max( -1.0, until - self._clock()))",
+    ): "Time that is over is over: below 0 it ends at once, as at 0.",
 }
