@@ -24,7 +24,7 @@ def everything() -> bool:
     return os.environ.get("PS_DIFFERENTIAL") == "everything"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: later tests change the primary under its connection
 def registered(ps_lab: Lab) -> Iterator[Registered]:
     """The schema, and its types."""
     with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
