@@ -10,6 +10,7 @@ import pytest
 from ps_core import RetryPolicy
 from ps_core._retry.gate import OutageGate, _Admission
 from ps_core.errors import ConfigurationError
+from ps_core.events import Name, subscribe
 
 pytestmark = pytest.mark.fast
 
@@ -189,3 +190,20 @@ async def test_async_waiters() -> None:
         async with gate.aturn(5):
             async with gate.aturn(0.01):
                 pytest.fail("there is a probe already")
+
+
+def test_an_outage_is_told_under_the_name_of_its_first_probe() -> None:
+    """Endpoints of one path share a gate: what the log says is the name that the caller knows, from the opening to the closing."""
+    gate = OutageGate("fallback")
+    gate.MIN_INTERVAL = 0.0
+    told: list[tuple[Name, str]] = []
+    unsubscribe = subscribe(lambda event: told.append((event.name, event.endpoint)))
+    try:
+        gate.report_loss()
+        with pytest.raises(psycopg.OperationalError), gate.turn(1, "primary"):
+            raise psycopg.OperationalError("connection failed: Connection refused")
+        with gate.turn(1, "default"):
+            pass
+    finally:
+        unsubscribe()
+    assert told == [(Name.OUTAGE_OPENED, "primary"), (Name.OUTAGE_CLOSED, "primary")]

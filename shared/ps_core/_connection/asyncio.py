@@ -160,7 +160,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with (state := attempts.next_state()).gate.aturn(attempts.remaining()) as turn:
+                    async with (state := attempts.next_state()).gate.aturn(attempts.remaining(), state.endpoint.name) as turn:
                         with attempts.bounded_connect():
                             conn = await cls._connect(
                                 **connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor)
@@ -207,7 +207,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         with attempts.explaining():
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
-                    async with (state := attempts.next_state()).gate.aturn(attempts.remaining()) as turn:
+                    async with (state := attempts.next_state()).gate.aturn(attempts.remaining(), state.endpoint.name) as turn:
                         attempts.connecting = True
                         options = connect_options(state, self._options, client=AsyncCursor, server=AsyncServerBindingCursor)
                         with attempts.bounded_connect():

@@ -376,8 +376,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         )
         if plan is Refused.MAY_WRITE:
             raise MayWrite(
-                f"cannot execute this in a read-only transaction, and {endpoint.name!r} is an endpoint for reads: the server refused"
-                " it there before, or it names a VOLATILE function (declare one that only reads STABLE)"
+                f"cannot execute this in a read-only transaction, and {endpoint.name!r} is an endpoint for reads: the server"
+                " refused it there before, or it names a VOLATILE function (declare one that only reads STABLE)"
             )
         if plan is Refused.NO_ROLE:
             raise psycopg.NotSupportedError(

@@ -197,7 +197,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         home, attempts = state, Attempts(state, policy=policy, within=within, replicas=replicas)
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
+                with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining(), state.endpoint.name) as turn:
                     with attempts.bounded_connect():
                         conn = cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
                         conn._bind(state, options, replicas, home, policy)
@@ -247,7 +247,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         )
         with attempts.explaining():
             for attempt in tenacity.Retrying(**attempts.options):
-                with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining()) as turn:
+                with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining(), state.endpoint.name) as turn:
                     attempts.connecting = True
                     with attempts.bounded_connect():
                         donor: Connection[Any] = Connection._connect(

@@ -168,8 +168,10 @@ class OutageGate:
             emit(Event(name=Name.OUTAGE_OPENED, endpoint=self.name, reason=failure))
 
     @contextmanager
-    def turn(self, timeout: float) -> Iterator[Turn]:
+    def turn(self, timeout: float, name: str | None = None) -> Iterator[Turn]:
         """Wait for the endpoint or for one's turn to probe it (at most `timeout` seconds), then run the block as the try.
+
+        `name` is the endpoint's for this caller: an outage is told of under the name that its first probe gives.
 
         Raises `TimeoutError` when the time is over before the caller's turn comes.
         """
@@ -184,13 +186,13 @@ class OutageGate:
                 raise
             if has_place and ticket.way is _Admission.QUEUE:
                 break
-        with self._taken_by(ticket) as turn:
+        with self._taken_by(ticket, name) as turn:
             if ticket.delay:
                 time.sleep(ticket.delay)
             yield turn
 
     @asynccontextmanager
-    async def aturn(self, timeout: float) -> AsyncIterator[Turn]:
+    async def aturn(self, timeout: float, name: str | None = None) -> AsyncIterator[Turn]:
         """Like `turn`, for asyncio."""
         until = self._clock() + timeout
         while (ticket := self._enter()).way in _WAITING:
@@ -205,14 +207,16 @@ class OutageGate:
                 raise
             if has_place and ticket.way is _Admission.QUEUE:
                 break
-        with self._taken_by(ticket) as turn:
+        with self._taken_by(ticket, name) as turn:
             if ticket.delay:
                 await asyncio.sleep(ticket.delay)
             yield turn
 
     @contextmanager
-    def _taken_by(self, ticket: _Ticket) -> Iterator[Turn]:
+    def _taken_by(self, ticket: _Ticket, name: str | None) -> Iterator[Turn]:
         is_probe = ticket.way is _Admission.PROBE
+        if is_probe and name is not None and self._down_since is None:
+            self.name = name
         turn = Turn(partial(self._leave_probe, ticket.answer) if is_probe else self._leave_place, is_probe=is_probe)
         try:
             yield turn
