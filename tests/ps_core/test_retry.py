@@ -193,7 +193,7 @@ async def test_async_waiters() -> None:
 
 
 def test_an_outage_is_told_under_the_name_of_its_first_probe() -> None:
-    """Endpoints of one path share a gate: what the log says is the name that the caller knows, from the opening to the closing."""
+    """Endpoints of one path share a gate: the log says the name that the first prober knows, from the opening to the closing."""
     gate = OutageGate("fallback")
     gate.MIN_INTERVAL = 0.0
     told: list[tuple[Name, str]] = []
