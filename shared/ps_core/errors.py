@@ -8,6 +8,7 @@ Those that a statement can raise are the driver's classes, since that is what co
 - `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
 - `psycopg.OperationalError` > `LostAtCommit`: the connection was lost at COMMIT, and the transaction was certainly rolled back
 - `psycopg.OperationalError` > `Demoted`: the server was the primary, and is no longer
+- `psycopg.errors.ConnectionTimeout` > `OutageTimeout`: an endpoint that is down did not come back in time
 - `psycopg.OperationalError` > `NotSent`: the connection was lost before anything was sent
 - `psycopg.errors.InvalidParameterValue` > `ReplicaBehind`: a replica has not replayed what the caller has seen
 - `psycopg.errors.ReadOnlySqlTransaction` > `MayWrite`: a statement that may write was given to an endpoint for reads
@@ -29,6 +30,7 @@ __all__ = [
     "LostAtCommit",
     "MayWrite",
     "NotSent",
+    "OutageTimeout",
     "ReplicaBehind",
 ]
 
@@ -75,6 +77,12 @@ class NotSent(psycopg.OperationalError):
 
     def __init__(self) -> None:
         super().__init__("the connection is closed")
+
+
+class OutageTimeout(psycopg.errors.ConnectionTimeout):
+    """The endpoint is down, and the caller that probes it for all did not reach it within the time for trying again."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="connect_timeout")
 
 
 class ReplicaBehind(psycopg.errors.InvalidParameterValue):

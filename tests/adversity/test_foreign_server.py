@@ -14,7 +14,7 @@ def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
     """Class 08 as an ERROR of the server's tells of another connection (postgres_fdw, dblink): this one lives, and is kept."""
     prepare(ps_lab)
     ps_lab.sql(
-        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN"
         f" RAISE EXCEPTION 'could not connect to server \"other\"' USING ERRCODE = '{sqlstate}'; END $$"
     )
     conn = paths.ours(paths.state(policy=QUICK), autocommit=False)
@@ -31,7 +31,7 @@ def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
 def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """The error is raised as the framework's own, and the connection is kept."""
     ps_lab.sql(
-        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN"
         " RAISE EXCEPTION 'could not connect to server \"other\"' USING ERRCODE = '08006'; END $$"
     )
     for application in applications:

@@ -8,6 +8,7 @@ import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import Users
@@ -20,6 +21,10 @@ def unaware(ps_lab: Lab) -> Iterator[Lab]:
     track: dict[str, object] = {"max_prepared_statements": 0} if bouncers[0].version >= (1, 21) else {}
     for bouncer in bouncers:
         bouncer.reload(server_round_robin=1, **track)
+    # Begin without server connections: of the two or three that this test then takes, every client meets every one.
+    for bouncer in reversed(bouncers):
+        bouncer.admin("RECONNECT")
+        wait_until(lambda bouncer=bouncer: not bouncer.admin("SHOW SERVERS"), "a pooler without server connections")
     yield ps_lab
     for bouncer in bouncers:
         bouncer.reload(server_round_robin=0, **({"max_prepared_statements": 200} if track else {}))

@@ -12,7 +12,7 @@ import psycopg
 
 from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, connecting_until, deadline_unwrapped
 from ps_core.context import remaining
-from ps_core.errors import DeadlineExceeded
+from ps_core.errors import DeadlineExceeded, OutageTimeout
 from ps_core.events import Event, Name, deadline_exceeded, emit
 from ps_core.failures import RETRYABLE, classify
 from ps_core.replicas import RETRY_REPLICAS_FOR
@@ -155,7 +155,7 @@ class Attempts:
                 raise
             error = exc if self._first is None or isinstance(exc, psycopg.Error) else self._first
             if isinstance(error, TimeoutError):
-                error = psycopg.errors.ConnectionTimeout(str(error))
+                error = OutageTimeout(str(error))
             tried = f"ps-postgres: tried the endpoint {self.state.endpoint.name!r} again for {time.monotonic() - began:.1f} s"
             if is_transient(error):
                 error.add_note(tried + _told(self._history))
