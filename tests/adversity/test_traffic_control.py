@@ -41,7 +41,8 @@ def test_traffic_control(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) 
 def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """A read is refused in PlanetScale's words; a transaction waits for the budget, and is committed once."""
     ps_lab.sql(
-        "CREATE OR REPLACE FUNCTION block(lasts boolean) RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN IF lasts THEN RAISE EXCEPTION"
+        "CREATE OR REPLACE FUNCTION block(lasts boolean) RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN"
+        " IF lasts THEN RAISE EXCEPTION"
         " '[PGINSIGHTS] Traffic Control: query exceeded budget ''exports'' (cpu share 20%%)' USING ERRCODE = '53000'; END IF;"
         " RETURN 1; END $$"
     )
