@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack
 from itertools import count
 from typing import Any
 
@@ -46,14 +46,14 @@ def standby(ps_lab: Lab) -> Iterator[Postgres]:
 def until_on(lab: Lab, server: Postgres, ask: Callable[[], tuple[str, bool]], *, promoted: bool = False) -> None:
     """Ask until `server` has answered.
 
-    The pooler takes its servers in turn: an even number of transactions with each question would always meet the same one.
+    The pooler takes its server connections in turn, and makes one, to the next server, only when none is idle: from time to time
+    it gives up those that it has, which may all lead to another server.
     """
-    asked = count()
+    asked = count(1)
 
     def answered() -> bool:
-        if next(asked) % 2:
-            with closing(lab.bouncers["read-pool"].connect("app", "postgres")) as conn:
-                conn.execute("SELECT 1")
+        if next(asked) % 10 == 0:
+            lab.bouncers["read-pool"].admin("RECONNECT")
         return ask() == (server.name, not promoted)
 
     wait_until(answered, f"an answer of {server.name}", interval=0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from ps_core import use_token
 from tests.differential.forms import STORED
 from tests.differential.page import Totals
 from tests.differential.values import SCHEMA, Registered
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ps_lab import Lab
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> Iterator[None]:
+    """Let every test begin as a caller who has seen nothing: stock asks no replica whether it is behind."""
+    with use_token(None):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ def test_taken() -> None:
     functions.take("primary", [("pong", False)], 1.0)
     assert functions.may_write == {"pong", "shell", "old"}
     assert functions.beside == frozenset()
+    functions.take("primary", [("pong", False)], REFRESH_EVERY)
+    assert functions.may_write == {"pong"}, "what the replica said is as old as it may be"
 
 
 NAMES = [

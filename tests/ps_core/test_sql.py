@@ -142,7 +142,7 @@ def hijack(lab: Lab) -> None:
     names = sorted({*re.findall(r"pg_catalog\.(\w+)\(", sent), "now", "extract", "date_part"})
     lab.sql("CREATE SCHEMA hijack")
     lab.sql(
-        "CREATE FUNCTION hijack.fail(name text) RETURNS int LANGUAGE plpgsql AS"
+        "CREATE FUNCTION hijack.fail(name text) RETURNS int LANGUAGE plpgsql STABLE AS"
         " $$ BEGIN RAISE EXCEPTION 'hijacked: %', name; END $$"
     )
     functions = lab.sql(
@@ -155,14 +155,14 @@ def hijack(lab: Lab) -> None:
     assert {name for name, _, _ in functions} >= {"pg_is_in_recovery", "set_config", "current_setting", "left", "pg_xact_status"}
     for name, arguments, result in functions:
         lab.sql(
-            f'CREATE FUNCTION hijack."{name}"({", ".join(arguments)}) RETURNS {result} LANGUAGE plpgsql AS'
+            f'CREATE FUNCTION hijack."{name}"({", ".join(arguments)}) RETURNS {result} LANGUAGE plpgsql STABLE AS'
             f" $$ BEGIN PERFORM hijack.fail('{name}'); RETURN NULL; END $$"
         )
     for operator in sorted(set(re.findall(r"OPERATOR\(pg_catalog\.([^)]+)\)", sent))):
         for types in ("text", "pg_lsn", "oid", "name", "numeric", "uuid"):
             function = f"hijack.{types}_{'_'.join(str(ord(character)) for character in operator)}"
             lab.sql(
-                f"CREATE FUNCTION {function}({types}, {types}) RETURNS bool LANGUAGE plpgsql AS"
+                f"CREATE FUNCTION {function}({types}, {types}) RETURNS bool LANGUAGE plpgsql STABLE AS"
                 f" $$ BEGIN PERFORM hijack.fail('{operator}'); RETURN NULL; END $$"
             )
             lab.sql(f"CREATE OPERATOR hijack.{operator} (FUNCTION = {function}, LEFTARG = {types}, RIGHTARG = {types})")

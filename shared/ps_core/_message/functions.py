@@ -55,7 +55,7 @@ class Functions:
     """In lower case."""
     beside: frozenset[str] = frozenset()
     """Those of them in untrusted languages (C, too): they may do what a rollback does not undo."""
-    _reported: dict[str, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict)
+    _reported: dict[str, tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
 
     def is_due(self, endpoint: str, now: float) -> bool:
@@ -66,12 +66,16 @@ class Functions:
         return True
 
     def take(self, endpoint: str, rows: Iterable[tuple[str, bool]], now: float) -> None:
-        """Take what `endpoint` answered. A replica that lags behind takes no name away that the primary has."""
+        """Take what `endpoint` answered. A replica that lags behind takes no name away that the primary has just reported.
+
+        What an endpoint said longer ago than that does not count: it may not be asked any more, and names go, too.
+        """
         rows = [(_sought(name), beside) for name, beside in rows]
-        self._reported[endpoint] = frozenset(name for name, _ in rows), frozenset(name for name, beside in rows if beside)
+        self._reported = {name: said for name, said in self._reported.items() if now - said[0] < REFRESH_EVERY}
+        self._reported[endpoint] = now, frozenset(name for name, _ in rows), frozenset(name for name, beside in rows if beside)
         self._due[endpoint] = now + REFRESH_EVERY
-        self.may_write = frozenset().union(*(names for names, _ in self._reported.values()))
-        self.beside = frozenset().union(*(names for _, names in self._reported.values()))
+        self.may_write = frozenset().union(*(names for _, names, _ in self._reported.values()))
+        self.beside = frozenset().union(*(names for _, _, names in self._reported.values()))
 
 
 def _sought(name: str) -> str:
