@@ -89,11 +89,10 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "analyse",
         "return _analyse(text) if len(text) > _CACHED_LENGTH else _remembered(text) => return _analyse(text) if not len(text) > _CACHED_LENGTH else _remembered(text)",
     ): "The answer is the same, remembered or not.",
-    ("_message/statement.py", "module", "@lru_cache(maxsize=1024) => "): "The answer is the same, remembered or not.",
     (
         "_message/statement.py",
         "module",
-        "@lru_cache(maxsize=1024) => @lru_cache(maxsize= 1023)",
+        "_known_to_be_plain = lru_cache(maxsize=1024)(_is_plain) => _known_to_be_plain = lru_cache(maxsize= 1023)(_is_plain)",
     ): "The answer is the same, remembered or not.",
     (
         "_message/statement.py",
@@ -103,7 +102,7 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
     (
         "_message/statement.py",
         "module",
-        "@lru_cache(maxsize=1024) => @lru_cache(maxsize= 1025)",
+        "_known_to_be_plain = lru_cache(maxsize=1024)(_is_plain) => _known_to_be_plain = lru_cache(maxsize= 1025)(_is_plain)",
     ): "The answer is the same, remembered or not.",
     (
         "_message/statement.py",
@@ -130,4 +129,55 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "turn",
         "has_place = ticket.answer.result(max(0.0, until - self._clock())) => has_place = ticket.answer.result(max( -1.0, until - self._clock()))",
     ): "Time that is over is over: below 0 it ends at once, as at 0.",
+    (
+        "_message/statement.py",
+        "binds_outside_quotes",
+        "return _is_plain(template) if len(template) > _CACHED_LENGTH else _known_to_be_plain(template) => return _is_plain(template) if len(template) < _CACHED_LENGTH else _known_to_be_plain(template)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "binds_outside_quotes",
+        "return _is_plain(template) if len(template) > _CACHED_LENGTH else _known_to_be_plain(template) => return _is_plain(template) if len(template) >= _CACHED_LENGTH else _known_to_be_plain(template)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/statement.py",
+        "binds_outside_quotes",
+        "return _is_plain(template) if len(template) > _CACHED_LENGTH else _known_to_be_plain(template) => return _is_plain(template) if not len(template) > _CACHED_LENGTH else _known_to_be_plain(template)",
+    ): "The answer is the same, remembered or not.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "return TransactionId.of([None if value is None else bytes(value).decode() for value in values]) => pass",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "return TransactionId.of([None if value is None else bytes(value).decode() for value in values]) => return TransactionId.of([None if not value is None else bytes(value).decode() for value in values])",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "return TransactionId.of([None if value is None else bytes(value).decode() for value in values]) => return TransactionId.of([None if value is not None else bytes(value).decode() for value in values])",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "values = [result.get_value(0, column) for column in range(result.nfields)] => pass",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "values = [result.get_value(0, column) for column in range(result.nfields)] => values = [result.get_value( -1, column) for column in range(result.nfields)]",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "transaction_id",
+        "values = [result.get_value(0, column) for column in range(result.nfields)] => values = [result.get_value( 1, column) for column in range(result.nfields)]",
+    ): "It reads a result of libpq's, which only a server makes: tests/ps_core/test_writes.py and the lookups of tests/adversity notice.",
+    (
+        "_message/commit.py",
+        "read_ending",
+        "synchronous_commit = told.row[0] => synchronous_commit = told.row[ -1]",
+    ): "The row has one column: it is the first and the last.",
+    ("_retry/gate.py", "__init__", "renew_after_fork(self) => pass"): "A fork notices: tests/ps_core/test_registry.py.",
 }

@@ -53,6 +53,7 @@ def test_time_that_is_left() -> None:
     """The policy's time or the caller's deadline, whichever is over first."""
     (state,) = states(0, max_elapsed=30)
     attempts = tries(state)
+    assert attempts.until == NOW[0] + 30
     NOW[0] += 10
     assert attempts.remaining() == 20
     with deadline(5):

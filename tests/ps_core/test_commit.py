@@ -1,6 +1,6 @@
 """How a transaction ends, as tables: what its last message holds, what the answers mean, and what a lookup proves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -192,10 +192,21 @@ def said(standby: str, *rest: str | None) -> Reply:
 
 COMMITTED_ROW = said("f", "committed", "00000001", "f", "0/1")
 ABORTED_ROW = said("f", "aborted", "00000001", "f", None)
-ID, MARKER = lookup_of(KNOWN), lookup_of_marker("m", "public", "on")
-VERIFY = lookup_of_verify("SELECT true", ("SET LOCAL role='a'",), "on")
 
-LOOKUPS: list[tuple[str, Lookup, list[Reply], bool, Outcome]] = [
+
+def ID() -> Lookup:  # noqa: N802 - made when it is asked, so that a changed function is noticed
+    return lookup_of(KNOWN)
+
+
+def MARKER() -> Lookup:  # noqa: N802
+    return lookup_of_marker("m", "public", "on")
+
+
+def VERIFY() -> Lookup:  # noqa: N802
+    return lookup_of_verify("SELECT true", ("SET LOCAL role='a'",), "on")
+
+
+LOOKUPS: list[tuple[str, Callable[[], Lookup], list[Reply], bool, Outcome]] = [
     ("committed, behind its barrier", ID, [BEGUN, SET, COMMITTED_ROW, DONE], False, Outcome.COMMITTED),
     ("a barrier without its tag proves nothing", ID, [BEGUN, SET, COMMITTED_ROW], False, Outcome.UNCONFIRMED),
     ("nor one whose wait was ended", ID, [BEGUN, SET, COMMITTED_ROW, DONE], True, Outcome.UNCONFIRMED),
@@ -237,9 +248,22 @@ LOOKUPS: list[tuple[str, Lookup, list[Reply], bool, Outcome]] = [
 
 
 @pytest.mark.parametrize(("_sentence", "lookup", "replies", "ended", "expected"), LOOKUPS, ids=[row[0] for row in LOOKUPS])
-def test_lookups(_sentence: str, lookup: Lookup, replies: list[Reply], ended: bool, expected: Outcome) -> None:
+def test_lookups(_sentence: str, lookup: Callable[[], Lookup], replies: list[Reply], ended: bool, expected: Outcome) -> None:
     """These answers to a lookup prove this."""
-    assert lookup.read(replies, wait_cancelled=ended) is expected
+    assert lookup().read(replies, wait_cancelled=ended) is expected
+    if not ended:
+        assert lookup().read(replies) is expected
+
+
+def test_an_id_that_is_cut_off_is_none() -> None:
+    """Only a whole answer names a transaction."""
+    assert (
+        TransactionId.of(())
+        is TransactionId.of(("756", "00000001"))
+        is TransactionId.of((None, "00000001", "1764367164.5"))
+        is None
+    )
+    assert TransactionId.of(("756", "00000001", "1764367164.5")) == TransactionId("756", "00000001", "1764367164.5")
 
 
 BARRIERS: list[tuple[str, str | None, str]] = [

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from ps_core import deadline
-from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, GRACE, bounded, connecting_until, deadline_unwrapped
+from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, GRACE, bounded, bounded_until, connecting_until, deadline_unwrapped
 from ps_core.errors import DeadlineExceeded
 
 pytestmark = pytest.mark.fast
@@ -128,3 +128,19 @@ def test_unwrapped() -> None:
 def test_bounds() -> None:
     """The grace is shorter than anybody's patience, and a try to connect takes half of what a connect may."""
     assert (GRACE, CONNECT_WHILE_ANOTHER_CAN, connecting_until.get()) == (0.5, 2.5, None)
+
+
+def test_bounded_until() -> None:
+    """A wait of a time of its own ends then, and what comes before is its answer."""
+    log: list[Any] = []
+    driven = bounded_until(NOW[0] + 2, waiting(log))
+    assert next(driven) == "first"
+    assert driven.send(None) == "second"
+    NOW[0] += 2.1
+    with pytest.raises(psycopg.errors.ConnectionTimeout):
+        driven.send(None)
+    driven = bounded_until(NOW[0] + 2, waiting(log))
+    next(driven)
+    driven.send("ready")
+    with pytest.raises(StopIteration, match="answer"):
+        driven.send("ready")

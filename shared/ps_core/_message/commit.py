@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL
@@ -155,14 +155,14 @@ class Answers(Enum):
 class Raises(Enum):
     """What the end of a transaction raises."""
 
-    NOTHING = 0
-    ERROR = 1
+    NOTHING = auto()
+    ERROR = auto()
     """The first error that came."""
-    LOST = 2
+    LOST = auto()
     """What the connection was lost with."""
-    NOT_CONFIRMED = 3
+    NOT_CONFIRMED = auto()
     """`CommitOutcomeUnknown`: the server reported success for what no other server has."""
-    UNSETTLED = 4
+    UNSETTLED = auto()
     """`CommitOutcomeUnknown`, to be looked up."""
 
 
