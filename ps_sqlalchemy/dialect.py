@@ -18,6 +18,7 @@ from sqlalchemy.util import await_only
 
 from ps_core import AsyncConnection, Connection
 from ps_core._registry import policy_for, replicas_of, states_of
+from ps_core.context import use_token
 from ps_core.failures import Kind, classify
 from ps_core.topology import Topology
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, max_fallback_of
@@ -116,8 +117,10 @@ class PSDialect(PGDialect_psycopg):
         before = dbapi_connection.autocommit
         self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
         try:
-            # Also with `server_side_cursors=True`: such a cursor needs a transaction.
-            super().initialize(connection.execution_options(stream_results=False))  # type: ignore[no-untyped-call]
+            # Also with `server_side_cursors=True`: such a cursor needs a transaction. And what is asked here is the same on a
+            # replica that is behind what the caller has seen.
+            with use_token(None):
+                super().initialize(connection.execution_options(stream_results=False))  # type: ignore[no-untyped-call]
         finally:
             self._do_autocommit(dbapi_connection, before)  # type: ignore[no-untyped-call]
 

@@ -180,4 +180,10 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "synchronous_commit = told.row[0] => synchronous_commit = told.row[ -1]",
     ): "The row has one column: it is the first and the last.",
     ("_retry/gate.py", "__init__", "renew_after_fork(self) => pass"): "A fork notices: tests/ps_core/test_registry.py.",
+    (
+        "_message/commit.py",
+        "read_ending",
+        "return Ended(outcome=Outcome.ROLLED_BACK, position=_position(answers)) => pass",
+    ): "What follows reads the same from the tag.",
+    ("routing.py", "_no", "return False => pass"): "None is as false.",
 }

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ps_core import Connection
+from ps_core import Connection, use_token
 from ps_core._endpoint import EndpointState
 from ps_core.topology import Endpoint
 from ps_lab import Lab
@@ -31,6 +31,13 @@ def replica(ps_lab: Lab) -> EndpointState:
 def direct(ps_lab: Lab) -> EndpointState:
     """The direct endpoint."""
     return _warm(ps_lab.topology.direct, ps_lab)
+
+
+@pytest.fixture(autouse=True)
+def nothing_seen() -> Iterator[None]:
+    """Let every test begin as a caller who has seen nothing."""
+    with use_token(None):
+        yield
 
 
 def _warm(endpoint: Endpoint, lab: Lab) -> EndpointState:

@@ -130,7 +130,7 @@ def test_bounds() -> None:
     assert (GRACE, CONNECT_WHILE_ANOTHER_CAN, connecting_until.get()) == (0.5, 2.5, None)
 
 
-def test_bounded_until() -> None:
+def test_a_time_of_its_own() -> None:
     """A wait of a time of its own ends then, and what comes before is its answer."""
     log: list[Any] = []
     driven = bounded_until(NOW[0] + 2, waiting(log))

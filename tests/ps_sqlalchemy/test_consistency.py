@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +15,16 @@ from sqlalchemy import select, text
 
 from ps_core import current_token, limits, use_token
 from ps_lab import Lab
-from ps_sqlalchemy import AsyncSession, Engine, Session, arun_transaction, create_async_engine, run_transaction, sessionmaker
+from ps_sqlalchemy import (
+    AsyncSession,
+    Engine,
+    Session,
+    arun_transaction,
+    create_async_engine,
+    create_engine,
+    run_transaction,
+    sessionmaker,
+)
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
 
 
@@ -201,3 +211,13 @@ async def test_functions_that_run_when_the_transaction_is_over(ps_lab: Lab, engi
             with pytest.raises(TypeError, match="generator function"):
                 await arun_transaction(factory, fn)  # type: ignore[arg-type]
     assert trips.count == 0
+
+
+def test_first_connection_on_a_replica_that_is_behind(ps_lab: Lab) -> None:
+    """What an engine asks its first connection is no read of the caller's: their token does not matter to it."""
+    engine = create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    with use_token(f"1.{ps_lab.branch}.FFFFFFF-0.{int(time.time())}"), Session(engine) as session:
+        assert session.scalar(text("SELECT pg_is_in_recovery()")) is False
+    assert engine.replica is not None
+    assert engine.replica.pool.status().startswith("Pool size: 5  Connections in pool: 1"), "it was made, and its reads refused"
+    engine.dispose()
