@@ -217,7 +217,7 @@ _CLIENT_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     (
         r"server closed the connection|consuming input failed|sending query failed|could not (receive|send) data"
         r"|Connection (reset|timed out)|Broken pipe|SSL (SYSCALL )?error"
-        r"|EOF detected|no connection to the server|flushing failed|got no result",
+        r"|EOF detected|connection socket closed|no connection to the server|flushing failed|got no result",
         _lost("connection_lost"),
     ),
 )

@@ -17,6 +17,7 @@ def test_stress() -> None:
     assert report.done.keys() == {
         "autocommit read, primary",
         "autocommit read, replica",
+        "function that writes, in autocommit",
         "transaction that writes",
         "read under row-level security",
         "foreign client, primary",

@@ -121,6 +121,7 @@ CLIENT = [
     (psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly"), Kind.TRANSIENT, Ran.UNKNOWN),
     (psycopg.OperationalError("the connection is closed"), Kind.TRANSIENT, Ran.NO),
     (psycopg.OperationalError("sending query failed: SSL SYSCALL error: EOF detected"), Kind.TRANSIENT, Ran.UNKNOWN),
+    (psycopg.OperationalError("connection socket closed"), Kind.TRANSIENT, Ran.UNKNOWN),
     (psycopg.errors.ConnectionTimeout("connection timeout expired"), Kind.TRANSIENT, Ran.NO),
     (psycopg.OperationalError("failed to resolve host 'nowhere': Name or service not known"), Kind.TRANSIENT, Ran.NO),
     (psycopg.InternalError("received 2 results from command 'COMMIT'"), Kind.TRANSIENT, Ran.UNKNOWN),

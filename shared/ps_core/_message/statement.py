@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from sys import intern
 
 __all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "identifiers"]
 
@@ -152,7 +153,7 @@ class Statement:
     only_sets: bool = False
     """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
 
-    names: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()
     """Every identifier in the text, in lower case, whatever it stands for; and a double quote, if there is one."""
     names_unknown: bool = False
     """Some identifier is written in a way that hides its name (`U&"..."`, longer than 63 bytes)."""
@@ -165,7 +166,7 @@ class Statement:
         """Return whether one of these functions (in lower case) may be called in it."""
         if not functions:
             return False
-        return self.names_unknown or not self.names.isdisjoint(functions)
+        return self.names_unknown or not functions.isdisjoint(self.names)
 
     @property
     def is_harmless(self) -> bool:
@@ -196,7 +197,7 @@ def _analyse(text: str) -> Statement:
     match = _VERB.match(head)
     verb = match[0].upper() if match else ""
     controls = any(_CONTROL.match(part) for part in statements)
-    names = identifiers(text)
+    names = tuple(map(intern, identifiers(text)))  # most texts share their names
     acts = any(map(_ACTS.fullmatch, names))
     reads = (
         len(statements) == 1
