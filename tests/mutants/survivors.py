@@ -186,4 +186,9 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "return Ended(outcome=Outcome.ROLLED_BACK, position=_position(answers)) => pass",
     ): "What follows reads the same from the tag.",
     ("routing.py", "_no", "return False => pass"): "None is as false.",
+    (
+        "_message/commit.py",
+        "judge_replies",
+        'if len(replies) > at and replies[at].row[0] == "t": => if len(replies) > at and replies[at].row[ -1] == "t":',
+    ): "The row has one column: it is the first and the last.",
 }

@@ -240,6 +240,7 @@ LOOKUPS: list[tuple[str, Callable[[], Lookup], list[Reply], bool, Outcome]] = [
     ("verify counts none", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("0",)), YES, DONE], False, Outcome.NO_TRACE),
     ("verify finds no row", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("SELECT 0"), YES, DONE], False, Outcome.NO_TRACE),
     ("verify finds NULL", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", (None,)), YES, DONE], False, Outcome.NO_TRACE),
+    ("its first column counts", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply("", ("t", "f")), YES, DONE], False, Outcome.COMMITTED),
     ("verify on a standby", VERIFY, [BEGUN, SET, SET, STANDBY, NO, Reply(error="25006")], False, Outcome.STANDBY),
     ("a setting cannot be set", VERIFY, [BEGUN, Reply(error="42501")], False, Outcome.UNKNOWN),
     ("verify fails", VERIFY, [BEGUN, SET, SET, PRIMARY, Reply(error="42P01")], False, Outcome.UNKNOWN),

@@ -37,6 +37,9 @@ def test_taken() -> None:
     assert functions.beside == frozenset()
     functions.take("primary", [("pong", False)], REFRESH_EVERY)
     assert functions.may_write == {"pong"}, "what the replica said is as old as it may be"
+    functions.take("replica", [("old", False)], 1000.0)
+    functions.take("primary", [("pong", False)], 1000.0 + REFRESH_EVERY - 1)
+    assert functions.may_write == {"pong", "old"}
 
 
 NAMES = [
