@@ -21,6 +21,8 @@ from ps_core.failures import Kind, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Paths, raised
+from tests.adversity.matrix import Matrix
+from tests.adversity.users import Application, Django
 
 if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
@@ -382,3 +384,24 @@ def test_a_mark_of_stable_makes_a_read(ps_lab: Lab, paths: Paths) -> None:
         assert (trips.count, error.sqlstate, classify(error).kind) == (0, "25006", Kind.NOT_PRIMARY)
     finally:
         ps_lab.sql("DROP FUNCTION reads_only()")
+
+
+def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+    """A read is answered again. A function that writes is run again as the opening of a transaction, and raises in autocommit."""
+    for number, application in enumerate(applications):
+        application.execute("SELECT 1", "primary")
+        with ps_lab.edge.cut_answers("primary", containing="answered"):
+            assert application.execute(f"SELECT {number} AS answered", "primary") == [number]
+            assert ps_lab.edge.status()["answer_cuts"] == 0
+        with ps_lab.edge.cut_answers("primary", containing="besteffort"):
+            if isinstance(application, Django):
+                with pytest.raises(application.error):
+                    application.execute(f"SELECT besteffort({number})", "primary")
+            else:
+                assert application.execute(f"SELECT besteffort({number})", "primary") == [1]
+            assert ps_lab.edge.status()["answer_cuts"] == 0
+    assert rows(ps_lab) == list(range(len(applications)))
+    matrix.sees(
+        "The connection breaks when the server has answered",
+        "nothing; outside of `atomic()`, Django's call of a function that may write raises, and was done once",
+    )
