@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn"]
+__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn", "reached"]
 
 MAX_AGE: Final = 300.0
 """Seconds after which a token no longer counts: far beyond any replay delay that one would still read from, and an end to what a
@@ -32,6 +32,10 @@ CLOCK_SKEW: Final = 60.0
 """Seconds by which the clock of another machine may be ahead of this one."""
 
 _LSN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+_PAGE: Final = 8192
+"""Bytes of a WAL page (XLOG_BLCKSZ)."""
+_HEADERS: Final = (24, 40)
+"""Bytes of its header (SizeOfXLogShortPHD, SizeOfXLogLongPHD)."""
 MAX_BRANCHES: Final = 4
 """Of one token: the branches (databases) that were seen last. Cookies are small."""
 
@@ -58,6 +62,15 @@ def parse_lsn(text: str) -> int:
 def format_lsn(position: int) -> str:
     """Return a number as PostgreSQL's pg_lsn."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def reached(position: int) -> int:
+    """Return a position as replicas report it when they have all before it: one behind a page's header is the page's start.
+
+    The server tells where the next record will begin, which is behind the header (24 bytes, 40 in a segment's first page). A
+    standby has reached that only with the next record; until then it is at the end of the last one.
+    """
+    return position - position % _PAGE if position % _PAGE in _HEADERS else position
 
 
 def identity_of(text: str) -> str:

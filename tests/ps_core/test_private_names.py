@@ -49,6 +49,9 @@ OVERRIDDEN = {
     "BaseCursor._execute_send": "(self, query, *, force_extended=False, binary=None)",
     "ServerCursor._declare_gen": "(self, query, params=None, binary=None)",
     "AsyncServerCursor._declare_gen": "(self, query, params=None, binary=None)",
+    "Connection._pipeline_nolock": "(self)",
+    "AsyncConnection._pipeline_nolock": "(self)",
+    "BasePipeline._enqueue_sync": "(self)",
     # What parameters become.
     "PostgresClientQuery.dump": "(self, vars)",
     **({} if OLD else {"PostgresClientQuery._convert_template": "(self, query, vars)"}),
@@ -64,7 +67,6 @@ CALLED = {
     "BaseCursor._start_query": "(self, query=None)",
     "BaseCursor._maybe_prepare_gen": "(self, pgq, *, prepare=None, binary=None)",
     "ClientCursor._execute_send": "(self, query, *, force_extended=False, binary=None)",
-    "BasePipeline._enqueue_sync": "(self)",
     "PostgresClientQuery.validate_and_reorder_params": "(parts, vars, order)",
     "Transformer.get_dumper": None,
 }
@@ -86,6 +88,7 @@ READ = {
     ),
     "pgconn": ("_encoding",),
     "cursor": ("_conn", "_encoding", "_last_query", "_pgconn", "_query_cls"),
+    "named cursor": ("_withhold",),
     "query": ("_order", "_parts", "_tx", "template"),
 }
 """What is read or set of an object."""
@@ -96,6 +99,7 @@ OF_TEMPLATES = {"_chunks", "_convert_template", "_process_client_variable"}
 NAMES = {name.partition(".")[2] for name in (*OVERRIDDEN, *CALLED)} | {name for names in READ.values() for name in names}
 
 MODULES = {
+    *("psycopg._capabilities.capabilities", "psycopg._pipeline_base.BasePipeline"),
     *("psycopg._cursor_base.BaseCursor", "psycopg._queries.PostgresClientQuery", "psycopg._queries.PostgresQuery"),
     "psycopg._tstrings.TemplateProcessor",
 }
@@ -129,11 +133,13 @@ def test_attributes(ps_lab: Lab) -> None:
     with (
         psycopg.connect(**ps_lab.topology.direct.conninfo(), cursor_factory=psycopg.ClientCursor) as conn,
         conn.cursor() as cursor,
+        conn.cursor("named") as named,
     ):
         cursor.execute("select %s", [1])
         query = PostgresClientQuery(Transformer(conn))
         query.convert("select %s", [1])
-        for what, found in (("connection", conn), ("pgconn", conn.pgconn), ("cursor", cursor), ("query", query)):
+        for what, found in (("connection", conn), ("pgconn", conn.pgconn), ("cursor", cursor), ("query", query),
+                            ("named cursor", named)):  # fmt: skip
             assert [name for name in READ[what] if not hasattr(found, name)] == []
 
 
@@ -172,6 +178,7 @@ def test_no_other_is_used() -> None:
 def test_overridden_names_are_those_that_are_defined() -> None:
     """What our classes define under a name of psycopg's is in the list, too."""
     from ps_core import AsyncConnection, Connection
+    from ps_core._connection.asyncio import AsyncPipeline
     from ps_core._connection.cursors import (
         AsyncCursor,
         AsyncServerBindingCursor,
@@ -181,11 +188,12 @@ def test_overridden_names_are_those_that_are_defined() -> None:
         ServerCursor,
     )
     from ps_core._connection.literals import TypedQuery
+    from ps_core._connection.sync import Pipeline
 
     own, listed = psycopgs_own(), {name.partition(".")[2] for name in OVERRIDDEN}
     defined: set[str] = set()
     for cls in (Connection, AsyncConnection, Cursor, AsyncCursor, ServerBindingCursor, AsyncServerBindingCursor, ServerCursor,
-                AsyncServerCursor, TypedQuery):  # fmt: skip
+                AsyncServerCursor, TypedQuery, Pipeline, AsyncPipeline):  # fmt: skip
         for base in cls.__mro__:
             if base.__module__.startswith("ps_"):
                 defined |= {name for name in vars(base) if name in own}

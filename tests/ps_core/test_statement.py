@@ -53,7 +53,7 @@ BARE = [
     "drop index concurrently i",
     "create database d",
     "alter system set a = 1",
-    "reindex table t",
+    "reindex table concurrently t",
     "set search_path = a",
     "listen a",
 ]

@@ -15,6 +15,7 @@ from ps_core._connection.base import (
     OK,
     WAIT_INTERVAL,
     BaseConnection,
+    PipelineMixin,
     connect_options,
     look_up_options,
     time_to_connect,
@@ -47,6 +48,10 @@ RETRY: Final = RetryPolicy()
 
 
 R = TypeVar("R")
+
+
+class AsyncPipeline(PipelineMixin, psycopg.AsyncPipeline):
+    """Like `Pipeline`."""
 
 
 class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
@@ -264,9 +269,22 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     @asynccontextmanager
     async def pipeline(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         """Like `Connection.pipeline`."""
+        await self.revive()
         with self._unwedging():
+            async with self.lock:
+                self._check_connection_ok()
+                self._pipeline = self._pipeline or AsyncPipeline(self)
             async with super().pipeline() as pipeline:
                 yield pipeline
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
+        pipeline = self._pipeline = AsyncPipeline(self, _no_lock=True)
+        try:
+            async with pipeline:
+                yield pipeline
+        finally:
+            self._pipeline = None
 
     async def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         settling, verdict = self._settle_gen(unknown), None

@@ -13,11 +13,13 @@ from weakref import ReferenceType, ref
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq
+from psycopg._pipeline_base import BasePipeline
 from psycopg.conninfo import timeout_from_conninfo
 
 from ps_core._message.commit import (
     ASK_AGAIN,
     SYNC_REP_ROUTINE,
+    SYNCHRONOUS_COMMIT_SQL,
     TRANSACTION_SQL,
     Lookup,
     Outcome,
@@ -32,13 +34,21 @@ from ps_core._message.commit import (
     transaction_id,
 )
 from ps_core._message.functions import FUNCTIONS_SQL
-from ps_core._message.plan import After, Before, Facts, Plan, Refused, make_plan
+from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make_plan
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
 from ps_core._retry.attempts import StillRunning
 from ps_core._retry.deadline import bounded, bounded_until, connecting_until
-from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
+from ps_core.consistency import (
+    COMMITTED_POSITION_SQL,
+    POSITION_SQL,
+    REPLICA_POSITION_SQL,
+    Token,
+    guard_sql,
+    parse_lsn,
+    reached,
+)
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
 from ps_core.events import Event, Name, emit
@@ -59,6 +69,7 @@ __all__ = [
     "OK",
     "WAIT_INTERVAL",
     "BaseConnection",
+    "PipelineMixin",
     "behind",
     "connect_options",
     "look_up_options",
@@ -73,20 +84,54 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
+_ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
+ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
 POSITION: Final = Script(POSITION_SQL)
 REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
 TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
 COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
+COMMIT_AS_SET_AND_POSITION: Final = Script(SYNCHRONOUS_COMMIT_SQL, b"COMMIT", COMMITTED_POSITION_SQL)
 ROLE_SQL: Final = (
     b"SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
-    b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout'])"
+    b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
 OPENING_ALONE: Final = Plan(analyse(""))
 """While only what goes before a statement is under way: whatever the statement is, it was not sent."""
+
+
+_REFUSED: Final = {
+    Refused.MAY_WRITE: (
+        MayWrite,
+        "cannot execute this in a read-only transaction, and {endpoint!r} is an endpoint for reads: the server refused it there"
+        " before, or it names a VOLATILE function (declare one that only reads STABLE), or nothing can make it READ ONLY",
+    ),
+    Refused.NO_ROLE: (
+        psycopg.NotSupportedError,
+        "this statement must stand alone, and would run without the local settings or the assumed role: use a connection without"
+        " them, to the direct endpoint",
+    ),
+    Refused.SEVERAL_TRANSACTIONS: (
+        psycopg.NotSupportedError,
+        "a text of several transactions: what follows the first would run without timeouts, limits(), local settings and assumed"
+        " role: send each by itself, or all of it to the direct endpoint, without limits() and local settings",
+    ),
+    Refused.SEVERAL: (psycopg.ProgrammingError, "COPY and stream() take one statement, and cannot be mixed with others"),
+    Refused.UNGUARDED: (
+        psycopg.NotSupportedError,
+        "AND CHAIN, and BEGIN in a pipeline, begin a transaction on {endpoint!r}, an endpoint for reads, without asking whether"
+        " it has what the caller has seen: use `with connection.transaction():`",
+    ),
+    Refused.OPEN_ENDED: (
+        psycopg.NotSupportedError,
+        "in autocommit, stream() with parameters that the server binds and a named cursor WITH HOLD would have no timeouts, local"
+        " settings or assumed role: use them in `with connection.transaction():`",
+    ),
+}
+"""Of each refusal, its class and what to write instead."""
 
 
 class _Answer:
@@ -100,6 +145,30 @@ class _Answer:
 
     def _set_results(self, results: list[PGresult]) -> None:
         self._take(results[-1])
+
+
+class PipelineMixin(BasePipeline):
+    """psycopg's pipeline, which knows where its implicit transactions begin and end: each Sync ends one.
+
+    In autocommit, settings and the guard of a replica precede the first command of each, and positions are asked for at its end.
+    """
+
+    _conn: Any
+    opened = False
+    """Settings precede what follows until the next Sync."""
+    read = wrote = False
+    """What the implicit transaction did so far."""
+
+    def _enqueue_sync(self) -> None:
+        conn, read, wrote = self._conn, self.read, self.wrote
+        self.opened = self.read = self.wrote = False
+        if read and not wrote:
+            sql = REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL
+            conn._enqueue(self, sql, partial(conn._record_seen, wrote=False, covers=unknown_positions()))
+        super()._enqueue_sync()
+        if wrote:
+            conn._enqueue(self, POSITION_SQL, partial(conn._record_seen, wrote=True, covers=unknown_positions()))
+            super()._enqueue_sync()
 
 
 class BaseConnection(psycopg.BaseConnection[Row]):
@@ -135,10 +204,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """What is under way by COPY or `stream()` may write."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
+    _guarded = 0
+    """How far the guard has asked that was sent last, in the transaction that is open."""
     _unknown_positions = 0
     """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
-    _many = False
-    """A pipeline is `executemany`'s own."""
     _sync_wait_cancelled = False
     _made_functions = False
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
@@ -170,39 +239,81 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     # --- opening ---------------------------------------------------------------------------------------------------------------
 
     def _start_query(self) -> PQGen[None]:
-        # A cursor's execute() brings the opening along by itself; COPY, executemany, stream and named cursors come here.
+        # A cursor's execute() brings the opening along by itself; executemany and named cursors come here.
         if self._suppress_begin:
             return
-        if self._autocommit and self._pipeline and self.pgconn.transaction_status == IDLE:
-            # Until its Sync, a pipeline in autocommit is one implicit transaction.
-            settings = self._settings()
-            if self.state.endpoint.read_only:
-                settings[b"transaction_read_only"] = b"'on'"
-            if settings:
-                yield from super()._exec_command(Script.set_config(settings))
+        if self._autocommit:
+            # What is bare by intent was planned; cursors of others are not known to the plan.
+            if not self._pipeline and self.pgconn.transaction_status == IDLE and self._has_identity():
+                raise psycopg.NotSupportedError(
+                    "in autocommit, only this library's cursors carry local settings and an assumed role: leave `cursor_factory`"
+                    " out"
+                )
             return
-        if not self._autocommit:
-            self._in_block = True
+        self._in_block = True
         yield from super()._start_query()
 
-    def _ask_in_pipeline(self, statement: Statement, *, within: bool, alone: bool) -> None:
-        """Ask behind what a pipeline sends what a single statement asks behind itself.
+    # --- in a pipeline ---
 
-        `within` a transaction that is: for its id. Else for the position behind the commit, where the pipeline is `alone` that
-        of the statement and may be divided.
-        """
-        if self.state.endpoint.read_only or statement.reads:
-            return
+    def _plan_in_pipeline(self, text: str) -> Plan:
+        """Decide how a command of a pipeline travels, enqueue what precedes it, and note what follows from it."""
+        remaining()
         pipeline: Any = self._pipeline
-        if within:
-            if self._transaction is None:
-                self._enqueue(pipeline, TRANSACTION_SQL, self._take_transaction)
-        elif not (alone and self.state.tracks):
-            self._note_if_it_may_have_written(statement)
-        else:
-            self._unknown_positions = unknown_positions()
-            pipeline._enqueue_sync()
-            self._enqueue(pipeline, POSITION_SQL, partial(self._record_seen, wrote=True))
+        status = self.pgconn.transaction_status
+        explicit = not self._autocommit or bool(self._num_transactions) or status in IN_TRANSACTION
+        plan = self._plan_for(text, way=Way.PIPELINE, within=explicit or pipeline.opened)
+        if plan.before in (Before.SETTINGS, Before.READ):
+            self._enqueue_opening(pipeline)
+        elif plan.before is Before.GUARD and explicit and status != IDLE:
+            self._enqueue_guard(pipeline, self._guard_within())
+        if not explicit:
+            # A transaction of the caller's own may end before the Sync.
+            pipeline.opened = plan.is_accompanied or (pipeline.opened and not plan.statement.controls)
+            if self.state.tracks:
+                self._note_in_pipeline(pipeline, plan)
+        return plan
+
+    def _note_in_pipeline(self, pipeline: Any, plan: Plan) -> None:
+        statement = plan.statement
+        if self.state.endpoint.read_only or (statement.reads and not plan.may_write):
+            pipeline.read = True
+        elif statement.controls or not (statement.begins or statement.only_sets or statement.is_harmless):
+            pipeline.wrote = True
+            self._note_unknown_position()  # until the answer comes
+
+    def _follow_in_pipeline(self, plan: Plan) -> None:
+        """Enqueue what follows a command of a pipeline: the settings of a transaction that it begins."""
+        if plan.after is After.SETTINGS and (settings := self._settings()):
+            pipeline: Any = self._pipeline
+            self._enqueue(pipeline, Script.set_config(settings), self._raise_if_failed)
+            pipeline.opened = True
+
+    def _enqueue_opening(self, pipeline: Any) -> None:
+        """Enqueue the settings, and the guard of a replica, in front of the first command of an implicit transaction."""
+        settings = self._settings()
+        if self.state.endpoint.read_only:
+            settings[b"transaction_read_only"] = b"'on'"
+            guard = self._guard()
+            if guard and not self.state.has_snapshot_each:
+                guard = (b"BEGIN", *guard, b"COMMIT")
+            self._enqueue_guard(pipeline, guard)
+        if settings:
+            self._enqueue(pipeline, Script.set_config(settings), self._raise_if_failed)
+
+    def _enqueue_guard(self, pipeline: Any, guard: tuple[bytes, ...]) -> None:
+        for part in guard:
+            self._enqueue(pipeline, part, self._raise_if_failed)
+
+    def _raise_if_failed(self, result: PGresult) -> None:
+        if result.status == FATAL:
+            error = self._error(result)
+            raise behind(error, result) or error
+
+    def _ask_for_transaction_in_pipeline(self, plan: Plan) -> None:
+        """Ask behind the first write of a transaction what a single statement asks behind itself: its id."""
+        reads = plan.statement.reads and not plan.may_write
+        if not (self.state.endpoint.read_only or reads) and self._transaction is None:
+            self._enqueue(self._pipeline, TRANSACTION_SQL, self._take_transaction)
 
     def _enqueue(self, pipeline: Any, sql: bytes, take: Callable[[PGresult], None]) -> None:
         pipeline.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
@@ -211,16 +322,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _take_transaction(self, result: PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
             self._transaction = transaction_id(result)
-
-    @contextmanager
-    def _sending_many(self) -> Iterator[None]:
-        """Let `executemany` know whether the pipeline that it sends is its own."""
-        self._many = not self._pipeline
-        try:
-            with self._unwedging():
-                yield
-        finally:
-            self._many = False
 
     @contextmanager
     def _unwedging(self) -> Iterator[None]:
@@ -243,17 +344,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining()
         self._in_block, self._text_within = True, text
 
-    def _note_write_within(self, text: str) -> None:
-        """Note what a statement wrote that was neither the first of its transaction nor asked for the transaction's id."""
-        if self._pipeline:
-            if self._autocommit and not self._num_transactions:
-                self._note_if_it_may_have_written(analyse(text))
-        elif self.pgconn.transaction_status == IDLE and analyse(text).verb not in ("ROLLBACK", "ABORT"):
-            self._note_unknown_position()  # a COMMIT of the caller's own
+    def _note_end_within(self, text: str) -> None:
+        """Note a COMMIT of the caller's own: it brings no position back."""
+        if self.pgconn.transaction_status != IDLE and not analyse(text).chains:
+            return
+        self._transaction = None
+        if analyse(text).verb not in ("ROLLBACK", "ABORT"):
+            self._note_unknown_position()
 
-    def _note_if_it_may_have_written(self, statement: Statement) -> None:
+    def _note_if_it_may_have_written(self, plan: Plan) -> None:
         """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
-        if self.state.tracks and statement.may_change:
+        if self.state.tracks and (plan.may_write or plan.statement.may_change):
             self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
@@ -264,7 +365,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
         guard = self._guard()
-        if guard and self._isolation_level in (IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE):
+        if guard and not self._sees_each():
             # The snapshot is taken with the first query, which would be the guard: it has to be over before.
             return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts, guard=1)
         opening = self._opening().parts
@@ -274,11 +375,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if current().local_settings:
             return Script.set_local(self._settings())
         return self.state.opening(self.pgconn.server_version)
-
-    def _opening_alone(self) -> Script:
-        """Return what opens the transaction of a statement in autocommit."""
-        opening = self._opening()
-        return Script(*opening.parts, READ_ONLY) if self.state.endpoint.read_only else opening
 
     def _settings(self) -> dict[bytes, bytes]:
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
@@ -301,7 +397,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return result
         if self._pipeline:
             for part in command.parts:
-                yield from super()._exec_command(part)
+                self._enqueue(self._pipeline, part, self._raise_if_failed)
             return None
         self._check_connection_ok()
         self.pgconn.send_query(command.head())
@@ -309,7 +405,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         for at, result in enumerate(results):
             if result.status == FATAL:
                 error = psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
-                raise behind(error, result, at, command) or error
+                raise (behind(error, result) if at == command.guard else None) or error
         return results[0]
 
     def _plan_after_refusal_gen(self, plan: Plan, text: str, error: psycopg.Error) -> PQGen[Plan | None]:
@@ -346,22 +442,24 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self.state.refused_in_batch.add(text)
         return self._plan_for(text, by_server=plan.by_server)
 
-    def _plan_for(self, text: str, *, by_server: bool = False) -> Plan:
-        """Decide how a statement travels that arrives while the connection is idle.
+    def _plan_for(self, text: str, *, way: Way = Way.MESSAGE, by_server: bool = False, within: bool = False) -> Plan:
+        """Decide how a statement travels.
 
         Raises:
             MayWrite: the endpoint is one for reads, and the statement may write.
-            psycopg.NotSupportedError: it cannot carry the caller's local settings or assumed role.
+            psycopg.NotSupportedError, psycopg.ProgrammingError: it cannot travel this way; see `Refused`.
         """
         state = self.state
-        endpoint, functions, context = state.endpoint, state.functions, current()
-        if state.tracks:
+        endpoint, functions = state.endpoint, state.functions
+        if state.tracks and not within:
             self._unknown_positions = unknown_positions()
         statement = analyse(text)
         named = statement.calls_any(functions.may_write)
         plan = make_plan(
             statement,
             Facts(
+                way=way,
+                within=within,
                 autocommit=self._autocommit,
                 by_server=by_server,
                 endpoint_reads=endpoint.read_only,
@@ -370,22 +468,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 beside=named and statement.calls_any(functions.beside),
                 refused_in_batch=text in state.refused_in_batch,
                 has_settings=endpoint.pooled or bool(self._opening().parts),
-                has_identity=endpoint.assumed_role is not None or bool(context.local_settings),
-                snapshot_each=self._autocommit or self._has_snapshot_each(),
+                held_by_session=not (endpoint.pooled or self._has_identity() or current().limits),
+                has_identity=self._has_identity(),
+                snapshot_each=self._sees_each() if within else self._autocommit or self._has_snapshot_each(),
+                known=self._transaction is not None,
             ),
         )
-        if plan is Refused.MAY_WRITE:
-            raise MayWrite(
-                f"cannot execute this in a read-only transaction, and {endpoint.name!r} is an endpoint for reads: the server"
-                " refused it there before, or it names a VOLATILE function (declare one that only reads STABLE)"
-            )
-        if plan is Refused.NO_ROLE:
-            raise psycopg.NotSupportedError(
-                "a text of several statements in autocommit would run without the local settings or the assumed role: send each"
-                " statement by itself, or all of them in a transaction"
-            )
-        assert isinstance(plan, Plan)
+        if isinstance(plan, Refused):
+            error, message = _REFUSED[plan]
+            raise error(message.format(endpoint=endpoint.name))
+        if statement.keeps_state or statement.makes_functions:
+            self._note_state(statement)
         return plan
+
+    def _has_identity(self) -> bool:
+        return self.state.endpoint.assumed_role is not None or bool(current().local_settings)
 
     def _script_before(self, before: Before) -> Script:
         """Return what goes before a statement."""
@@ -394,19 +491,32 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if before is Before.TRANSACTION:
             script: Script = self._get_tx_start_command()
             return script
-        opening = self._opening()
+        if before is Before.GUARD:
+            guard = self._guard_within()
+            return Script(*guard, guard=0) if guard else NOTHING
+        opening, guard = self._opening(), self._guard()
         if before is Before.SETTINGS:
             return opening
-        if before is Before.READ:
-            guard = self._guard()
+        if before is Before.READ and (not guard or self.state.has_snapshot_each):
             if not guard:
                 return opening.then(READ_ONLY)
             return Script(*opening.parts, *guard, READ_ONLY, guard=len(opening.parts))
-        if before is Before.SETTINGS_READ_ONLY:
-            return opening.then(READ_ONLY)
         if before is Before.BEGIN:
             return Script(b"BEGIN", *opening.parts)
-        return Script(b"BEGIN READ ONLY", *opening.parts, *self._guard(), guard=1 + len(opening.parts))
+        if before is Before.BEGIN_READ_ONLY and self.state.has_snapshot_each:
+            return Script(b"BEGIN READ ONLY", *opening.parts, *guard, guard=1 + len(opening.parts))
+        parts = (b"BEGIN", *guard, b"COMMIT") if guard else ()
+        if before is Before.BEGIN_READ_ONLY:
+            parts = (*parts, b"BEGIN READ ONLY")
+        if before is not Before.GUARD_APART:
+            parts = (*parts, *opening.parts)
+        if before is Before.SNAPSHOT and self.state.has_snapshot_each:
+            parts = (*parts, ONE_SNAPSHOT)
+        if before not in (Before.GUARD_APART, Before.BEGIN_READ_ONLY) and self.state.endpoint.read_only:
+            parts = (*parts, READ_ONLY)
+        if before is Before.SNAPSHOT:
+            parts = (*parts, REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL)
+        return Script(*parts, guard=1 if guard else None)
 
     def _script_after(self, plan: Plan) -> Script:
         """Return what goes after a statement."""
@@ -417,9 +527,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
         if after is After.COMMIT:
             return COMMIT_AND_POSITION
+        if after is After.COMMIT_AS_SET:
+            return COMMIT_AS_SET_AND_POSITION
         if after is After.TRANSACTION_ID:
             return TRANSACTION_ID
-        return self._opening_alone()
+        opening = self._opening()
+        return Script(*opening.parts, READ_ONLY) if self.state.endpoint.read_only else opening
 
     def _ask_functions_gen(self) -> PQGen[None]:
         """Ask for the names of functions that may write, where a transaction that is over made or changed some."""
@@ -441,22 +554,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             time.monotonic(),
         )
 
-    def _asks_for_transaction(self, text: str) -> bool:
-        """Return whether a later statement of a transaction is its first write; note what it leaves in the session."""
-        state = self.state
-        statement = analyse(text)
-        self._note_state(statement)
-        if self._transaction is not None or state.endpoint.read_only:
-            return False
-        return (
-            statement.single
-            and not (statement.reads or statement.must_stand_alone)
-            and not self._pipeline
-            and self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
-        )
-
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
+        self._guarded = 0
         if not (self.state.tracks and self.state.endpoint.read_only):
             return ()
         seen = current_token()
@@ -466,22 +566,39 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if token.position is None:
             # Of this caller, only the primary has certainly all that it has seen.
             raise ReplicaBehind("replica_behind: the position to wait for is not known")
+        self._guarded = token.position
         return (guard_sql(token.position),)
 
-    def _position(self) -> Script:
-        """Return what asks this endpoint how far its server is."""
-        return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
+    def _guard_within(self) -> tuple[bytes, ...]:
+        """Return the guard of a later statement of a transaction: none where the caller has seen no more since the last one."""
+        before = self._guarded
+        guard = self._guard()
+        return guard if self._guarded > before else ()
 
-    def _record_seen(self, result: PGresult | None, *, wrote: bool) -> None:
+    def _record_seen(self, result: PGresult | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position that came back; see `_record_position`."""
-        value = None if result is None or result.status != pq.ExecStatus.TUPLES_OK else result.get_value(0, 0)
-        self._record_position(None if value is None else bytes(value).decode(), wrote=wrote)
+        value = None if result is None or result.status not in _ROWS else result.get_value(0, 0)
+        self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
 
-    def _record_position(self, lsn: str | None, *, wrote: bool) -> None:
-        """Merge a position; where none came, only the primary has certainly what this caller has seen."""
-        position = None if lsn is None else parse_lsn(lsn)
+    def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> None:
+        """Merge a position; where none came, only the primary has certainly what this caller has seen.
+
+        `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
+        """
+        position = None if lsn is None else reached(parse_lsn(lsn))
         token = Token(identity=self.state.identity, position=position, at=time.time())
-        record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else self._unknown_positions)
+        covers = self._unknown_positions if covers is None else covers
+        record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
+
+    def _record_committed(self, setting: PGresult, asked: PGresult | None) -> None:
+        """Merge the position of a commit of which `setting` tells whether it waited for its flush."""
+        lsn = None
+        if asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+            if asked.get_value(0, 1) == b"t":
+                self._note_demotion()
+            else:
+                lsn = asked.get_value(0, 2 if setting.get_value(0, 0) == b"off" else 0)
+        self._record_position(None if lsn is None else bytes(lsn).decode(), wrote=True)
 
     def _check_place(self, result: PGresult | None) -> bool:
         """Return whether the server that told a position is the one that this endpoint is for; else use it no more.
@@ -505,9 +622,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _has_snapshot_each(self) -> bool:
         """Return whether each statement of an explicit transaction has a snapshot of its own, so that reads may travel alone."""
-        return (
-            self._isolation_level in (None, IsolationLevel.READ_COMMITTED) and not self._deferrable and not self._num_transactions
-        )
+        return self._sees_each() and not self._deferrable and not self._num_transactions
+
+    def _sees_each(self) -> bool:
+        """Return whether each statement of a transaction has a snapshot of its own: READ COMMITTED."""
+        level = self._isolation_level
+        return self.state.has_snapshot_each if level is None else level is IsolationLevel.READ_COMMITTED
 
     # --- the end of a transaction ---
 
@@ -712,7 +832,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return False
         plan = None if self._plan is self._plan_before else self._plan
         if plan is None:
-            return self._writing or self._many or bool(self._pipeline)
+            return self._writing or bool(self._pipeline)
         return not (plan.read_only or plan.statement.must_stand_alone)
 
     def _check_durable(self) -> None:
@@ -748,7 +868,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 raise self._error(result)
         role, functions = results
         rows = ((role.get_value(row, 0), role.get_value(row, 1)) for row in range(role.ntuples))
-        self.state.role = {bytes(name).decode(): int(value) for name, value in rows if name is not None and value is not None}
+        own = {bytes(name).decode(): bytes(value).decode() for name, value in rows if name is not None and value is not None}
+        self.state.default_isolation = own.pop("default_transaction_isolation")
+        self.state.role = {name: int(value) for name, value in own.items()}
         self._take_functions(functions)
 
     # --- healing ---------------------------------------------------------------------------------------------------------------
@@ -881,9 +1003,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 _NOT_CONFIRMED: Final = "its wait for the synchronous replica was cancelled"
 
 
-def behind(error: psycopg.Error, result: PGresult, at: int, before: Script) -> ReplicaBehind | None:
-    """Return the error as what it is, if it is the guard's: the replica has not replayed what the caller has seen."""
-    if at != before.guard or error.sqlstate != "22023":
+def behind(error: psycopg.Error, result: PGresult) -> ReplicaBehind | None:
+    """Return the error of a guard as what it is: the replica has not replayed what the caller has seen."""
+    if error.sqlstate != "22023":
         return None
     return ReplicaBehind(str(error), info=result, encoding=error._encoding)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncClientCursor, ClientCursor, generators, pq, sql
+from psycopg._capabilities import capabilities
 from psycopg._cursor_base import BaseCursor
 from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
@@ -19,9 +20,9 @@ from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, OPENING_ALONE,
 from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
-from ps_core._message.plan import After, Plan
+from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
-from ps_core._message.statement import analyse, binds_outside_quotes
+from ps_core._message.statement import binds_outside_quotes
 from ps_core.errors import Demoted, NotSent
 from ps_core.failures import RETRYABLE
 from ps_core.tags import current_comment, with_comment
@@ -40,10 +41,7 @@ Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 SEVERAL: Final = "; ;?"
 """In the place of a text that is not known: not one statement."""
-_INSIDE: Final = (
-    "%s: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without backslashes and"
-    " dollar quotes"
-)
+_SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
@@ -96,21 +94,40 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         text = query if isinstance(query, str) else self._text(query)
         conn._begin_within(text)
-        if not conn._asks_for_transaction(text) or type(self)._by_server:
+        if conn._pipeline:
+            plan = conn._plan_in_pipeline(text)
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-            conn._note_write_within(text)
-            if conn._made_functions and not conn._pipeline:
-                yield from conn._ask_functions_gen()
+            conn._follow_in_pipeline(plan)
             return
-        yield from self._start_query(query)
-        pgq = self._convert_query(query, params)
-        plan = Plan(analyse(text), after=After.TRANSACTION_ID, by_server=self._by_server, first=False)
-        if self._by_server:
-            yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
-            conn._note_write_within(text)
+        plan = conn._plan_for(text, by_server=type(self)._by_server, within=True)
+        if plan.before is Before.NOTHING and plan.after is After.NOTHING:
+            yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
-            yield from self._send_gen(plan, text, pgq, binary=binary)
-        self._last_query = query
+            yield from self._start_query(query)
+            pgq = self._convert_query(query, params)
+            if plan.by_server or self._by_server:
+                yield from self._guard_apart_gen(plan)
+                yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+                yield from conn._prepared.maintain_gen(conn)
+            else:
+                yield from self._send_gen(plan, text, pgq, binary=binary)
+            self._last_query = query
+        conn._note_end_within(text)
+        if conn._made_functions:
+            yield from conn._ask_functions_gen()
+
+    def _guard_apart_gen(self, plan: Plan) -> PQGen[None]:
+        """Send the guard that precedes a statement with which nothing can share a message."""
+        conn: BaseConnection[Any] = self._conn
+        before = conn._script_before(plan.before)
+        if before.parts:
+            yield from conn._exec_command(before)
+
+    def _must_be_bound_by_server(self, query: Query) -> bool:
+        """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
+        return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
+            self._text(query)
+        )
 
     def _text(self, query: Query, pgq: Any = None) -> str:
         """Return the statement as its author wrote it, whatever it was given as: it decides how it travels.
@@ -146,12 +163,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         self._make_sure(plan)
         conn._plan = plan
-        if plan.statement.keeps_state or plan.statement.makes_functions:
-            conn._note_state(plan.statement)
         before, after = conn._script_before(plan.before), conn._script_after(plan)
         functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
         self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
-        commits = plan.after is After.COMMIT
+        commits = plan.commits
         results: list[PGresult] = []
         lost = None
         if commits:
@@ -175,19 +190,22 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         elif lost is not None:
             raise lost
         self._check_results(results[: done + 1])
-        asked = results.pop() if asks and len(results) == done + 1 + len(after.parts) else None
+        # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
+        end = done + 1 if after.parts and plan.statement.count <= 1 else len(results) - len(after.parts)
+        asked = results.pop() if asks and len(results) == end + len(after.parts) else None
         if plan.after is After.POSITION and not conn._check_place(asked):
             conn._give_up()
             raise Demoted("the server is no longer the primary")
-        if plan.after in (After.POSITION, After.COMMIT):
+        if plan.after is After.COMMIT_AS_SET:
+            conn._record_committed(results[end], asked)
+        elif plan.after in (After.POSITION, After.COMMIT):
             conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
-        end = done + 1 if after.parts else len(results)
         self._check_results(results[done:end])
         self._set_results(results[done:end])
         if not asks and plan.first and not plan.begin:
-            conn._note_if_it_may_have_written(plan.statement)
+            conn._note_if_it_may_have_written(plan)
         return None
 
     def _send_apart_gen(
@@ -196,7 +214,6 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         """Send what goes before the statement, the statement, and the COMMIT of our own transaction, in messages of their own."""
         conn: BaseConnection[Any] = self._conn
         self._make_sure(plan)
-        conn._note_state(plan.statement)
         try:
             before = conn._script_before(plan.before)
             conn._plan = OPENING_ALONE
@@ -217,7 +234,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if plan.own_begin:
             yield from conn._exec_command(b"COMMIT")
         elif not plan.begin:
-            conn._note_if_it_may_have_written(plan.statement)
+            conn._note_if_it_may_have_written(plan)
         return None
 
     def _make_sure(self, plan: Plan) -> None:
@@ -233,10 +250,121 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 
     def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
-        within = not conn._autocommit or bool(conn._num_transactions) or conn.pgconn.transaction_status in IN_TRANSACTION
+        self._pgconn = conn.pgconn
+        plan = conn._plan_in_pipeline(self._text(query))
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
-        # Ask behind it what `execute` asks behind one statement.
-        conn._ask_in_pipeline(analyse(self._text(query)), within=within, alone=conn._many)
+        if not conn._autocommit or conn._num_transactions or conn.pgconn.transaction_status in IN_TRANSACTION:
+            conn._ask_for_transaction_in_pipeline(plan)
+
+    def _stream_send_gen(
+        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
+    ) -> PQGen[None]:
+        plan, pgq = yield from self._plan_delivery_gen(query, params, Way.ROWS, extended=bool(params or binary))
+        conn: BaseConnection[Any] = self._conn
+        if size < 1:
+            raise ValueError("size must be >= 1")
+        if size > 1:
+            capabilities.has_stream_chunked(check=True)
+        before = conn._script_before(plan.before)
+        if plan.by_server and before.parts:
+            yield from conn._exec_command(before)
+            before = NOTHING
+        if before.parts:
+            self._send_between(before.head(), pgq, NOTHING, binary=binary)
+        else:
+            self._execute_send(pgq, binary=binary, force_extended=True)
+        if size == 1:
+            self._pgconn.set_single_row_mode()
+        else:
+            self._pgconn.set_chunked_rows_mode(size)
+        self._last_query = query
+        yield from generators.send(self._pgconn)
+        answered, told = 0, None
+        while answered < len(before.parts):
+            result = yield from generators.fetch(self._pgconn)
+            if result is None:
+                return
+            if result.status == FATAL:
+                raise (yield from self._refused_gen(plan, result, answered, before))
+            if result.status in _SOME_ROWS:
+                told = result
+            else:
+                answered += 1
+        self._begin_delivery(plan, told)
+
+    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
+        if self._conn._pipeline:
+            yield from super()._start_copy_gen(statement, params)  # which refuses it
+            return
+        plan, pgq = yield from self._plan_delivery_gen(statement, params, Way.COPY)
+        conn: BaseConnection[Any] = self._conn
+        before = conn._script_before(plan.before)
+        self._send_between(before.head(), pgq, NOTHING, binary=False)
+        results = yield from conn._answer_gen()
+        refused = _first_error(results)
+        if refused is not None:
+            raise (yield from self._refused_gen(plan, refused, results.index(refused), before))
+        if len(results) != len(before.parts) + 1:
+            raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
+        self._begin_delivery(plan, results[-2] if before.parts else None)
+        self._check_copy_result(results[-1])
+        self._set_results(results[-1:])
+
+    def _plan_delivery_gen(
+        self, query: Query, params: Params | None, way: Way, *, extended: bool = False
+    ) -> PQGen[tuple[Plan, Any]]:
+        """Return how a statement travels that delivers, or takes, while it runs; and what is sent of it.
+
+        `extended`: where the server binds, the extended protocol is needed, whose messages hold one statement.
+        """
+        conn: BaseConnection[Any] = self._conn
+        self._pgconn = conn.pgconn
+        within = conn.pgconn.transaction_status != IDLE
+        conn._plan = None  # it is never sent again
+        if not within:
+            conn._transaction = None
+        text = self._text(query)
+        if within:
+            conn._begin_within(text)
+        conn._suppress_begin = True
+        try:
+            yield from self._start_query(query)
+        finally:
+            conn._suppress_begin = False
+        if way is Way.COPY and (params or not isinstance(query, str | bytes | sql.Composable)):
+            # For which no server binds parameters: psycopg merges them as bare literals.
+            if self._must_be_bound_by_server(query):
+                raise psycopg.NotSupportedError(
+                    "COPY: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without"
+                    " backslashes and dollar quotes"
+                )
+            merged = PostgresClientQuery(self._tx)
+            merged.convert(query, params)
+            query, params = merged.query, None
+        pgq = self._convert_query(query, params)
+        plan = conn._plan_for(text, way=way, by_server=self._by_server and extended, within=within)
+        conn._in_block = within or not conn._autocommit
+        return plan, pgq
+
+    def _refused_gen(self, plan: Plan, result: PGresult, at: int, before: Script) -> PQGen[psycopg.Error]:
+        """Return the error that is the result of the command `at` of a message; leave no transaction of ours open."""
+        conn: BaseConnection[Any] = self._conn
+        while (yield from generators.fetch(self._pgconn)) is not None:
+            pass
+        if plan.own_guard and conn.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            yield from conn._exec_command(b"ROLLBACK")
+        return _error(result, at, before, self._encoding)
+
+    def _begin_delivery(self, plan: Plan, told: PGresult | None) -> None:
+        """Note what is known before the first row: how far the server is whose snapshot it is, or that this may write."""
+        conn: BaseConnection[Any] = self._conn
+        if plan.before is Before.SNAPSHOT:
+            if not conn._check_place(told):
+                conn._give_up()
+                raise Demoted("the server is no longer the primary")
+            conn._record_seen(told, wrote=False)
+        elif plan.first and not plan.begin:
+            conn._note_if_it_may_have_written(plan)
 
 
 class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
@@ -255,12 +383,6 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
             pgq.query = with_comment(pgq.query, comment)
         return pgq
 
-    def _must_be_bound_by_server(self, query: Query) -> bool:
-        """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
-        return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
-            self._text(query)
-        )
-
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
         if self._by_server:
             BaseCursor._execute_send(self, query, force_extended=force_extended, binary=binary)
@@ -273,71 +395,6 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
         pgq = self._query_cls(self._tx)
         pgq.convert(query, params)
         return bytes(pgq.query).decode(self._tx.encoding)
-
-    def _stream_send_gen(
-        self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
-    ) -> PQGen[None]:
-        conn: BaseConnection[Any] = self._conn
-        if conn.pgconn.transaction_status != IDLE:
-            yield from super()._stream_send_gen(query, params, binary=binary, size=size)
-            return
-        before, pgq = yield from self._prepare_gen(query, params)
-        self._send_between(before.head(), pgq, NOTHING, binary=binary)
-        if conn._autocommit:
-            conn._note_if_it_may_have_written(analyse(self._text(query, pgq)))
-        if size == 1:
-            self._pgconn.set_single_row_mode()
-        else:
-            self._pgconn.set_chunked_rows_mode(size)
-        self._last_query = query
-        yield from generators.send(self._pgconn)
-        for at in range(len(before.parts)):
-            result = yield from generators.fetch(self._pgconn)
-            if result is not None and result.status == FATAL:
-                raise _error(result, at, before, self._encoding)
-
-    def _start_copy_gen(self, statement: Query, params: Params | None = None) -> PQGen[None]:
-        conn: BaseConnection[Any] = self._conn
-        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
-            yield from super()._start_copy_gen(statement, params)
-            return
-        before, pgq = yield from self._prepare_gen(statement, params, for_copy=True)
-        self._send_between(before.head(), pgq, NOTHING, binary=False)
-        results = yield from conn._answer_gen()
-        for at, result in enumerate(results[:-1]):
-            if result.status == FATAL:
-                raise _error(result, at, before, self._encoding)
-        if len(results) != len(before.parts) + 1:
-            raise psycopg.ProgrammingError("COPY cannot be mixed with other operations")
-        if results[-1].status == FATAL:
-            raise _error(results[-1], len(results) - 1, before, self._encoding)
-        if conn._autocommit and results[-1].status == pq.ExecStatus.COPY_IN:
-            conn._note_unknown_position()
-        self._check_copy_result(results[-1])
-        self._set_results(results[-1:])
-
-    def _prepare_gen(self, query: Query, params: Params | None, *, for_copy: bool = False) -> PQGen[tuple[Script, Any]]:
-        """Return what precedes a statement that delivers as it goes, and the statement."""
-        conn: BaseConnection[Any] = self._conn
-        self._pgconn = conn.pgconn
-        conn._plan, conn._transaction = None, None
-        conn._suppress_begin = True
-        try:
-            yield from self._start_query(query)
-        finally:
-            conn._suppress_begin = False
-        if for_copy and params:  # for which no server binds parameters: psycopg merges them as bare literals
-            if self._must_be_bound_by_server(query):
-                raise psycopg.NotSupportedError(_INSIDE % "COPY")
-            merged = PostgresClientQuery(self._tx)
-            merged.convert(query, params)
-            query, params = merged.query, None
-        pgq = self._convert_query(query, params)
-        if self._by_server:
-            raise psycopg.NotSupportedError(_INSIDE % "stream()")
-        begin = not conn._autocommit
-        conn._in_block = begin
-        return (conn._get_tx_start_command() if begin else conn._opening_alone()), pgq
 
 
 def _text(query: Query, cursor: BaseCursor[Any, Any]) -> str | None:
@@ -359,7 +416,7 @@ def _first_error(results: Iterable[PGresult]) -> PGresult | None:
 def _error(result: PGresult, at: int, before: Script, encoding: str) -> psycopg.Error:
     """Return the error that is the result of the command `at` of a message, counted from 0."""
     error = _error_in_users_text(result, encoding, before)
-    return behind(error, result, at, before) or error
+    return (behind(error, result) if at == before.guard else None) or error
 
 
 def _error_in_users_text(result: PGresult, encoding: str, before: Script) -> psycopg.Error:
@@ -397,7 +454,7 @@ class _SyncMethods(BaseCursor[Any, Row]):
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like psycopg's. Never sent again."""
         self._conn.revive()
-        with self._conn._sending_many():
+        with self._conn._unwedging():
             super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
@@ -434,7 +491,7 @@ class _AsyncMethods(BaseCursor[Any, Row]):
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like `Cursor.executemany`."""
         await self._conn.revive()
-        with self._conn._sending_many():
+        with self._conn._unwedging():
             await super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
@@ -456,35 +513,32 @@ class _ServerBindingMixin(_PlannedMixin[Row]):
 
     _by_server = True
 
-    def _stream_send_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
-        self._check_can_open("stream()")
-        yield from super()._stream_send_gen(*args, **kwargs)
-
-    def _start_copy_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
-        self._check_can_open("COPY")
-        yield from super()._start_copy_gen(*args, **kwargs)
-
-    def _check_can_open(self, what: str) -> None:
-        """Refuse what delivers as it goes in autocommit: nobody could end the transaction that holds its settings."""
-        conn: BaseConnection[Any] = self._conn
-        if conn._autocommit and conn.pgconn.transaction_status == IDLE and conn._opening_alone().parts:
-            raise psycopg.NotSupportedError(
-                f'binding="server": {what} in autocommit would have no timeouts: write it in `with conn.transaction():`'
-            )
-
 
 class _NamedMixin(BaseCursor[Any, Row]):
     """What the named cursors have in common: they tell the connection what is under way."""
 
     __slots__ = ()
+    _withhold: bool
 
     def _declare_gen(self, query: Query, params: Params | None = None, binary: bool | None = None) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
-        opens = conn.pgconn.transaction_status == IDLE and not conn._autocommit
+        idle = conn.pgconn.transaction_status == IDLE
+        text = _text(query, self) or SEVERAL
+        if not idle:
+            conn._begin_within(text)
+        # Without a transaction, the server refuses what is not WITH HOLD.
+        planned = not idle or not conn._autocommit or self._withhold
+        plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle) if planned else None
         # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
-        conn._plan = conn._plan_for(_text(query, self) or SEVERAL, by_server=True) if opens else None
-        yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
+        conn._plan = plan if plan is not None and plan.begin else None
+        if plan is not None and plan.before is Before.GUARD and (guard := conn._script_before(plan.before)).parts:
+            yield from conn._exec_command(guard)
+        conn._suppress_begin = plan is None
+        try:
+            yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
+        finally:
+            conn._suppress_begin = False
         conn._plan = None
 
 

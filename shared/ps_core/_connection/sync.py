@@ -33,6 +33,7 @@ from ps_core._connection.base import (
     OK,
     WAIT_INTERVAL,
     BaseConnection,
+    PipelineMixin,
     connect_options,
     look_up_options,
     time_to_connect,
@@ -64,6 +65,10 @@ __all__ = ["Connection"]
 R = TypeVar("R")
 
 RETRY: Final = RetryPolicy()
+
+
+class Pipeline(PipelineMixin, psycopg.Pipeline):
+    """A `psycopg.Pipeline` in which each implicit transaction begins with its settings."""
 
 
 class Connection(BaseConnection[Row], psycopg.Connection[Row]):
@@ -309,8 +314,22 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
         """Like psycopg's. A connection that is lost in it can be used again afterwards."""
-        with self._unwedging(), super().pipeline() as pipeline:
-            yield pipeline
+        self.revive()
+        with self._unwedging():
+            with self.lock:
+                self._check_connection_ok()
+                self._pipeline = self._pipeline or Pipeline(self)
+            with super().pipeline() as pipeline:
+                yield pipeline
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[psycopg.Pipeline]:
+        pipeline = self._pipeline = Pipeline(self, _no_lock=True)
+        try:
+            with pipeline:
+                yield pipeline
+        finally:
+            self._pipeline = None
 
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         settling, verdict = self._settle_gen(unknown), None

@@ -1,4 +1,7 @@
-"""How one statement travels that arrives while the connection is idle: what goes before and after it in its message. Pure."""
+"""How one statement travels, whichever way it is sent: what goes before and after it. Pure.
+
+There is one decision for every way of sending, and every promise is kept there, or the statement is refused there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ps_core._message.statement import Statement
 
-__all__ = ["After", "Before", "Facts", "Plan", "Refused", "make_plan"]
+__all__ = ["After", "Before", "Facts", "Plan", "Refused", "Way", "make_plan"]
+
+
+class Way(Enum):
+    """How a statement is sent."""
+
+    MESSAGE = "in a simple-query message, whose results are taken when all are there: execute()"
+    ROWS = "in such a message, whose rows are taken while they come: stream()"
+    COPY = "in such a message, whose data is taken or given while it runs: copy()"
+    PIPELINE = "as a command of a pipeline: executemany(), and all that is sent in a pipeline of the caller's"
+    CURSOR = "as a DECLARE: a named cursor"
 
 
 class Before(Enum):
@@ -19,7 +32,10 @@ class Before(Enum):
     TRANSACTION = "BEGIN with the caller's modes, the settings, the guard of a replica"
     SETTINGS = "the settings: in autocommit, a message is one transaction"
     READ = "the settings, the guard of a replica, READ ONLY"
-    SETTINGS_READ_ONLY = "the settings, READ ONLY: what is not known to read, on an endpoint for reads"
+    SNAPSHOT = "the guard of a replica, in a transaction of its own; the settings; one snapshot, and how far the server is"
+    GUARD = "the guard of a replica: what the caller has seen may have grown since the transaction began"
+    GUARD_APART = "the guard of a replica, in a transaction of its own: a query in front would settle the modes of a BEGIN"
+    SETTINGS_GUARDED = "the guard of a replica, in a transaction of its own; the settings, READ ONLY"
     BEGIN = "a BEGIN of ours and the settings, around one statement in autocommit"
     BEGIN_READ_ONLY = "a BEGIN READ ONLY of ours, the settings and the guard of a replica"
 
@@ -31,6 +47,7 @@ class After(Enum):
     SETTINGS = "the settings: of a transaction that the statement itself begins"
     POSITION = "how far the server is: of a read"
     COMMIT = "the COMMIT of our BEGIN, and how far the server is"
+    COMMIT_AS_SET = "how it is to commit, the COMMIT of our BEGIN, and how far the server is: the statement may have set it"
     TRANSACTION_ID = "the id of the transaction: behind its first write"
 
 
@@ -39,12 +56,19 @@ class Refused(Enum):
 
     MAY_WRITE = "an endpoint for reads would have to run it, and it may write, or cannot be sent READ ONLY"
     NO_ROLE = "it cannot carry the caller's settings or assumed role: it would run with other rights"
+    SEVERAL_TRANSACTIONS = "a part of it would run in a transaction that carries nothing"
+    SEVERAL = "it is several statements, and this way of sending takes one"
+    UNGUARDED = "it begins a transaction on an endpoint for reads, and cannot carry the guard"
+    OPEN_ENDED = "it cannot carry settings, and nobody could end a transaction of ours around it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is known when a statement arrives."""
 
+    way: Way = Way.MESSAGE
+    within: bool = False
+    """A transaction is open, and has its settings; or a pipeline is, in which settings were sent since its last Sync."""
     autocommit: bool = False
     by_server: bool = False
     """The server binds its parameters: nothing can share its message."""
@@ -60,10 +84,14 @@ class Facts:
     """The server refused to run it in one message with others before."""
     has_settings: bool = True
     """Something has to be set for a transaction: timeouts, at least."""
+    held_by_session: bool = False
+    """The session has the timeouts by itself (but transaction_timeout), and the caller asks for nothing else."""
     has_identity: bool = False
     """What is set decides what the statement may see: local settings or an assumed role."""
     snapshot_each: bool = True
     """Each statement of the transaction has a snapshot of its own (READ COMMITTED), and no block asks for a real one."""
+    known: bool = False
+    """The transaction's id is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +135,19 @@ class Plan:
         return self.before in (Before.BEGIN, Before.BEGIN_READ_ONLY)
 
     @property
+    def own_guard(self) -> bool:
+        """Whether a transaction of ours is around the guard."""
+        return self.before in (Before.GUARD_APART, Before.SETTINGS_GUARDED, Before.SNAPSHOT)
+
+    @property
     def read_only(self) -> bool:
         """Whether it is sent READ ONLY since it looks like a read: a refusal (25006) is ours to handle."""
-        return self.before is Before.READ or (
-            self.before is Before.BEGIN_READ_ONLY and self.statement.reads and not self.may_write
-        )
+        return self.before in _READING and self.statement.reads and not self.may_write
+
+    @property
+    def commits(self) -> bool:
+        """Whether the COMMIT of our BEGIN is in its message."""
+        return self.after in (After.COMMIT, After.COMMIT_AS_SET)
 
     @property
     def outlives_loss(self) -> bool:
@@ -119,33 +155,62 @@ class Plan:
         return self.statement.one and not self.beside and (self.before is Before.TRANSACTION or self.read_only)
 
 
-def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
-    """Decide how a statement travels that arrives while the connection is idle.
+_READING = (Before.READ, Before.BEGIN_READ_ONLY)
+_NOTHING = Before.NOTHING, After.NOTHING
 
-    In this order: what an endpoint for reads must not get; a transaction that is to be opened; what must stand alone; a read; a
-    write that brings its position back; the rest.
+
+def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
+    """Decide how a statement travels.
+
+    In this order: what an endpoint for reads must not get; what would run in a transaction that carries nothing; a transaction
+    that is open, or to be opened; what must stand alone; a read; a write that brings its position back; the rest.
     """
     if facts.endpoint_reads and (statement.primary_only or facts.may_write):
         return Refused.MAY_WRITE
-    before, after = _way(statement, facts)
-    if before is Before.NOTHING and after is After.NOTHING:
+    if facts.endpoint_reads and (statement.chains or (statement.begins and facts.way is Way.PIPELINE)):
+        return Refused.UNGUARDED
+    if statement.parted and not facts.held_by_session:
+        return Refused.SEVERAL_TRANSACTIONS
+    if statement.count > 1 and facts.way in (Way.ROWS, Way.COPY):
+        return Refused.SEVERAL
+    before, after = _within(statement, facts) if facts.within else _way(statement, facts)
+    if before is Before.NOTHING and after is After.NOTHING and not facts.within:
+        if facts.way in (Way.ROWS, Way.CURSOR) and facts.has_settings:
+            return Refused.OPEN_ENDED
         # Nothing can travel with it: neither READ ONLY, and an endpoint for reads may be a primary by now, nor rights.
         if facts.endpoint_reads and not statement.is_harmless:
             return Refused.MAY_WRITE
-        if facts.has_identity and (statement.count > 1 or statement.begins):
+        if facts.has_identity and not statement.is_harmless:
             return Refused.NO_ROLE
     return Plan(
         statement,
         before,
         after,
-        apart=facts.by_server or (before is Before.TRANSACTION and not statement.single),
+        apart=(facts.by_server and not statement.controls) or (before is Before.TRANSACTION and not statement.single),
         by_server=facts.by_server,
+        first=not facts.within,
         may_write=facts.may_write,
         beside=statement.beside or facts.beside,
     )
 
 
+def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
+    """Return what accompanies a statement of a transaction, or a pipeline, that is open."""
+    if statement.chains:
+        return Before.NOTHING, After.SETTINGS
+    if facts.endpoint_reads:
+        # With one snapshot for all, what came later is not to be seen, as it is not on a primary.
+        guarded = facts.tracks and facts.snapshot_each and not (statement.controls or statement.is_harmless)
+        return Before.GUARD if guarded else Before.NOTHING, After.NOTHING
+    if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
+        return _NOTHING
+    return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
+
+
 def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
+    """Return what accompanies a statement that arrives while the connection is idle."""
+    if facts.way is not Way.MESSAGE:
+        return _other_way(statement, facts)
     reads, by_server, for_reads = statement.reads and not facts.may_write, facts.by_server, facts.endpoint_reads
     if not facts.autocommit and not (reads and for_reads and facts.snapshot_each and not by_server):
         if by_server or for_reads or not statement.single:
@@ -154,16 +219,43 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         if not reads:
             return Before.TRANSACTION, After.TRANSACTION_ID
         return Before.TRANSACTION, After.POSITION if facts.tracks else After.NOTHING
-    if statement.begins and not by_server:
-        return Before.NOTHING, After.SETTINGS
-    if statement.must_stand_alone or statement.controls or not statement.count or facts.refused_in_batch:
-        return Before.NOTHING, After.NOTHING
-    if by_server:
+    if statement.begins:
+        return Before.GUARD_APART if for_reads else Before.NOTHING, After.SETTINGS
+    if (
+        statement.must_stand_alone
+        or (statement.controls and statement.count == 1)
+        or not statement.count
+        or facts.refused_in_batch
+    ):
+        return _NOTHING
+    if by_server and not statement.controls:
         if not (facts.has_settings or for_reads):
-            return Before.NOTHING, After.NOTHING
+            return _NOTHING
         return Before.BEGIN_READ_ONLY if reads or for_reads else Before.BEGIN, After.NOTHING
+    position = After.POSITION if facts.tracks else After.NOTHING
     if reads:
-        return Before.READ, After.POSITION if facts.tracks else After.NOTHING
-    if facts.tracks and statement.single and not for_reads:
-        return Before.BEGIN, After.COMMIT
-    return Before.SETTINGS_READ_ONLY if for_reads else Before.SETTINGS, After.NOTHING
+        return Before.READ, position
+    if for_reads:
+        return Before.SETTINGS_GUARDED if statement.controls else Before.READ, position
+    if statement.chains:
+        return Before.SETTINGS, After.SETTINGS
+    if facts.tracks and statement.single:
+        return Before.BEGIN, After.COMMIT_AS_SET if facts.may_write or statement.runs_code else After.COMMIT
+    return Before.SETTINGS, After.NOTHING
+
+
+def _other_way(statement: Statement, facts: Facts) -> tuple[Before, After]:
+    """Return what accompanies a statement whose results come while it runs, or as those of one command among others."""
+    if not facts.autocommit:
+        return Before.TRANSACTION, After.NOTHING
+    if facts.way is Way.PIPELINE:
+        if statement.begins:
+            return Before.NOTHING, After.SETTINGS
+        if statement.must_stand_alone:
+            return _NOTHING
+        return Before.READ if facts.endpoint_reads else Before.SETTINGS, After.NOTHING
+    if facts.way is Way.CURSOR or (facts.by_server and facts.way is Way.ROWS):
+        return _NOTHING
+    if facts.tracks and (statement.reads or statement.copies_out) and not facts.may_write:
+        return Before.SNAPSHOT, After.NOTHING
+    return Before.SETTINGS_GUARDED if facts.endpoint_reads else Before.SETTINGS, After.NOTHING

@@ -31,13 +31,24 @@ _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"}
 _CONTROL = re.compile(
     r"[\s(]*(?:(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b|PREPARE\s+TRANSACTION\b)", re.IGNORECASE
 )
-# Refused inside a transaction block (25001, "cannot run inside a transaction block"), or meant for the session.
+# What ends a transaction, so that whatever follows it in its text runs in another one.
+_END = re.compile(
+    r"[\s(]*(?:(?:COMMIT|END|ABORT)\b(?!\s+PREPARED\b)|PREPARE\s+TRANSACTION\b"
+    r"|ROLLBACK\b(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b))",
+    re.IGNORECASE,
+)
+_CHAIN = re.compile(r"\bAND\s+CHAIN\b", re.IGNORECASE)
+# The body of a function, whose semicolons are not the text's: its END is no COMMIT.
+_ATOMIC = re.compile(r"\bBEGIN\s+ATOMIC\b", re.IGNORECASE)
+_BODY_END = re.compile(r"\s*END\b", re.IGNORECASE)
+# Refused inside a transaction block (25001, "cannot run inside a transaction block"), meant for the session, or taken by psycopg
+# for an error (COPY by `execute`, which leaves nothing done).
 # A form that is missing here costs one round trip, once: the server refuses it before anything ran, and it is sent bare.
 _BARE = re.compile(
-    r"(VACUUM|CLUSTER|REINDEX|CHECKPOINT|DISCARD|LOAD|COPY|SET|RESET|LISTEN|UNLISTEN|PREPARE|EXECUTE|DEALLOCATE|DECLARE|FETCH|MOVE|CLOSE"
-    r"|ALTER\s+SYSTEM|ALTER\s+DATABASE|ALTER\s+TYPE|(CREATE|DROP)\s+(DATABASE|TABLESPACE|SUBSCRIPTION)|ALTER\s+SUBSCRIPTION"
-    r"|(CREATE|DROP)\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY|COMMIT\s+PREPARED|ROLLBACK\s+PREPARED)\b",
-    re.IGNORECASE,
+    r"(?:VACUUM|CHECKPOINT|DISCARD|LOAD|COPY\b.*\b(?:STDIN|STDOUT)|SET|RESET|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|FETCH|MOVE|CLOSE"
+    r"|ALTER\s+SYSTEM|(?:CREATE|DROP)\s+(?:DATABASE|TABLESPACE|SUBSCRIPTION)|ALTER\s+SUBSCRIPTION"
+    r"|(?:(?:CREATE|DROP)\s+(?:UNIQUE\s+)?INDEX|REINDEX\b.*)\s+CONCURRENTLY|COMMIT\s+PREPARED|ROLLBACK\s+PREPARED)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 
 _DML = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
@@ -63,6 +74,7 @@ _IDENTIFIER = re.compile("[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*"
 _LONGEST_NAME = 63
 """Bytes that PostgreSQL keeps of an identifier (NAMEDATALEN - 1)."""
 _UNICODE_NAME = re.compile(r'\bU&"', re.IGNORECASE)
+_COPY_OUT = re.compile(r"\bTO\s+STDOUT\b", re.IGNORECASE)
 _PROGRAM = re.compile(r"\bCOPY\b.*\bPROGRAM\b", re.IGNORECASE | re.DOTALL)
 # A template in which it is plain what is a string, a quoted name or a comment, and in which no placeholder is in any of them.
 # Strings and quoted names hold no backslash, comments neither that nor a quote, and nothing looks like a dollar quote; a percent
@@ -115,8 +127,9 @@ _HARMLESS = frozenset(
     }
     | {"UNLISTEN", "LOAD", "FETCH", "MOVE", "CLOSE", "DECLARE"}
 )
-_CHANGING = frozenset({"EXECUTE", "COPY", "ALTER", "COMMIT"})
+_CHANGING = frozenset({"COPY", "ALTER", "COMMIT"})
 """What changes something for readers, of what cannot share a message. The others are maintenance, or a session's."""
+_RUNS_CODE = frozenset({"CALL", "DO", "EXECUTE"})
 _MAKING = frozenset({"CREATE", "ALTER", "DROP"})
 _MADE = frozenset({"function", "procedure", "routine", "aggregate", "extension", "schema"})
 _VERB = re.compile(r"[A-Za-z]+")
@@ -143,7 +156,7 @@ class Statement:
     reads: bool
     """Known to be a plain read, but for functions of the database's own: replica work, sent READ ONLY."""
     must_stand_alone: bool
-    """Must not share a message with others in autocommit."""
+    """Must not share a message with others in autocommit. Of several statements none can: they share one already."""
     keeps_state: bool
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
 
@@ -161,6 +174,12 @@ class Statement:
     """It may make, change or drop functions: their names have to be asked for again."""
     beside: bool = False
     """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
+    copies_out: bool = False
+    """A COPY that hands out what it reads, and looks like doing nothing else."""
+    parted: bool = False
+    """Something in it follows the end of a transaction, and runs in another one."""
+    chains: bool = False
+    """It ends with COMMIT or ROLLBACK AND CHAIN, which begins another transaction."""
 
     def calls_any(self, functions: frozenset[str]) -> bool:
         """Return whether one of these functions (in lower case) may be called in it."""
@@ -181,6 +200,11 @@ class Statement:
         return not (self.reads or self.begins or self.only_sets or self.is_harmless)
 
     @property
+    def runs_code(self) -> bool:
+        """Whether it runs what its text does not show: a procedure, a block, a prepared statement."""
+        return self.verb in _RUNS_CODE
+
+    @property
     def begins(self) -> bool:
         """Nothing but BEGIN or START TRANSACTION."""
         return self.count == 1 and self.verb in ("BEGIN", "START")
@@ -196,7 +220,7 @@ def _analyse(text: str) -> Statement:
     head = statements[0].lstrip("( \t\r\n") if statements else ""
     match = _VERB.match(head)
     verb = match[0].upper() if match else ""
-    controls = any(_CONTROL.match(part) for part in statements)
+    controls, parted, chains = _transactions(statements)
     names = tuple(map(intern, identifiers(text)))  # most texts share their names
     acts = any(map(_ACTS.fullmatch, names))
     reads = (
@@ -214,7 +238,7 @@ def _analyse(text: str) -> Statement:
         single=len(statements) == 1 and not controls,
         controls=controls,
         reads=reads,
-        must_stand_alone=any(_BARE.match(part.lstrip()) for part in statements),
+        must_stand_alone=len(statements) == 1 and _BARE.match(head) is not None,
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
         and not (only_sets and _REPORTED.search(text)),
         only_sets=only_sets,
@@ -223,7 +247,29 @@ def _analyse(text: str) -> Statement:
         names_unknown=_UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names),
         makes_functions=verb in _MAKING and not _MADE.isdisjoint(names),
         beside=_PROGRAM.search(text) is not None or any(map(_BESIDE.fullmatch, names)),
+        copies_out=len(statements) == 1
+        and verb == "COPY"
+        and not (acts or _LOCKS.search(head) or _DML.search(head))
+        and _COPY_OUT.search(head) is not None,
+        parted=parted,
+        chains=chains,
     )
+
+
+def _transactions(statements: list[str]) -> tuple[bool, bool, bool]:
+    """Return `controls`, `parted` and `chains` of a text's statements."""
+    controls = parted = chains = ended = in_body = False
+    for part in statements:
+        parted = parted or ended
+        if in_body:
+            in_body = _BODY_END.match(part) is None
+        elif _CONTROL.match(part):
+            controls = True
+            chains = _CHAIN.search(part) is not None
+            ended = ended or chains or _END.match(part) is not None
+        else:
+            in_body, chains = _ATOMIC.search(part) is not None, False
+    return controls, parted, chains
 
 
 _remembered = lru_cache(maxsize=1024)(_analyse)
