@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 
-from ps_core._message.plan import After, Before, Facts, Plan, Refused, make_plan
+from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make_plan
 from ps_core._message.statement import analyse
 
 pytestmark = pytest.mark.fast
 
 READ, WRITE = "select a from t where b = %s", "insert into t values (%s)"
 REPLICA = {"endpoint_reads": True, "tracks": True}
+WITHIN = {"within": True}
+ROWS_WAY, COPY, PIPELINE, CURSOR = ({"way": way} for way in (Way.ROWS, Way.COPY, Way.PIPELINE, Way.CURSOR))
 AUTOCOMMIT = {"autocommit": True}
 
 ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
@@ -20,7 +22,15 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("a read on a replica is the same", READ, AUTOCOMMIT | REPLICA, Before.READ, After.POSITION),
     ("a write brings its position back with its own COMMIT", WRITE, AUTOCOMMIT | {"tracks": True}, Before.BEGIN, After.COMMIT),
     ("where no positions are asked for, its message is its transaction", WRITE, AUTOCOMMIT, Before.SETTINGS, After.NOTHING),
-    ("what may write is a write", READ, AUTOCOMMIT | {"tracks": True, "may_write": True}, Before.BEGIN, After.COMMIT),
+    (
+        "what may write is a write, and may have set how it commits",
+        READ,
+        AUTOCOMMIT | {"tracks": True, "may_write": True},
+        Before.BEGIN,
+        After.COMMIT_AS_SET,
+    ),
+    ("so may a procedure", "call p()", AUTOCOMMIT | {"tracks": True}, Before.BEGIN, After.COMMIT_AS_SET),
+    ("and a block", "do $$begin end$$", AUTOCOMMIT | {"tracks": True}, Before.BEGIN, After.COMMIT_AS_SET),
     ("what must stand alone does", "vacuum t", AUTOCOMMIT | {"tracks": True}, Before.NOTHING, After.NOTHING),
     (
         "so does what the server refused in a message with others",
@@ -40,11 +50,42 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
         After.NOTHING,
     ),
     (
-        "what is not known to read is READ ONLY on a replica",
+        "what is not known to read is as a read is on a replica",
         "call p()",
         AUTOCOMMIT | REPLICA,
-        Before.SETTINGS_READ_ONLY,
+        Before.READ,
+        After.POSITION,
+    ),
+    ("but a setting touches no data", "set timezone = 'UTC'", AUTOCOMMIT | REPLICA, Before.NOTHING, After.NOTHING),
+    ("nor by a function", "select set_config('a.b', '1', false)", AUTOCOMMIT | REPLICA, Before.SETTINGS, After.NOTHING),
+    ("several statements as well", "select 1; select 2", AUTOCOMMIT | REPLICA, Before.READ, After.POSITION),
+    (
+        "a transaction in one text carries the settings in front, which are then its own",
+        "begin; select 1; commit",
+        AUTOCOMMIT | {"tracks": True},
+        Before.SETTINGS,
         After.NOTHING,
+    ),
+    (
+        "on a replica the guard is over before: a query in front would settle its modes",
+        "begin; select 1; commit",
+        AUTOCOMMIT | REPLICA,
+        Before.SETTINGS_GUARDED,
+        After.POSITION,
+    ),
+    (
+        "a BEGIN on a replica comes behind the guard, and before the settings",
+        "begin",
+        AUTOCOMMIT | REPLICA,
+        Before.GUARD_APART,
+        After.SETTINGS,
+    ),
+    (
+        "a text that begins another transaction at its end sets that one, too",
+        "begin; select 1; commit and chain",
+        AUTOCOMMIT | {"tracks": True},
+        Before.SETTINGS,
+        After.SETTINGS,
     ),
     # first in an explicit transaction
     ("the first write brings the transaction's id", WRITE, {"tracks": True}, Before.TRANSACTION, After.TRANSACTION_ID),
@@ -89,7 +130,71 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("what must stand alone does", "vacuum t", AUTOCOMMIT | {"by_server": True}, Before.NOTHING, After.NOTHING),
     ("first in a transaction, it follows the opening", WRITE, {"by_server": True}, Before.TRANSACTION, After.NOTHING),
     ("a read on a replica as well", READ, REPLICA | {"by_server": True}, Before.TRANSACTION, After.NOTHING),
-    ("a BEGIN of the caller's is alone", "begin", AUTOCOMMIT | {"by_server": True}, Before.NOTHING, After.NOTHING),
+    (
+        "a BEGIN of the caller's is followed by the settings",
+        "begin",
+        AUTOCOMMIT | {"by_server": True},
+        Before.NOTHING,
+        After.SETTINGS,
+    ),
+    # rows as they come, and COPY, in autocommit
+    (
+        "a stream is one snapshot, whose position is asked first",
+        READ,
+        AUTOCOMMIT | {"tracks": True} | ROWS_WAY,
+        Before.SNAPSHOT,
+        After.NOTHING,
+    ),
+    ("on a replica, too", READ, AUTOCOMMIT | REPLICA | ROWS_WAY, Before.SNAPSHOT, After.NOTHING),
+    ("where nothing is tracked, it carries the settings", READ, AUTOCOMMIT | ROWS_WAY, Before.SETTINGS, After.NOTHING),
+    (
+        "a write that delivers rows carries the settings",
+        WRITE,
+        AUTOCOMMIT | {"tracks": True} | ROWS_WAY,
+        Before.SETTINGS,
+        After.NOTHING,
+    ),
+    ("what may write, too", READ, AUTOCOMMIT | {"tracks": True, "may_write": True} | ROWS_WAY, Before.SETTINGS, After.NOTHING),
+    (
+        "what is not known to read is guarded on a replica",
+        "call p()",
+        AUTOCOMMIT | REPLICA | ROWS_WAY,
+        Before.SETTINGS_GUARDED,
+        After.NOTHING,
+    ),
+    ("COPY TO is one snapshot", "copy t to stdout", AUTOCOMMIT | {"tracks": True} | COPY, Before.SNAPSHOT, After.NOTHING),
+    ("of a query, too", "copy (select 1) to stdout", AUTOCOMMIT | REPLICA | COPY, Before.SNAPSHOT, After.NOTHING),
+    (
+        "of a query that writes, it carries the settings",
+        "copy (insert into t values (1) returning *) to stdout",
+        AUTOCOMMIT | {"tracks": True} | COPY,
+        Before.SETTINGS,
+        After.NOTHING,
+    ),
+    ("COPY FROM carries the settings", "copy t from stdin", AUTOCOMMIT | {"tracks": True} | COPY, Before.SETTINGS, After.NOTHING),
+    ("first in a transaction, each opens it", "copy t from stdin", {"tracks": True} | COPY, Before.TRANSACTION, After.NOTHING),
+    ("on a replica as well", READ, REPLICA | ROWS_WAY, Before.TRANSACTION, After.NOTHING),
+    # in a pipeline
+    ("the first command of a pipeline carries the settings", WRITE, AUTOCOMMIT | PIPELINE, Before.SETTINGS, After.NOTHING),
+    ("and the guard on a replica", READ, AUTOCOMMIT | REPLICA | PIPELINE, Before.READ, After.NOTHING),
+    ("a later one follows it", WRITE, AUTOCOMMIT | PIPELINE | WITHIN, Before.NOTHING, After.NOTHING),
+    ("a BEGIN is followed by the settings", "begin", AUTOCOMMIT | PIPELINE, Before.NOTHING, After.SETTINGS),
+    ("what must stand alone does", "vacuum t", AUTOCOMMIT | PIPELINE, Before.NOTHING, After.NOTHING),
+    ("outside of autocommit it opens the transaction", WRITE, PIPELINE, Before.TRANSACTION, After.NOTHING),
+    # named cursors
+    ("a named cursor opens the transaction", READ, CURSOR | {"by_server": True}, Before.TRANSACTION, After.NOTHING),
+    # later in a transaction
+    ("the first write of a transaction brings its id", WRITE, {"tracks": True} | WITHIN, Before.NOTHING, After.TRANSACTION_ID),
+    ("the next need not", WRITE, {"tracks": True, "known": True} | WITHIN, Before.NOTHING, After.NOTHING),
+    ("a read brings nothing", READ, {"tracks": True} | WITHIN, Before.NOTHING, After.NOTHING),
+    ("nor does what must stand alone", "set work_mem = 1", WITHIN, Before.NOTHING, After.NOTHING),
+    ("nor what the server binds", WRITE, WITHIN | {"by_server": True}, Before.NOTHING, After.NOTHING),
+    ("nor what is copied", "copy t from stdin", WITHIN | COPY, Before.NOTHING, After.NOTHING),
+    ("on a replica it asks for what was seen since", READ, REPLICA | WITHIN, Before.GUARD, After.NOTHING),
+    ("also where rows come one by one", READ, REPLICA | WITHIN | ROWS_WAY, Before.GUARD, After.NOTHING),
+    ("not with one snapshot for all", READ, REPLICA | WITHIN | {"snapshot_each": False}, Before.NOTHING, After.NOTHING),
+    ("nor at its end", "commit", REPLICA | WITHIN, Before.NOTHING, After.NOTHING),
+    ("what another transaction follows sets that one", "commit and chain", WITHIN, Before.NOTHING, After.SETTINGS),
 ]
 
 
@@ -101,7 +206,7 @@ def test_ways(text: str, facts: dict[str, Any], before: Before, after: After) ->
     assert (plan.before, plan.after) == (before, after)
     assert plan.by_server is facts.get("by_server", False)
     assert plan.may_write is facts.get("may_write", False)
-    assert (plan.first, plan.again) == (True, False)
+    assert (plan.first, plan.again) == (not facts.get("within", False), False)
 
 
 APART = [
@@ -126,19 +231,51 @@ REFUSED = [
     ("nor in autocommit", READ, AUTOCOMMIT | REPLICA | {"may_write": True}, Refused.MAY_WRITE),
     ("what cannot be sent READ ONLY is not sent there", "vacuum t", AUTOCOMMIT | REPLICA, Refused.MAY_WRITE),
     ("what changes nothing is", "reset search_path", AUTOCOMMIT | REPLICA, None),
+    ("a chain would begin without the guard there", "commit and chain", REPLICA | WITHIN, Refused.UNGUARDED),
+    ("and a BEGIN in a pipeline", "begin", AUTOCOMMIT | REPLICA | PIPELINE, Refused.UNGUARDED),
     ("a BEGIN is, and is READ ONLY behind it", "begin", AUTOCOMMIT | REPLICA, None),
     (
-        "several statements, one of which is alone, would lose the role",
+        "a setting in front of a query carries the role",
         "set local work_mem = 1; select 1",
         AUTOCOMMIT | {"has_identity": True},
+        None,
+    ),
+    ("so does a transaction in one text", "begin; select 1; commit", AUTOCOMMIT | {"has_identity": True}, None),
+    (
+        "several transactions in one text would lose it",
+        "begin; commit; select 1",
+        AUTOCOMMIT | {"has_identity": True},
+        Refused.SEVERAL_TRANSACTIONS,
+    ),
+    ("also where the first is open already", "commit; select 1", WITHIN, Refused.SEVERAL_TRANSACTIONS),
+    (
+        "where the session holds all there is, it loses nothing",
+        "begin; commit; select 1",
+        AUTOCOMMIT | {"held_by_session": True},
+        None,
+    ),
+    ("a BEGIN of the caller's carries it", "begin", AUTOCOMMIT | {"has_identity": True}, None),
+    ("also bound by the server", "begin", AUTOCOMMIT | {"has_identity": True, "by_server": True}, None),
+    (
+        "a REINDEX that must be alone, after the server's word, would lose it",
+        "reindex database d",
+        AUTOCOMMIT | {"has_identity": True, "refused_in_batch": True},
         Refused.NO_ROLE,
     ),
-    ("so would a transaction in one text", "begin; select 1; commit", AUTOCOMMIT | {"has_identity": True}, Refused.NO_ROLE),
-    ("so would a BEGIN that the server binds", "begin", AUTOCOMMIT | {"has_identity": True, "by_server": True}, Refused.NO_ROLE),
-    ("a BEGIN of the caller's carries it", "begin", AUTOCOMMIT | {"has_identity": True}, None),
+    ("rows that come one by one are those of one statement", "select 1; select 2", AUTOCOMMIT | ROWS_WAY, Refused.SEVERAL),
+    ("so is what is copied", "select 1; copy t from stdin", WITHIN | COPY, Refused.SEVERAL),
+    (
+        "nobody could end a transaction around a stream that the server binds",
+        READ,
+        AUTOCOMMIT | ROWS_WAY | {"by_server": True},
+        Refused.OPEN_ENDED,
+    ),
+    ("nor around a cursor WITH HOLD", READ, AUTOCOMMIT | CURSOR | {"by_server": True}, Refused.OPEN_ENDED),
+    ("where nothing is to be set, none is needed", READ, AUTOCOMMIT | CURSOR | {"by_server": True, "has_settings": False}, None),
     ("several statements that share a message carry it", "select 1; select 2", AUTOCOMMIT | {"has_identity": True}, None),
     ("several of a transaction carry it", "set local work_mem = 1; select 1", {"has_identity": True}, None),
-    ("a single statement that must stand alone is sent", "vacuum t", AUTOCOMMIT | {"has_identity": True}, None),
+    ("what must stand alone would lose it", "vacuum t", AUTOCOMMIT | {"has_identity": True}, Refused.NO_ROLE),
+    ("but for what touches no data", "listen a", AUTOCOMMIT | {"has_identity": True}, None),
     ("without a role, nothing is lost", "set local work_mem = 1; select 1", AUTOCOMMIT, None),
 ]
 
@@ -179,18 +316,21 @@ def test_what_a_plan_says() -> None:
     """Each way of opening is the caller's transaction, one of ours, or none."""
     statement = analyse(READ)
     said = {
-        before: (plan.begin, plan.own_begin, plan.read_only, plan.is_accompanied)
+        before: (plan.begin, plan.own_begin, plan.own_guard, plan.read_only, plan.is_accompanied)
         for before in Before
         if (plan := Plan(statement, before))
     }
     assert said == {
-        Before.NOTHING: (False, False, False, False),
-        Before.TRANSACTION: (True, False, False, True),
-        Before.SETTINGS: (False, False, False, True),
-        Before.READ: (False, False, True, True),
-        Before.SETTINGS_READ_ONLY: (False, False, False, True),
-        Before.BEGIN: (False, True, False, True),
-        Before.BEGIN_READ_ONLY: (False, True, True, True),
+        Before.NOTHING: (False, False, False, False, False),
+        Before.TRANSACTION: (True, False, False, False, True),
+        Before.SETTINGS: (False, False, False, False, True),
+        Before.READ: (False, False, False, True, True),
+        Before.SNAPSHOT: (False, False, True, False, True),
+        Before.GUARD: (False, False, False, False, True),
+        Before.GUARD_APART: (False, False, True, False, True),
+        Before.SETTINGS_GUARDED: (False, False, True, False, True),
+        Before.BEGIN: (False, True, False, False, True),
+        Before.BEGIN_READ_ONLY: (False, True, False, True, True),
     }
     assert not Plan(statement, Before.BEGIN_READ_ONLY, may_write=True).read_only
     assert not Plan(statement).by_server

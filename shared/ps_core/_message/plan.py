@@ -200,7 +200,9 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.NOTHING, After.SETTINGS
     if facts.endpoint_reads:
         # With one snapshot for all, what came later is not to be seen, as it is not on a primary.
-        guarded = facts.tracks and facts.snapshot_each and not (statement.controls or statement.is_harmless)
+        guarded = (
+            facts.tracks and facts.snapshot_each and not (statement.controls or statement.only_sets or statement.is_harmless)
+        )
         return Before.GUARD if guarded else Before.NOTHING, After.NOTHING
     if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
         return _NOTHING
@@ -231,11 +233,13 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
     if by_server and not statement.controls:
         if not (facts.has_settings or for_reads):
             return _NOTHING
-        return Before.BEGIN_READ_ONLY if reads or for_reads else Before.BEGIN, After.NOTHING
+        return Before.BEGIN_READ_ONLY if reads or (for_reads and not statement.only_sets) else Before.BEGIN, After.NOTHING
     position = After.POSITION if facts.tracks else After.NOTHING
     if reads:
         return Before.READ, position
     if for_reads:
+        if statement.only_sets:  # what touches no data needs no guard: frameworks send it with each new connection
+            return Before.SETTINGS, After.NOTHING
         return Before.SETTINGS_GUARDED if statement.controls else Before.READ, position
     if statement.chains:
         return Before.SETTINGS, After.SETTINGS
