@@ -76,6 +76,8 @@ class EndpointState:
     """The timeouts that the role has by itself (ALTER ROLE, ALTER DATABASE), in milliseconds; read with the first connection."""
     default_isolation: str = "read committed"
     """The isolation level that the role's transactions have by themselves; read with the first connection, too."""
+    has_snapshot_each: bool = True
+    """Whether at that level each statement has a snapshot of its own."""
     generation: int = 0
     """Connections of an earlier one are replaced before their next use: the server that they led to was demoted."""
     _openings: dict[int, Script] = field(default_factory=dict)
@@ -87,11 +89,6 @@ class EndpointState:
         if self.gate is None:
             self.gate = OutageGate(self.endpoint.name)
         renew_after_fork(self)
-
-    @property
-    def has_snapshot_each(self) -> bool:
-        """Whether each statement of a transaction has a snapshot of its own, where nobody asks for another level."""
-        return self.default_isolation in ("read committed", "read uncommitted")
 
     def forget_threads(self) -> None:
         """Begin with new locks: after a fork, the threads that held them are not there."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn", "reached"]
+__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn"]
 
 MAX_AGE: Final = 300.0
 """Seconds after which a token no longer counts: far beyond any replay delay that one would still read from, and an end to what a
@@ -47,8 +47,12 @@ class InvalidToken(ValueError):
     """A token that does not count here. It is ignored and logged by whoever was handed it."""
 
 
-def parse_lsn(text: str) -> int:
+def parse_lsn(text: str, *, reached: bool = False) -> int:
     """Return PostgreSQL's pg_lsn as a number.
+
+    `reached`: as a replica reports it that has all before it. The server tells where the next record will begin, which at the
+    start of a page is behind its header (24 bytes, 40 in a segment's first page). A replica gets there only with that record;
+    until then it is at the page's start.
 
     Raises:
         ValueError: `text` is no pg_lsn.
@@ -56,21 +60,13 @@ def parse_lsn(text: str) -> int:
     match = _LSN.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a WAL position")
-    return int(match[1], 16) << 32 | int(match[2], 16)
+    position = int(match[1], 16) << 32 | int(match[2], 16)
+    return position - position % _PAGE if reached and position % _PAGE in _HEADERS else position
 
 
 def format_lsn(position: int) -> str:
     """Return a number as PostgreSQL's pg_lsn."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
-
-
-def reached(position: int) -> int:
-    """Return a position as replicas report it when they have all before it: one behind a page's header is the page's start.
-
-    The server tells where the next record will begin, which is behind the header (24 bytes, 40 in a segment's first page). A
-    standby has reached that only with the next record; until then it is at the end of the last one.
-    """
-    return position - position % _PAGE if position % _PAGE in _HEADERS else position
 
 
 def identity_of(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from django.db import connections
+from django.db import NotSupportedError, connections
 from psycopg import sql
 
 import ps_django
@@ -76,10 +76,10 @@ HIDDEN = {
 def test_a_hidden_commit_is_not_run_twice(
     ps_lab: Lab, paths: Paths, text: str, autocommit: bool, factory: type[Any] | None
 ) -> None:
-    """A text that only looks like one statement is sent, and never again."""
-    conn = paths.ours(autocommit=autocommit)
+    """A text that only looks like one statement is sent, to the direct endpoint where it may be sent at all, and never again."""
+    conn = paths.ours("direct", autocommit=autocommit)
     cursor = conn.cursor() if factory is None else factory(conn)
-    with ps_lab.edge.cut_answers("primary", containing="insert into cut"):
+    with ps_lab.edge.cut_answers("direct", containing="insert into cut"):
         error = raised(cursor.execute, text)
         assert ps_lab.edge.status()["answer_cuts"] == 0
     assert classify(error).kind is Kind.TRANSIENT
@@ -163,9 +163,16 @@ def test_values_in_quotes_in_django(ps_lab: Lab) -> None:
             cursor.execute("select interval '%s days'", (2,))
             assert cursor.fetchone()[0].days == 2
         value = " is null; commit; insert into cut values (1); select 3 where '"
-        with ps_lab.edge.cut_answers("primary", containing="insert into cut"), connections["default"].cursor() as cursor:
+        with ps_lab.edge.cut_answers("direct", containing="insert into cut"), connections["direct"].cursor() as cursor:
             with pytest.raises(Exception, match="connection"):
                 cursor.execute("select 2 where '%s' is not null", (value,))
+        assert rows(ps_lab) == [1]
+        # Through a pooler, what follows the COMMIT would run without timeouts and rights.
+        with (
+            connections["default"].cursor() as cursor,
+            pytest.raises(NotSupportedError, match="several transactions"),
+        ):
+            cursor.execute("select 2 where '%s' is not null", (value,))
         assert rows(ps_lab) == [1]
 
 
@@ -305,20 +312,20 @@ def test_several_statements_after_an_idle_loss_asyncio(ps_lab: Lab, paths: Paths
 
 
 def test_several_statements_keep_the_role(ps_lab: Lab, paths: Paths) -> None:
-    """In autocommit, a text that cannot carry the caller's settings or assumed role is refused; a transaction carries them."""
-    text = "set local work_mem = '8MB'; insert into cut values (1)"
+    """A text carries the caller's settings, in autocommit, too; of several transactions it cannot, and is refused."""
+    text = "set local work_mem = '8MB'; insert into cut select current_setting('app.t')::int"
     with local_settings({"app.t": "42"}):
         conn = paths.ours()
-        with pytest.raises(psycopg.NotSupportedError, match="in a transaction"):
-            conn.execute(text)
-        with pytest.raises(psycopg.NotSupportedError, match="in a transaction"):
-            conn.execute("begin; insert into cut values (1); commit")
-        assert rows(ps_lab) == []
+        conn.execute(text)
+        conn.execute("begin; insert into cut select current_setting('app.t')::int; commit")
         with conn.transaction():
             conn.execute(text)
-            assert conn.execute("select current_setting('app.t')").fetchone() == ("42",)
-    conn.execute("set local work_mem = '8MB'; insert into cut values (2)")
-    assert rows(ps_lab) == [1, 2]
+        assert rows(ps_lab) == [42, 42, 42]
+        for endpoint in ("primary", "direct"):
+            with pytest.raises(psycopg.NotSupportedError, match="several transactions"):
+                paths.ours(endpoint).execute("begin; commit; insert into cut values (1)")
+    paths.ours("direct").execute("begin; commit; insert into cut values (1)")
+    assert rows(ps_lab) == [1, 42, 42, 42]
 
 
 def test_state_that_a_function_sets(ps_lab: Lab) -> None:

@@ -193,7 +193,9 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("on a replica it asks for what was seen since", READ, REPLICA | WITHIN, Before.GUARD, After.NOTHING),
     ("also where rows come one by one", READ, REPLICA | WITHIN | ROWS_WAY, Before.GUARD, After.NOTHING),
     ("not with one snapshot for all", READ, REPLICA | WITHIN | {"snapshot_each": False}, Before.NOTHING, After.NOTHING),
-    ("nor at its end", "commit", REPLICA | WITHIN, Before.NOTHING, After.NOTHING),
+    ("its end tells how far it saw", "commit", REPLICA | WITHIN, Before.NOTHING, After.POSITION),
+    ("so does a text that ends it", "select 1; commit", REPLICA | WITHIN, Before.GUARD, After.POSITION),
+    ("also as the first of it", "select 1; commit", REPLICA, Before.TRANSACTION, After.POSITION),
     ("what another transaction follows sets that one", "commit and chain", WITHIN, Before.NOTHING, After.SETTINGS),
 ]
 

@@ -47,7 +47,6 @@ from ps_core.consistency import (
     Token,
     guard_sql,
     parse_lsn,
-    reached,
 )
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
@@ -96,7 +95,9 @@ TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
 COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
 COMMIT_AS_SET_AND_POSITION: Final = Script(SYNCHRONOUS_COMMIT_SQL, b"COMMIT", COMMITTED_POSITION_SQL)
 ROLE_SQL: Final = (
-    b"SELECT name, reset_val FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
+    # What a connection asks for itself as it starts is the endpoint's, not the role's.
+    b"SELECT name, CASE WHEN source OPERATOR(pg_catalog.=) 'client' AND vartype OPERATOR(pg_catalog.=) 'integer' THEN '0'"
+    b" ELSE reset_val END FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
 OPENING_ALONE: Final = Plan(analyse(""))
@@ -244,7 +245,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return
         if self._autocommit:
             # What is bare by intent was planned; cursors of others are not known to the plan.
-            if not self._pipeline and self.pgconn.transaction_status == IDLE and self._has_identity():
+            has_identity = self.state.endpoint.assumed_role is not None or bool(current().local_settings)
+            if has_identity and not self._pipeline and self.pgconn.transaction_status == IDLE:
                 raise psycopg.NotSupportedError(
                     "in autocommit, only this library's cursors carry local settings and an assumed role: leave `cursor_factory`"
                     " out"
@@ -354,7 +356,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _note_if_it_may_have_written(self, plan: Plan) -> None:
         """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
-        if self.state.tracks and (plan.may_write or plan.statement.may_change):
+        if plan.may_write or plan.statement.may_change:
             self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
@@ -365,7 +367,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
         guard = self._guard()
-        if guard and not self._sees_each():
+        if guard and not self._has_snapshot_each(really_open=True):
             # The snapshot is taken with the first query, which would be the guard: it has to be over before.
             return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts, guard=1)
         opening = self._opening().parts
@@ -453,8 +455,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         endpoint, functions = state.endpoint, state.functions
         if state.tracks and not within:
             self._unknown_positions = unknown_positions()
-        statement = analyse(text)
+        statement, context = analyse(text), current()
         named = statement.calls_any(functions.may_write)
+        has_identity = endpoint.assumed_role is not None or bool(context.local_settings)
         plan = make_plan(
             statement,
             Facts(
@@ -468,9 +471,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 beside=named and statement.calls_any(functions.beside),
                 refused_in_batch=text in state.refused_in_batch,
                 has_settings=endpoint.pooled or bool(self._opening().parts),
-                held_by_session=not (endpoint.pooled or self._has_identity() or current().limits),
-                has_identity=self._has_identity(),
-                snapshot_each=self._sees_each() if within else self._autocommit or self._has_snapshot_each(),
+                held_by_session=not (endpoint.pooled or has_identity or context.limits),
+                has_identity=has_identity,
+                snapshot_each=(
+                    not endpoint.read_only or (self._autocommit and not within) or self._has_snapshot_each(really_open=within)
+                ),
                 known=self._transaction is not None,
             ),
         )
@@ -480,9 +485,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if statement.keeps_state or statement.makes_functions:
             self._note_state(statement)
         return plan
-
-    def _has_identity(self) -> bool:
-        return self.state.endpoint.assumed_role is not None or bool(current().local_settings)
 
     def _script_before(self, before: Before) -> Script:
         """Return what goes before a statement."""
@@ -585,7 +587,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
         `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
         """
-        position = None if lsn is None else reached(parse_lsn(lsn))
+        position = None if lsn is None else parse_lsn(lsn, reached=True)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         covers = self._unknown_positions if covers is None else covers
         record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
@@ -620,12 +622,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         emit(Event(name=Name.DEMOTED, endpoint=self.state.endpoint.name))
         self.state.generation += 1
 
-    def _has_snapshot_each(self) -> bool:
-        """Return whether each statement of an explicit transaction has a snapshot of its own, so that reads may travel alone."""
-        return self._sees_each() and not self._deferrable and not self._num_transactions
+    def _has_snapshot_each(self, *, really_open: bool) -> bool:
+        """Return whether each statement of an explicit transaction has a snapshot of its own, as at READ COMMITTED.
 
-    def _sees_each(self) -> bool:
-        """Return whether each statement of a transaction has a snapshot of its own: READ COMMITTED."""
+        `really_open`: it is, or is about to be; else whether reads may travel without it.
+        """
+        if not really_open and (self._deferrable or self._num_transactions):
+            return False
         level = self._isolation_level
         return self.state.has_snapshot_each if level is None else level is IsolationLevel.READ_COMMITTED
 
@@ -869,7 +872,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         role, functions = results
         rows = ((role.get_value(row, 0), role.get_value(row, 1)) for row in range(role.ntuples))
         own = {bytes(name).decode(): bytes(value).decode() for name, value in rows if name is not None and value is not None}
-        self.state.default_isolation = own.pop("default_transaction_isolation")
+        level = self.state.default_isolation = own.pop("default_transaction_isolation")
+        self.state.has_snapshot_each = level in ("read committed", "read uncommitted")
         self.state.role = {name: int(value) for name, value in own.items()}
         self._take_functions(functions)
 

@@ -73,6 +73,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if params and self._quotes_hold_values and not binds_outside_quotes(text):
             text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
         plan: Plan | None = conn._plan_for(text, by_server=self._by_server)
+        assert plan is not None
+        ends = plan.statement.ends
         try:
             while plan is not None:
                 if plan.apart:
@@ -84,6 +86,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
+        if ends:
+            conn._note_end_within(text)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
 
@@ -105,7 +109,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         else:
             yield from self._start_query(query)
             pgq = self._convert_query(query, params)
-            if plan.by_server or self._by_server:
+            if (plan.by_server or self._by_server) and not plan.statement.controls:
                 yield from self._guard_apart_gen(plan)
                 yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 yield from conn._prepared.maintain_gen(conn)
@@ -166,7 +170,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         before, after = conn._script_before(plan.before), conn._script_after(plan)
         functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
         self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
-        commits = plan.commits
+        commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
         results: list[PGresult] = []
         lost = None
         if commits:
@@ -230,7 +234,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise
         if not plan.by_server:
             conn._plan = None
-            return (yield from self._send_gen(Plan(plan.statement, first=False), text, pgq, binary=binary))
+            following = Plan(plan.statement, after=plan.after, first=False)
+            return (yield from self._send_gen(following, text, pgq, binary=binary))
         if plan.own_begin:
             yield from conn._exec_command(b"COMMIT")
         elif not plan.begin:

@@ -145,11 +145,6 @@ class Plan:
         return self.before in _READING and self.statement.reads and not self.may_write
 
     @property
-    def commits(self) -> bool:
-        """Whether the COMMIT of our BEGIN is in its message."""
-        return self.after in (After.COMMIT, After.COMMIT_AS_SET)
-
-    @property
     def outlives_loss(self) -> bool:
         """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
         return self.statement.one and not self.beside and (self.before is Before.TRANSACTION or self.read_only)
@@ -200,10 +195,9 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.NOTHING, After.SETTINGS
     if facts.endpoint_reads:
         # With one snapshot for all, what came later is not to be seen, as it is not on a primary.
-        guarded = (
-            facts.tracks and facts.snapshot_each and not (statement.controls or statement.only_sets or statement.is_harmless)
-        )
-        return Before.GUARD if guarded else Before.NOTHING, After.NOTHING
+        sees = not (statement.only_sets or statement.is_harmless or (statement.controls and statement.count == 1))
+        before = Before.GUARD if facts.tracks and facts.snapshot_each and sees else Before.NOTHING
+        return before, After.POSITION if facts.tracks and statement.ends and facts.way is Way.MESSAGE else After.NOTHING
     if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
         return _NOTHING
     return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
@@ -216,7 +210,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
     reads, by_server, for_reads = statement.reads and not facts.may_write, facts.by_server, facts.endpoint_reads
     if not facts.autocommit and not (reads and for_reads and facts.snapshot_each and not by_server):
         if by_server or for_reads or not statement.single:
-            return Before.TRANSACTION, After.NOTHING
+            ends = for_reads and facts.tracks and statement.ends and not by_server
+            return Before.TRANSACTION, After.POSITION if ends else After.NOTHING
         # The first write of a transaction brings the transaction's id back, a read before it the position where it was made.
         if not reads:
             return Before.TRANSACTION, After.TRANSACTION_ID

@@ -176,6 +176,10 @@ class Statement:
     """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
     copies_out: bool = False
     """A COPY that hands out what it reads, and looks like doing nothing else."""
+    begins: bool = False
+    """Nothing but BEGIN or START TRANSACTION."""
+    ends: bool = False
+    """It ends a transaction, or begins one and ends it."""
     parted: bool = False
     """Something in it follows the end of a transaction, and runs in another one."""
     chains: bool = False
@@ -204,11 +208,6 @@ class Statement:
         """Whether it runs what its text does not show: a procedure, a block, a prepared statement."""
         return self.verb in _RUNS_CODE
 
-    @property
-    def begins(self) -> bool:
-        """Nothing but BEGIN or START TRANSACTION."""
-        return self.count == 1 and self.verb in ("BEGIN", "START")
-
 
 def analyse(text: str) -> Statement:
     """Return what `text` (placeholders included) says. The result is remembered for texts up to 16 KiB (1,024 of them)."""
@@ -220,7 +219,7 @@ def _analyse(text: str) -> Statement:
     head = statements[0].lstrip("( \t\r\n") if statements else ""
     match = _VERB.match(head)
     verb = match[0].upper() if match else ""
-    controls, parted, chains = _transactions(statements)
+    controls, ends, parted, chains = _transactions(statements)
     names = tuple(map(intern, identifiers(text)))  # most texts share their names
     acts = any(map(_ACTS.fullmatch, names))
     reads = (
@@ -251,13 +250,15 @@ def _analyse(text: str) -> Statement:
         and verb == "COPY"
         and not (acts or _LOCKS.search(head) or _DML.search(head))
         and _COPY_OUT.search(head) is not None,
+        begins=len(statements) == 1 and verb in ("BEGIN", "START"),
+        ends=ends,
         parted=parted,
         chains=chains,
     )
 
 
-def _transactions(statements: list[str]) -> tuple[bool, bool, bool]:
-    """Return `controls`, `parted` and `chains` of a text's statements."""
+def _transactions(statements: list[str]) -> tuple[bool, bool, bool, bool]:
+    """Return `controls`, `ends`, `parted` and `chains` of a text's statements."""
     controls = parted = chains = ended = in_body = False
     for part in statements:
         parted = parted or ended
@@ -269,7 +270,7 @@ def _transactions(statements: list[str]) -> tuple[bool, bool, bool]:
             ended = ended or chains or _END.match(part) is not None
         else:
             in_body, chains = _ATOMIC.search(part) is not None, False
-    return controls, parted, chains
+    return controls, ended, parted, chains
 
 
 _remembered = lru_cache(maxsize=1024)(_analyse)
