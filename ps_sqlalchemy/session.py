@@ -249,15 +249,15 @@ class Session(orm.Session):
                 [
                     other
                     for other, (is_deleted, is_only_listed) in flush.states.items()
-                    if is_kept(other)
-                    and not is_only_listed
-                    and (is_deleted or not other.modified or self._ps_has_changed_columns(other))
+                    if is_kept(other) and not is_only_listed and (is_deleted or not other.modified or self._ps_may_update(other))
                 ],
             )
-        if is_kept(state) and self._ps_has_changed_columns(state):
+        if is_kept(state) and self._ps_may_update(state):
             check_rows(self, [state])
 
-    def _ps_has_changed_columns(self, state: Any) -> bool:
+    def _ps_may_update(self, state: Any) -> bool:
+        if len(state.mapper.dispatch.before_update) > 1:  # listeners of the application's, which may change what did not change
+            return True
         obj = state.obj()
         return obj is not None and self.is_modified(obj, include_collections=False)
 

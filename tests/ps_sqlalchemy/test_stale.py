@@ -503,6 +503,95 @@ def test_other_sessions_that_read(ps_lab: Lab, engine: Engine, number: int, how:
                 session.commit()
 
 
+# --- ways of reading ---
+
+
+def by_statement(session: Session, number: int) -> Any:
+    return session.scalars(
+        select(Row).from_statement(sa.text("SELECT * FROM stale_row WHERE id = :n").columns(*Row.__table__.c)), {"n": number}
+    ).one()
+
+
+def by_alias(session: Session, number: int) -> Any:
+    other = orm.aliased(Row)
+    return session.execute(select(other, sa.literal(1)).where(other.id == number)).one()[0]
+
+
+def by_hook(session: Session, number: int) -> Any:
+    sa.event.listen(session, "do_orm_execute", lambda state: state.invoke_statement())
+    return session.get_one(Row, number)
+
+
+def by_frozen_result(session: Session, number: int) -> Any:
+    frozen = session.execute(select(Row).where(Row.id == number)).freeze()
+    session.close()
+    return orm.loading.merge_frozen_result(session, select(Row), frozen, load=False)().scalar_one()
+
+
+def by_late_fetch(session: Session, number: int) -> Any:
+    result = session.scalars(select(Row).where(Row.id == number))
+    with using_primary():
+        session.scalar(select(1))
+    return result.one()
+
+
+def by_refresh(session: Session, number: int) -> Any:
+    with using_primary():
+        row = session.get_one(Row, number)
+    with use_token(None):  # else the replica would have to have what the primary had
+        session.refresh(row)
+    return row
+
+
+def by_expired_attribute(session: Session, number: int) -> Any:
+    with using_primary():
+        row = session.get_one(Row, number)
+    session.expire(row)
+    with use_token(None):
+        assert row.other == "old"
+    return row
+
+
+READS: dict[str, Callable[[Session, int], Any]] = {
+    "get": lambda session, number: session.get_one(Row, number),
+    "scalar": lambda session, number: session.scalar(select(Row).where(Row.id == number)),
+    "query": lambda session, number: session.query(Row).filter_by(id=number).one(),
+    "yield_per": lambda session, number: next(iter(session.scalars(select(Row).where(Row.id == number)).yield_per(1))),
+    "stream": lambda session, number: session.scalars(
+        select(Row).where(Row.id == number), execution_options={"stream_results": True}
+    ).one(),
+    "lazy": lambda session, number: session.get_one(Row, number - 1).children[0],
+    "joined": lambda session, number: (
+        session.scalars(select(Row).where(Row.id == number - 1).options(orm.joinedload(Row.children))).unique().one().children[0]
+    ),
+    "selectin": lambda session, number: (
+        session.scalars(select(Row).where(Row.id == number - 1).options(orm.selectinload(Row.children))).one().children[0]
+    ),
+    "subquery": lambda session, number: (
+        session.scalars(select(Row).where(Row.id == number - 1).options(orm.subqueryload(Row.children))).one().children[0]
+    ),
+    "polymorphic": lambda session, number: session.scalars(select(orm.with_polymorphic(Row, "*")).where(Row.id == number)).one(),
+    "statement": by_statement,
+    "alias": by_alias,
+    "hook": by_hook,
+    "frozen": by_frozen_result,
+    "late": by_late_fetch,
+    "refresh": by_refresh,
+    "expired": by_expired_attribute,
+}
+
+
+@pytest.mark.parametrize("way", READS)
+def test_ways_of_reading(ps_lab: Lab, engine: Engine, number: int, way: str) -> None:
+    """However a row was read from a replica, it is compared."""
+    number += 3  # which has a parent
+    with Session(engine) as session:
+        row = READS[way](session, number)
+        change(ps_lab, number, "other = 'newer'")
+        row.note = "mine"
+        assert_refused(session)
+
+
 # --- which writes compare ---
 
 
@@ -555,6 +644,38 @@ def test_collections_of_a_stale_parent(ps_lab: Lab, engine: Engine, number: int)
             session.commit()
     assert heard[-1] == "INSERT"
     assert stored(ps_lab, number) == "newer"
+
+
+@pytest.mark.parametrize("dirty", ["collection", "same value"])
+def test_listeners_that_write(ps_lab: Lab, engine: Engine, number: int, dirty: str) -> None:
+    """A `before_update` listener may write a row that would not be written: it is compared."""
+
+    def touch(mapper: Any, connection: Any, row: Row) -> None:
+        row.x += 1
+
+    change(ps_lab, number, "other = 'newer'")
+    sa.event.listen(Row, "before_update", touch)
+    try:
+        with Session(engine) as session:
+            row = from_replica(session, number)
+            if dirty == "collection":
+                row.friends.append(session.get_one(Row, number + 2))
+            else:
+                row.note += ""
+            assert_refused(session)
+    finally:
+        sa.event.remove(Row, "before_update", touch)
+
+
+def test_same_values(ps_lab: Lab, engine: Engine, number: int) -> None:
+    """Setting what is there already writes nothing, and compares nothing."""
+    change(ps_lab, number)
+    with Session(engine) as session, statements(engine) as heard:
+        row = from_replica(session, number)
+        heard.clear()
+        row.note += ""
+        session.commit()
+    assert heard == []
 
 
 def test_row_that_is_replaced(ps_lab: Lab, engine: Engine, number: int) -> None:
