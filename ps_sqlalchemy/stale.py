@@ -77,9 +77,8 @@ class _Columns:
     """What is compared of a mapper's instances: all columns but the primary key's."""
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        self.attrs = mapper.column_attrs
         self.props: list[ColumnProperty[Any]] = [
-            prop for prop in self.attrs if isinstance(column := prop.columns[0], sa.Column) and not column.primary_key
+            prop for prop in mapper.column_attrs if isinstance(column := prop.columns[0], sa.Column) and not column.primary_key
         ]
         self.names = tuple(prop.key for prop in self.props)
         self.changeable = [place for place, prop in enumerate(self.props) if not _is_plain(prop.columns[0].type)]
@@ -93,10 +92,10 @@ class _Columns:
 
     @staticmethod
     def of(state: InstanceState[Any]) -> _Columns:
-        info, mapper = state.manager.info, state.mapper
+        info = state.manager.info
         columns: _Columns | None = info.get(_COLUMNS)
-        if columns is None or columns.attrs is not mapper.column_attrs:  # as it is after a property was added
-            columns = info[_COLUMNS] = _Columns(mapper)
+        if columns is None:
+            columns = info[_COLUMNS] = _Columns(state.mapper)
         return columns
 
 
@@ -235,7 +234,7 @@ def check_rows(session: orm.Session, states: Iterable[InstanceState[Any]]) -> No
     by_mapper: defaultdict[Mapper[Any], list[InstanceState[Any]]] = defaultdict(list)
     for state in states:
         kept: Values | None = getattr(state, _KEPT, None)
-        if kept is None or state.key is None:
+        if kept is None or state.key is None or all(value is _NONE for value in kept):
             continue
         version = _Columns.of(state).version
         if version is None or kept[version] is _NONE:  # else the version in its WHERE is as old as the rest

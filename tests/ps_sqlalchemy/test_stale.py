@@ -878,6 +878,18 @@ def test_triggers(ps_lab: Lab, engine: Engine, number: int) -> None:
     assert stored(ps_lab, number, "other") == "old++"
 
 
+def test_rows_without_values(ps_lab: Lab, engine: Engine, number: int) -> None:
+    """Where nothing but the key was read, there is nothing to compare."""
+    change(ps_lab, number)
+    with Session(engine) as session, statements(engine) as heard:
+        row = from_replica(session, number, orm.load_only(Row.id), orm.defer(Row.kind))
+        session.expire(row, ["kind"])
+        heard.clear()
+        row.note = "mine"
+        session.commit()
+    assert heard == ["UPDATE"]
+
+
 def test_one_statement_for_all(ps_lab: Lab, engine: Engine, number: int) -> None:
     """Rows of one mapper are compared in one statement, children that a collection changes among them."""
     with Session(engine) as session:
