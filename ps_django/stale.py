@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, models, router
 from django.db.models.signals import pre_save
@@ -19,6 +20,8 @@ __all__ = ["StaleWriteError", "fresh", "watch"]
 M = TypeVar("M", bound=models.Model)
 
 _log = logging.getLogger("ps_django")
+
+_LOADED_FROM: Final = "ps_loaded_from"
 
 
 class StaleWriteError(RuntimeError):
@@ -43,8 +46,11 @@ def watch(family: Mapping[str, str]) -> None:
     def check(
         sender: Any, instance: models.Model, using: str | None = None, update_fields: Any = None, raw: bool = False, **_: Any
     ) -> None:
-        loaded_from = instance._state.db or DEFAULT_DB_ALIAS
-        if update_fields is not None or raw or instance._state.adding or family.get(loaded_from) != using:
+        loaded_from = _loaded_from(instance)
+        if raw or instance._state.adding or family.get(loaded_from) != using:
+            return
+        if update_fields is not None:
+            _note(instance, loaded_from)
             return
         wanted = current_settings().stale_writes
         message = (
@@ -55,5 +61,35 @@ def watch(family: Mapping[str, str]) -> None:
             raise StaleWriteError(message)
         if wanted == "warn":
             _log.warning("%s (%s)", message, calling_line(), extra={"ps_event": "stale_write"})
+        _note(instance, None)
 
     pre_save.connect(check, weak=False, dispatch_uid="ps_django.stale")
+    if not hasattr(models.Model.refresh_from_db, "ps_stale"):
+        models.Model.refresh_from_db = _watched(models.Model.refresh_from_db, family)  # type: ignore[method-assign]
+
+
+# After a save or a refresh of some fields, Django takes the alias that was used for that of the whole instance (`_state.db`).
+# Where the other fields came from is kept beside it, and travels with it when the instance is pickled.
+
+
+def _loaded_from(instance: models.Model) -> str:
+    alias: str | None = getattr(instance._state, _LOADED_FROM, None) or instance._state.db
+    return alias or DEFAULT_DB_ALIAS
+
+
+def _note(instance: models.Model, alias: str | None) -> None:
+    setattr(instance._state, _LOADED_FROM, alias)
+
+
+def _watched(refresh: Any, family: Mapping[str, str]) -> Any:
+    @wraps(refresh)
+    def refresh_from_db(self: models.Model, using: Any = None, fields: Any = None, from_queryset: Any = None) -> None:
+        loaded_from = _loaded_from(self)
+        refresh(self, using, fields, from_queryset)
+        if fields is None:
+            _note(self, None)
+        elif family.get(loaded_from) == self._state.db:
+            _note(self, loaded_from)
+
+    refresh_from_db.ps_stale = True  # type: ignore[attr-defined]
+    return refresh_from_db

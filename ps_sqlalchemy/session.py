@@ -24,7 +24,7 @@ from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
 from ps_sqlalchemy.dialect import READ_ONLY_ON_PRIMARY, falling_back
-from ps_sqlalchemy.stale import check_rows
+from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
@@ -51,12 +51,13 @@ class Session(orm.Session):
     Args:
         read_only: Everything goes to the replicas; to the primary, READ ONLY, what no replica has yet of that which the caller
             has seen. What would write is refused, a flush before anything is sent.
-        stale_check: Before the first UPDATE or DELETE of a row after reads from a replica, lock the rows on the primary and
-            compare them with what was loaded, in one statement for each mapper; one with `version_id_col` has that instead.
+        stale_check: Before the UPDATE or DELETE of rows that were read from a replica, by this session or another one, lock them
+            on the primary and compare them with what was read, in one statement for each mapper; one with `version_id_col` has
+            that instead.
 
     Raises:
         ConfigurationError: `twophase=True`, which needs more than a transaction pooler gives, or an unknown `ps_route`.
-        sqlalchemy.orm.exc.StaleDataError: a row was changed on the primary since it was loaded.
+        sqlalchemy.orm.exc.StaleDataError: a row was changed on the primary since it was read from a replica.
         sqlalchemy.exc.InvalidRequestError: a read-only session was to write.
     """
 
@@ -66,14 +67,16 @@ class Session(orm.Session):
     """The transaction for which the operators' share was drawn, and was for replicas."""
     _ps_replicas: Replicas | None = None
     """The endpoints that the last piece of work could have gone to."""
-    _ps_saw_replica: TransactionRef | None = None
-    """The transaction that last read from a replica."""
     _ps_asked: Route | None = None
     """What this statement's options say, or that it falls back."""
     _ps_statement: Any = None
     """What is being executed."""
     _ps_route: Route | None = None
     """Where the last piece of work went."""
+    _ps_read: Read | None = None
+    """The statement that is being executed: who answers it."""
+    _ps_flush: Any = None
+    """SQLAlchemy's plan of a flush that has written nothing yet."""
 
     def __init__(self, bind: Any = None, *, read_only: bool = False, stale_check: bool = True, **kwargs: Any) -> None:
         if kwargs.get("twophase"):
@@ -84,7 +87,6 @@ class Session(orm.Session):
         super().__init__(bind=bind, **kwargs)
         self._ps_read_only = read_only
         self._ps_stale_check = stale_check
-        self._ps_checked: tuple[TransactionRef | None, set[Any]] = (None, set())
 
     # --- routing ---
 
@@ -106,32 +108,37 @@ class Session(orm.Session):
         """Run on the primary what the replica could not do (`FOR_PRIMARY`)."""
         self._ps_begin()
         self._ps_statement = statement
-        if self._ps_asked is Route.PRIMARY:
-            return super()._execute_internal(statement, params, **kwargs)
-        kinds = READ_FOR_PRIMARY if self._ps_read_only else FOR_PRIMARY
-        self._ps_route = None
+        of_outer, self._ps_read = self._ps_read, Read()
+        kwargs["execution_options"] = {**(kwargs.get("execution_options") or {}), READ: self._ps_read}
         try:
-            with falling_back(kinds) as refusals:
+            if self._ps_asked is Route.PRIMARY:
                 return super()._execute_internal(statement, params, **kwargs)
-        except sa.exc.DBAPIError as exc:
-            if self._ps_route is not Route.REPLICA or refusals.failure is None or refusals.error is not exc.orig:
-                raise
-            emit_fallback("replica", refusals.failure)
-            writes = refusals.failure.kind is Kind.NOT_PRIMARY
-            if writes and isinstance(statement, sa.TextClause) and self._ps_replicas is not None:
-                self._ps_replicas.note_refused(statement.text)
-        outer, self._ps_asked = self._ps_asked, Route.PRIMARY
-        try:
-            return super()._execute_internal(statement, params, **kwargs)
+            kinds = READ_FOR_PRIMARY if self._ps_read_only else FOR_PRIMARY
+            self._ps_route = None
+            try:
+                with falling_back(kinds) as refusals:
+                    return super()._execute_internal(statement, params, **kwargs)
+            except sa.exc.DBAPIError as exc:
+                if self._ps_route is not Route.REPLICA or refusals.failure is None or refusals.error is not exc.orig:
+                    raise
+                emit_fallback("replica", refusals.failure)
+                writes = refusals.failure.kind is Kind.NOT_PRIMARY
+                if writes and isinstance(statement, sa.TextClause) and self._ps_replicas is not None:
+                    self._ps_replicas.note_refused(statement.text)
+            outer, self._ps_asked = self._ps_asked, Route.PRIMARY
+            try:
+                return super()._execute_internal(statement, params, **kwargs)
+            finally:
+                self._ps_asked = outer
+                if (
+                    (outer is None or writes)
+                    and not self._ps_read_only
+                    and current().sticky
+                    and (transaction := self._ps_root_transaction()) is not None
+                ):
+                    self._ps_on_primary = ref(transaction)
         finally:
-            self._ps_asked = outer
-            if (
-                (outer is None or writes)
-                and not self._ps_read_only
-                and current().sticky
-                and (transaction := self._ps_root_transaction()) is not None
-            ):
-                self._ps_on_primary = ref(transaction)
+            self._ps_read = of_outer
 
     def connection(self, *args: Any, **kwargs: Any) -> sa.Connection:
         """Return the connection of the primary; of a replica in a read-only session."""
@@ -158,8 +165,12 @@ class Session(orm.Session):
         if replica is not None and replicas is not None:
             self._ps_route = self._ps_decide(clause, replica, replicas)
             if self._ps_route is Route.REPLICA:
-                return replica
-        return _reader(engine, READ_ONLY_ON_PRIMARY) if self._ps_read_only and isinstance(engine, sa.Engine) else engine
+                engine = replica
+        if self._ps_read_only and isinstance(engine, sa.Engine) and engine is not replica:
+            engine = _reader(engine, READ_ONLY_ON_PRIMARY)
+        if self._ps_read is not None:
+            self._ps_read.replica = engine is replica or (not hasattr(engine, "topology") and _is_of_replicas(engine))
+        return engine
 
     def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas) -> Route:
         transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
@@ -182,9 +193,11 @@ class Session(orm.Session):
         emit_route(decision)
         if transaction is None or self._ps_read_only:
             return decision.route
-        if decision.route is Route.REPLICA:
-            self._ps_saw_replica = ref(transaction)
-        elif context.sticky and (not reads or (self._ps_asked is None and context.route is None and not serializable)):
+        if (
+            decision.route is Route.PRIMARY
+            and context.sticky
+            and (not reads or (self._ps_asked is None and context.route is None and not serializable))
+        ):
             self._ps_on_primary = ref(transaction)
         return decision.route
 
@@ -213,15 +226,40 @@ class Session(orm.Session):
 
     # --- rows that a replica had ---
 
-    def _ps_check_stale_rows(self) -> None:
-        transaction = self._ps_root_transaction()
-        # After its end, a transaction's rows are read again before they are used, unless the session keeps them.
-        seen = self._ps_saw_replica is not None if not self.expire_on_commit else _refers_to(self._ps_saw_replica, transaction)
-        if not seen or not self._ps_stale_check or transaction is None:
-            return
-        if not _refers_to(self._ps_checked[0], transaction):
-            self._ps_checked = (ref(transaction), set())
-        check_rows(self, self._ps_checked[1])
+    def _merge(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        merged = super()._merge(state, *args, **kwargs)
+        carry(state, sa.inspect(merged))
+        return merged
+
+    def bulk_save_objects(self, objects: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the objects without the unit of work; those that were read from a replica are compared all the same."""
+        objects = list(objects)
+        states = [sa.inspect(obj) for obj in objects]
+        if self._ps_stale_check:
+            check_rows(self, states)
+        super().bulk_save_objects(objects, *args, **kwargs)
+        for state in states:
+            note_written(state)
+
+    def _ps_before_write(self, state: Any) -> None:
+        flush, self._ps_flush = self._ps_flush, None
+        if flush is not None:  # all that it will write is known, but for what a parent's key changes in its children
+            check_rows(
+                self,
+                [
+                    other
+                    for other, (is_deleted, is_only_listed) in flush.states.items()
+                    if is_kept(other) and not is_only_listed and (is_deleted or not other.modified or self._ps_may_update(other))
+                ],
+            )
+        if is_kept(state) and self._ps_may_update(state):
+            check_rows(self, [state])
+
+    def _ps_may_update(self, state: Any) -> bool:
+        if len(state.mapper.dispatch.before_update) > 1:  # listeners of the application's, which may change what did not change
+            return True
+        obj = state.obj()
+        return obj is not None and self.is_modified(obj, include_collections=False)
 
 
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
@@ -249,8 +287,12 @@ def _is_serializable(engine: sa.Engine) -> bool:
     return str(level).replace("_", " ").upper() == "SERIALIZABLE"
 
 
-def _refers_to(reference: TransactionRef | None, transaction: SessionTransaction | None) -> bool:
-    return reference is not None and transaction is not None and reference() is transaction
+def _is_of_replicas(bind: Any) -> bool:
+    """Return whether an engine or connection that a user chose is the replicas'."""
+    if getattr(bind.engine, "ps_replicas", None) is not None:
+        return True
+    readonly = bind.get_execution_options().get("postgresql_readonly")
+    return bool(readonly) and readonly != READ_ONLY_ON_PRIMARY and getattr(bind.dialect, "ps_replicas", None) is not None
 
 
 def _parse_route(value: Any) -> Route:
@@ -273,8 +315,28 @@ def _reads(clause: Any, replicas: Replicas) -> bool:
 
 
 @sa.event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, *_: Any) -> None:
-    session._ps_check_stale_rows()
+def _before_flush(session: Session, flush: Any, _: Any) -> None:
+    if session._ps_stale_check:
+        session._ps_flush = flush
+
+
+@sa.event.listens_for(orm.Mapper, "before_insert", raw=True)
+@sa.event.listens_for(orm.Mapper, "before_update", raw=True)
+@sa.event.listens_for(orm.Mapper, "before_delete", raw=True)
+def _before_write(_: Any, __: Any, state: Any) -> None:
+    session = state.session
+    if isinstance(session, Session) and session._ps_stale_check and (session._ps_flush is not None or is_kept(state)):
+        session._ps_before_write(state)
+
+
+@sa.event.listens_for(orm.Mapper, "after_insert", raw=True)
+def _after_insert(_: Any, __: Any, state: Any) -> None:
+    drop(state)
+
+
+@sa.event.listens_for(orm.Mapper, "after_update", raw=True)
+def _after_update(_: Any, __: Any, state: Any) -> None:
+    note_written(state)
 
 
 class AsyncSession(sa_asyncio.AsyncSession):
