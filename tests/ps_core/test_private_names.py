@@ -49,6 +49,8 @@ OVERRIDDEN = {
     "BaseCursor._execute_send": "(self, query, *, force_extended=False, binary=None)",
     "ServerCursor._declare_gen": "(self, query, params=None, binary=None)",
     "AsyncServerCursor._declare_gen": "(self, query, params=None, binary=None)",
+    "ServerCursor._fetch_gen": "(self, num)",
+    "AsyncServerCursor._fetch_gen": "(self, num)",
     # What parameters become.
     "PostgresClientQuery.dump": "(self, vars)",
     **({} if OLD else {"PostgresClientQuery._convert_template": "(self, query, vars)"}),

@@ -37,7 +37,7 @@ from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
 from ps_core._retry.attempts import StillRunning
-from ps_core._retry.deadline import bounded, bounded_until, connecting_until
+from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
 from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
@@ -173,6 +173,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         # A cursor's execute() brings the opening along by itself; COPY, executemany, stream and named cursors come here.
         if self._suppress_begin:
             return
+        if self.pgconn.transaction_status != IDLE and not self._text_within:  # of which `_begin_within` says whether it may
+            remaining()
         if self._autocommit and self._pipeline and self.pgconn.transaction_status == IDLE:
             # Until its Sync, a pipeline in autocommit is one implicit transaction.
             settings = self._settings()
@@ -215,6 +217,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     @contextmanager
     def _sending_many(self) -> Iterator[None]:
         """Let `executemany` know whether the pipeline that it sends is its own."""
+        if self.pgconn.transaction_status != IDLE:
+            remaining()  # before its pipeline begins
         self._many = not self._pipeline
         try:
             with self._unwedging():
@@ -232,6 +236,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             if outermost and self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
                 self._give_up()
             raise
+
+    @contextmanager
+    def _counting_blocks(self) -> Iterator[None]:
+        """Let a block of `transaction()` be over when its connection is lost, too: psycopg leaves it counted on a closed one."""
+        before = self._num_transactions
+        try:
+            yield
+        finally:
+            if self.broken:
+                self._num_transactions = before
 
     def _begin_within(self, text: str) -> None:
         """Begin a statement of a transaction, or of a pipeline, that is open.
@@ -639,19 +653,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         `commits`: there is a COMMIT in it.
         """
         self._committing = commits
-        unbounded = current().deadline is None and connecting_until.get() is None
         try:
-            yield from generators.send(self.pgconn) if unbounded else bounded(generators.send(self.pgconn))
-            while True:
-                fetching = generators.fetch(self.pgconn)
-                result = yield from fetching if unbounded else bounded(fetching)
-                if result is None:
-                    break
+            yield from generators.send(self.pgconn)
+            while (result := (yield from generators.fetch(self.pgconn))) is not None:
                 results.append(result)
         except psycopg.OperationalError as exc:
             return exc
         except DeadlineExceeded as exc:
-            self._give_up()
             lost = psycopg.OperationalError(str(exc))
             lost.__cause__ = exc  # as which it is raised, but where the outcome of a COMMIT is what matters
             return lost
@@ -661,15 +669,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _answer_gen(self) -> PQGen[list[PGresult]]:
         """Send what is in libpq's buffer, and take the results."""
-        try:
-            results: list[PGresult]
-            if current().deadline is None and connecting_until.get() is None:
-                results = yield from generators.execute(self.pgconn)
-            else:
-                results = yield from bounded(generators.execute(self.pgconn))
-        except (DeadlineExceeded, psycopg.errors.ConnectionTimeout):
-            self._give_up()  # the answer may still come, and would be taken for the next one's
-            raise
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
         return results
 
     def _arrive_gen(self, turn: Turn) -> PQGen[None]:
@@ -689,6 +689,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
+
+    def _is_in_flight(self) -> bool:
+        """Return whether the server owes an answer."""
+        return bool(self._pipeline) or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
     def _begin_wait(self) -> None:
         """Note where a wait begins, for `_may_be_committing`."""

@@ -22,6 +22,7 @@ from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Plan
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import analyse, binds_outside_quotes
+from ps_core.context import remaining
 from ps_core.errors import Demoted, NotSent
 from ps_core.failures import RETRYABLE
 from ps_core.tags import current_comment, with_comment
@@ -486,6 +487,11 @@ class _NamedMixin(BaseCursor[Any, Row]):
         conn._plan = conn._plan_for(_text(query, self) or SEVERAL, by_server=True) if opens else None
         yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
         conn._plan = None
+
+    def _fetch_gen(self, num: int | None) -> PQGen[list[Any]]:
+        remaining()
+        rows: list[Any] = yield from super()._fetch_gen(num)  # type: ignore[misc]
+        return rows
 
 
 class Cursor(_SyncMethods[Row], _OneMessageMixin[Row], ClientCursor[Row]):
