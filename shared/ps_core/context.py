@@ -80,6 +80,8 @@ class Context:
     """Whether a write sends what follows it to the primary."""
     deadline: float | None = None
     """On `time.monotonic`'s clock."""
+    deadline_seconds: float | None = None
+    """Those that it was given."""
     limits: Limits | None = None
     local_settings: tuple[tuple[str, str], ...] = ()
     verify: str | None = None
@@ -315,7 +317,9 @@ def deadline(seconds: Duration) -> Block:
 
     def changes(outer: Context) -> dict[str, Any]:
         until = time.monotonic() + duration
-        return {"deadline": until if outer.deadline is None else min(until, outer.deadline)}
+        if outer.deadline is not None and outer.deadline <= until:
+            return {}
+        return {"deadline": until, "deadline_seconds": duration}
 
     return Block(changes)
 
@@ -331,7 +335,7 @@ def remaining() -> float | None:
         return None
     left = until - time.monotonic()
     if left <= 0:
-        raise deadline_exceeded(f"the deadline passed {-left:.3f} s ago")
+        raise deadline_exceeded(f"the deadline passed {-left:.3f} s ago", seconds=_current.get().deadline_seconds)
     return left
 
 

@@ -229,9 +229,10 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             gen = bounded(gen, self)  # the one place in which a deadline ends what is under way
         try:
             result = await super().wait(gen, *args, **kwargs)
-        except psycopg.OperationalError as exc:
+        except psycopg.Error as exc:
             if (passed := deadline_within(exc)) is not None:
                 raise passed from None
+            self._note_limit(exc)
             raise
         if self._sync_wait_cancelled:
             self._check_durable()

@@ -36,10 +36,11 @@ from ps_core._message.plan import After, Before, Facts, Plan, Refused, make_plan
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
+from ps_core._notes import InForce, limit_note, limit_of
 from ps_core._retry.attempts import StillRunning
 from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL, Token, guard_sql, parse_lsn
-from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
+from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
 from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
@@ -133,6 +134,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """`_plan` when that wait began."""
     _writing = False
     """What is under way by COPY or `stream()` may write."""
+    _opened_in = Context()
+    """The context in which the transaction was opened, which decided what bounds it."""
+    _opened_at = 0.0
+    """When, where that has a deadline."""
+    _timeouts_text = ""
+    """The statements since then that name a timeout: they may have set one."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _unknown_positions = 0
@@ -255,6 +262,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         if not text.startswith("ROLLBACK"):
             remaining()
+        if "timeout" in text or "TIMEOUT" in text:
+            self._timeouts_text += text
         self._in_block, self._text_within = True, text
 
     def _note_write_within(self, text: str) -> None:
@@ -371,6 +380,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         endpoint, functions, context = state.endpoint, state.functions, current()
         if state.tracks:
             self._unknown_positions = unknown_positions()
+        if "timeout" in text or "TIMEOUT" in text:
+            self._timeouts_text += text
         statement = analyse(text)
         named = statement.calls_any(functions.may_write)
         plan = make_plan(
@@ -701,6 +712,31 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         status = self.pgconn.transaction_status
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
             self._began_idle, self._writing = status == IDLE, False
+        if status == IDLE:
+            self._opened_in = context = current()
+            if context.deadline is not None:
+                self._opened_at = time.monotonic()
+            if self.state.endpoint.pooled:
+                self._timeouts_text = ""
+
+    def _note_limit(self, error: psycopg.Error) -> None:
+        """Note on an error that a limit caused which one it was, and how to raise it."""
+        name = limit_of(error)
+        if name is None:
+            return
+        context, endpoint = self._opened_in, self.state.endpoint
+        held = InForce(
+            endpoint=endpoint.name,
+            timeouts=endpoint.timeouts,
+            limits=dict(context.limits.values) if context.limits else {},
+            role=self.state.role or {},
+            deadline=context.deadline_seconds,
+            remaining=None if context.deadline is None else context.deadline - self._opened_at,
+            text=self._timeouts_text,
+        )
+        note = limit_note(name, held)
+        if note is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     def _may_be_committing(self) -> bool:
         """Return whether a COMMIT may be in flight, in whichever way it travels.

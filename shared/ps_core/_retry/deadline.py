@@ -69,7 +69,8 @@ def bounded(gen: Generator[T, Any, V], line: Line | None = None) -> Generator[T,
         return gen
     # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever.
     last = max(until, time.monotonic()) + GRACE
-    return _until(last, gen, partial(deadline_exceeded, "the server did not answer before the deadline"), line, idle_until=until)
+    error = partial(deadline_exceeded, "the server did not answer before the deadline", seconds=current().deadline_seconds)
+    return _until(last, gen, error, line, idle_until=until)
 
 
 def bounded_until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
@@ -92,7 +93,7 @@ def deadline_unwrapped() -> Iterator[None]:
         raise
 
 
-def deadline_within(exc: psycopg.OperationalError) -> DeadlineExceeded | None:
+def deadline_within(exc: psycopg.Error) -> DeadlineExceeded | None:
     """Return the DeadlineExceeded that psycopg's waiting functions took for a closed socket, if that is what it was."""
     return next((inner for inner in (exc.__cause__, exc.__context__) if isinstance(inner, DeadlineExceeded)), None)
 
