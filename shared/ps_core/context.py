@@ -339,12 +339,22 @@ def remaining() -> float | None:
     return left
 
 
+class _NotGiven:
+    """What an argument has that is not given, where None means something."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_NOT_GIVEN: Final[Any] = _NotGiven()
+
+
 def limits(
     *,
-    statement: Duration | None = 0,
-    transaction: Duration | None = 0,
-    idle_in_transaction: Duration | None = 0,
-    lock: Duration | None = 0,
+    statement: Duration | None = _NOT_GIVEN,
+    transaction: Duration | None = _NOT_GIVEN,
+    idle_in_transaction: Duration | None = _NOT_GIVEN,
+    lock: Duration | None = _NOT_GIVEN,
 ) -> Block:
     """Replace timeouts of the endpoint in the block, as for reports, jobs and commands.
 
@@ -355,10 +365,10 @@ def limits(
     that the role has by itself stays in force. A deadline bounds these as well.
 
     Raises:
-        ConfigurationError: a value is not a duration, or `statement` is not below `transaction`.
+        ConfigurationError: a value is not a duration above zero, or `statement` is not below `transaction`.
     """
     given = {"statement": statement, "transaction": transaction, "idle_in_transaction": idle_in_transaction, "lock": lock}
-    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value != 0 or value is None}
+    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value is not _NOT_GIVEN}
     bound, whole = values.get("statement"), values.get("transaction")
     if bound is not None and whole is not None and bound >= whole:
         raise ConfigurationError(
