@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
 from ps_core import AsyncConnection, Connection
+from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.context import use_token
 from ps_core.failures import Kind, classify
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+    from sqlalchemy.engine import ExceptionContext
 
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
@@ -91,6 +93,7 @@ class PSDialect(PGDialect_psycopg):
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
         dialect: Any = engine.dialect
+        event.listen(dialect, "handle_error", _carry_notes)
         if dialect.ps_replicas is not None and (bound := max_fallback_of(dialect._ps_fallback, engine)) is not None:
             dialect.ps_replicas = dialect.ps_replicas.limited_to(bound)
 
@@ -186,6 +189,11 @@ class PSDialect(PGDialect_psycopg):
         except self.loaded_dbapi.Error as exc:
             _note_refusal(exc, context)
             raise
+
+
+def _carry_notes(context: ExceptionContext) -> None:
+    if context.sqlalchemy_exception is not None:
+        carry_notes(context.original_exception, context.sqlalchemy_exception)
 
 
 def _note_refusal(exc: Exception, context: Any) -> None:

@@ -9,15 +9,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, Error, connections
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.postgresql import base, client, creation, schema
 from django.db.backends.utils import CursorWrapper
+from django.db.utils import DatabaseErrorWrapper
+from django.utils.functional import cached_property
 from psycopg import pq
 
 from ps_core import Connection as PSConnection
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
+from ps_core._notes import carry_notes
 from ps_core._retry.deadline import GRACE
 from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
@@ -202,6 +205,19 @@ class DatabaseCreation(creation.DatabaseCreation):
             cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+class _ErrorWrapper(DatabaseErrorWrapper):
+    """Raises Django's errors in the driver's place, with our notes on them."""
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        if exc_type is None:
+            return
+        try:
+            super().__exit__(exc_type, exc_value, traceback)
+        except Error as exc:
+            carry_notes(exc_value, exc)
+            raise
+
+
 class DatabaseWrapper(base.DatabaseWrapper):
     """Django's wrapper; the connection inside opens, bounds and heals its transactions."""
 
@@ -227,6 +243,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
         if self.ps_state.endpoint.pooled:
             # A server-side cursor lives on one server connection; a transaction pooler gives the next fetch another one.
             self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = True
+
+    @cached_property
+    def wrap_database_errors(self) -> Any:
+        """Django's, whose errors have our notes, too."""
+        return _ErrorWrapper(self)
 
     def ps_decide(self) -> PathDecision:
         """Return which path a connection would take here and now, which limits it would have, and why."""

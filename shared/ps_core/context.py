@@ -80,6 +80,8 @@ class Context:
     """Whether a write sends what follows it to the primary."""
     deadline: float | None = None
     """On `time.monotonic`'s clock."""
+    deadline_seconds: float | None = None
+    """Those that it was given."""
     limits: Limits | None = None
     local_settings: tuple[tuple[str, str], ...] = ()
     verify: str | None = None
@@ -315,7 +317,9 @@ def deadline(seconds: Duration) -> Block:
 
     def changes(outer: Context) -> dict[str, Any]:
         until = time.monotonic() + duration
-        return {"deadline": until if outer.deadline is None else min(until, outer.deadline)}
+        if outer.deadline is not None and outer.deadline <= until:
+            return {}
+        return {"deadline": until, "deadline_seconds": duration}
 
     return Block(changes)
 
@@ -331,16 +335,26 @@ def remaining() -> float | None:
         return None
     left = until - time.monotonic()
     if left <= 0:
-        raise deadline_exceeded(f"the deadline passed {-left:.3f} s ago")
+        raise deadline_exceeded(f"the deadline passed {-left:.3f} s ago", seconds=_current.get().deadline_seconds)
     return left
+
+
+class _NotGiven:
+    """What an argument has that is not given, where None means something."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_NOT_GIVEN: Final[Any] = _NotGiven()
 
 
 def limits(
     *,
-    statement: Duration | None = 0,
-    transaction: Duration | None = 0,
-    idle_in_transaction: Duration | None = 0,
-    lock: Duration | None = 0,
+    statement: Duration | None = _NOT_GIVEN,
+    transaction: Duration | None = _NOT_GIVEN,
+    idle_in_transaction: Duration | None = _NOT_GIVEN,
+    lock: Duration | None = _NOT_GIVEN,
 ) -> Block:
     """Replace timeouts of the endpoint in the block, as for reports, jobs and commands.
 
@@ -351,10 +365,10 @@ def limits(
     that the role has by itself stays in force. A deadline bounds these as well.
 
     Raises:
-        ConfigurationError: a value is not a duration, or `statement` is not below `transaction`.
+        ConfigurationError: a value is not a duration above zero, or `statement` is not below `transaction`.
     """
     given = {"statement": statement, "transaction": transaction, "idle_in_transaction": idle_in_transaction, "lock": lock}
-    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value != 0 or value is None}
+    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value is not _NOT_GIVEN}
     bound, whole = values.get("statement"), values.get("transaction")
     if bound is not None and whole is not None and bound >= whole:
         raise ConfigurationError(

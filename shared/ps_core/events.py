@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ps_core._notes import deadline_note
 from ps_core.errors import DeadlineExceeded
 from ps_core.failures import Failure, Kind
 
@@ -147,7 +148,9 @@ def emit_fallback(endpoint: str, failure: Failure) -> None:
     emit(Event(name=name, endpoint=endpoint, reason=failure.rule))
 
 
-def deadline_exceeded(message: str, endpoint: str = "") -> DeadlineExceeded:
+def deadline_exceeded(message: str, endpoint: str = "", *, seconds: float | None = None) -> DeadlineExceeded:
     """Tell it, and return the error to raise."""
     emit(Event(name=Name.DEADLINE_EXCEEDED, endpoint=endpoint))
-    return DeadlineExceeded(message)
+    error = DeadlineExceeded(message)
+    error.add_note(deadline_note(seconds))
+    return error

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core._endpoint import EndpointState
 from ps_core.consistency import Token
-from ps_core.context import Context, Tracker, current, remaining
+from ps_core.context import Context, Limits, Tracker, current, remaining
 from ps_core.routing import Route
+from ps_core.timeouts import Timeouts
 from ps_core.topology import Topology
 
 pytestmark = pytest.mark.fast
@@ -124,6 +126,31 @@ def test_refused_when_made() -> None:
             local_settings({name: "1"})
     with pytest.raises(ConfigurationError, match="NUL"):
         local_settings({"app.a": "\x00"})
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, False, True, "", "0", "0s", -1, float("nan"), "25h"], ids=repr)
+@pytest.mark.parametrize("name", ["statement", "transaction", "idle_in_transaction", "lock"])
+def test_what_is_no_limit(name: str, value: Any) -> None:
+    """Each argument refuses what `Timeouts` refuses, with its words: zero is not "off", which is None."""
+    with pytest.raises(ConfigurationError) as of_timeouts:
+        Timeouts(**{name: value})
+    with pytest.raises(ConfigurationError) as of_limits:
+        limits(**{name: value})
+    assert str(of_limits.value) == str(of_timeouts.value)
+    assert str(of_limits.value).startswith(f"{name}_timeout: {value!r} is not a duration above zero")
+
+
+@pytest.mark.parametrize("name", ["statement", "transaction", "idle_in_transaction", "lock"])
+def test_off_and_not_given(name: str) -> None:
+    """None and "off" set none; what is not given is not there."""
+    for off in (None, "off"):
+        with limits(**{name: off}):
+            assert current().limits == Limits(((name, None),))
+    with limits():
+        assert current().limits == Limits(())
+    with limits(lock="1s"), limits(**{name: "2s"}):
+        assert dict(current().limits.values if current().limits else ()) == {"lock": 1.0} | {name: 2.0}
+    assert "<not given>" in str(signature(limits))
 
 
 def test_generator_functions_are_refused() -> None:

@@ -29,8 +29,8 @@ def waiting(log: list[Any]) -> Generator[str, Any, str]:
     try:
         log.append((yield "first"))
         log.append((yield "second"))
-    except GeneratorExit:
-        log.append("closed")
+    except (DeadlineExceeded, psycopg.errors.ConnectionTimeout):
+        log.append("told")
         raise
     return "answer"
 
@@ -75,7 +75,78 @@ def test_ends(row: tuple[str, float | None, float | None, float, type[Exception]
     else:
         with pytest.raises(error, match=r"timeout expired|did not answer before the deadline"):
             gen.send(0)
-        assert log == ["closed"]
+        assert log == ["told"]
+
+
+class Line:
+    """What a wait is for."""
+
+    def __init__(self, in_flight: bool) -> None:
+        self.in_flight, self.given_up = in_flight, False
+
+    def _is_in_flight(self) -> bool:
+        return self.in_flight
+
+    def _give_up(self) -> None:
+        self.given_up = True
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "later", "ready", "ends", "given_up"),
+    [
+        (True, 5.0 + GRACE, 0, False, False),
+        (True, 5.1 + GRACE, 0, True, True),
+        (True, 5.1 + GRACE, 1, False, False),
+        (False, 5.0, 0, False, False),
+        (False, 5.1, 0, True, False),
+        (False, 5.1, 1, True, False),
+    ],
+    ids=["awaited", "given up", "answered", "nothing yet", "nothing owed", "more and more notifications"],
+)
+def test_line(in_flight: bool, later: float, ready: int, ends: bool, given_up: bool) -> None:
+    """A connection is given up where an answer is owed; where none is, there is no grace, and the connection is kept."""
+    line, log = Line(in_flight), list[Any]()
+    with deadline(5):
+        gen = bounded(waiting(log), line)
+    assert next(gen) == "first"
+    NOW[0] += later
+    if ends:
+        with pytest.raises(DeadlineExceeded):
+            gen.send(ready)
+        assert log[-1] == "told"
+    else:
+        assert gen.send(ready) == "second"
+    assert line.given_up is given_up
+
+
+def test_nothing_is_waited_for_after_the_deadline() -> None:
+    """A wait for notifications that begins too late ends at once."""
+    line = Line(in_flight=False)
+    with deadline(5):
+        NOW[0] += 6
+        gen = bounded(waiting([]), line)
+    with pytest.raises(DeadlineExceeded):
+        next(gen)
+    assert not line.given_up
+
+
+def test_who_is_told_may_say_more() -> None:
+    """What the generator makes of the error is what is raised, or returned."""
+
+    def settling() -> Generator[str, Any, str]:
+        try:
+            yield "first"
+        except DeadlineExceeded:
+            return "unknown"
+        return "answer"
+
+    with deadline(5):
+        gen = bounded(settling(), Line(in_flight=True))
+    next(gen)
+    NOW[0] += 6
+    with pytest.raises(StopIteration) as done:
+        gen.send(0)
+    assert done.value.value == "unknown"
 
 
 def test_answer_that_is_there_is_taken() -> None:

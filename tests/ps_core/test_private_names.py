@@ -52,6 +52,8 @@ OVERRIDDEN = {
     "Connection._pipeline_nolock": "(self)",
     "AsyncConnection._pipeline_nolock": "(self)",
     "BasePipeline._enqueue_sync": "(self)",
+    "ServerCursor._fetch_gen": "(self, num)",
+    "AsyncServerCursor._fetch_gen": "(self, num)",
     # What parameters become.
     "PostgresClientQuery.dump": "(self, vars)",
     **({} if OLD else {"PostgresClientQuery._convert_template": "(self, query, vars)"}),

@@ -25,9 +25,9 @@ from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor, A
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
-from ps_core._retry.deadline import bounded, deadline_within
+from ps_core._retry.deadline import bounded, connecting_until, deadline_within
 from ps_core._retry.policy import RetryPolicy
-from ps_core.context import ensure_tracker, leave_blocks_in_pool_worker
+from ps_core.context import current, ensure_tracker, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
@@ -230,11 +230,14 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
         self._begin_wait()
+        if current().deadline is not None or connecting_until.get() is not None:
+            gen = bounded(gen, self)  # the one place in which a deadline ends what is under way
         try:
             result = await super().wait(gen, *args, **kwargs)
-        except psycopg.OperationalError as exc:
+        except psycopg.Error as exc:
             if (passed := deadline_within(exc)) is not None:
                 raise passed from None
+            self._note_limit(exc)
             raise
         if self._sync_wait_cancelled:
             self._check_durable()
@@ -261,8 +264,9 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         """Like `Connection.transaction`."""
         self._unsettled = ()
         try:
-            async with super().transaction(savepoint_name, force_rollback) as transaction:
-                yield transaction
+            with self._counting_blocks():
+                async with super().transaction(savepoint_name, force_rollback) as transaction:
+                    yield transaction
         except CommitOutcomeUnknown as unknown:
             await self._settle(unknown)
 

@@ -38,8 +38,9 @@ from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script
 from ps_core._message.statement import Statement, analyse
+from ps_core._notes import InForce, limit_note, limit_of
 from ps_core._retry.attempts import StillRunning
-from ps_core._retry.deadline import bounded, bounded_until, connecting_until
+from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import (
     COMMITTED_POSITION_SQL,
     POSITION_SQL,
@@ -48,13 +49,14 @@ from ps_core.consistency import (
     guard_sql,
     parse_lsn,
 )
-from ps_core.context import current, current_token, record_seen, remaining, unknown_positions
+from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
 from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
@@ -203,6 +205,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """`_plan` when that wait began."""
     _writing = False
     """What is under way by COPY or `stream()` may write."""
+    _opened_in = Context()
+    """The context in which the transaction was opened, which decided what bounds it."""
+    _opened_at = 0.0
+    """When, where that has a deadline."""
+    _timeouts_text = ""
+    """The statements since then that name a timeout: they may have set one."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _guarded = 0
@@ -243,6 +251,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         # A cursor's execute() brings the opening along by itself; executemany and named cursors come here.
         if self._suppress_begin:
             return
+        if self.pgconn.transaction_status != IDLE and not self._text_within:  # of which `_begin_within` says whether it may
+            remaining()
         if self._autocommit:
             # What is bare by intent was planned; cursors of others are not known to the plan.
             has_identity = self.state.endpoint.assumed_role is not None or bool(current().local_settings)
@@ -325,6 +335,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if result.status == pq.ExecStatus.TUPLES_OK:
             self._transaction = transaction_id(result)
 
+    def _sending_many(self) -> AbstractContextManager[None]:
+        """Return what is around an `executemany`.
+
+        Raises:
+            DeadlineExceeded: the deadline is over. Once its pipeline has begun, that would cost the open transaction.
+        """
+        if self.pgconn.transaction_status != IDLE:
+            remaining()
+        return self._unwedging()
+
     @contextmanager
     def _unwedging(self) -> Iterator[None]:
         """Close a connection that psycopg can no longer use and does not know to be lost: a FATAL met its pipeline."""
@@ -336,6 +356,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 self._give_up()
             raise
 
+    @contextmanager
+    def _counting_blocks(self) -> Iterator[None]:
+        """Let a block of `transaction()` be over when its connection is lost, too: psycopg leaves it counted on a closed one."""
+        before = self._num_transactions
+        try:
+            yield
+        finally:
+            if self.broken:
+                self._num_transactions = before
+
     def _begin_within(self, text: str) -> None:
         """Begin a statement of a transaction, or of a pipeline, that is open.
 
@@ -344,6 +374,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         if not text.startswith("ROLLBACK"):
             remaining()
+        if "timeout" in text or "TIMEOUT" in text:
+            self._timeouts_text += text
         self._in_block, self._text_within = True, text
 
     def _note_end_within(self, text: str) -> None:
@@ -455,6 +487,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         endpoint, functions = state.endpoint, state.functions
         if state.tracks and not within:
             self._unknown_positions = unknown_positions()
+        if "timeout" in text or "TIMEOUT" in text:
+            self._timeouts_text += text
         statement, context = analyse(text), current()
         named = statement.calls_any(functions.may_write)
         has_identity = endpoint.assumed_role is not None or bool(context.local_settings)
@@ -762,19 +796,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         `commits`: there is a COMMIT in it.
         """
         self._committing = commits
-        unbounded = current().deadline is None and connecting_until.get() is None
         try:
-            yield from generators.send(self.pgconn) if unbounded else bounded(generators.send(self.pgconn))
-            while True:
-                fetching = generators.fetch(self.pgconn)
-                result = yield from fetching if unbounded else bounded(fetching)
-                if result is None:
-                    break
+            yield from generators.send(self.pgconn)
+            while (result := (yield from generators.fetch(self.pgconn))) is not None:
                 results.append(result)
         except psycopg.OperationalError as exc:
             return exc
         except DeadlineExceeded as exc:
-            self._give_up()
             lost = psycopg.OperationalError(str(exc))
             lost.__cause__ = exc  # as which it is raised, but where the outcome of a COMMIT is what matters
             return lost
@@ -784,15 +812,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _answer_gen(self) -> PQGen[list[PGresult]]:
         """Send what is in libpq's buffer, and take the results."""
-        try:
-            results: list[PGresult]
-            if current().deadline is None and connecting_until.get() is None:
-                results = yield from generators.execute(self.pgconn)
-            else:
-                results = yield from bounded(generators.execute(self.pgconn))
-        except (DeadlineExceeded, psycopg.errors.ConnectionTimeout):
-            self._give_up()  # the answer may still come, and would be taken for the next one's
-            raise
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
         return results
 
     def _arrive_gen(self, turn: Turn) -> PQGen[None]:
@@ -813,6 +833,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
+    def _is_in_flight(self) -> bool:
+        """Return whether the server owes an answer."""
+        return bool(self._pipeline) or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+
     def _begin_wait(self) -> None:
         """Note where a wait begins, for `_may_be_committing`."""
         self._sync_wait_cancelled = False
@@ -820,6 +844,31 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         status = self.pgconn.transaction_status
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
             self._began_idle, self._writing = status == IDLE, False
+        if status == IDLE:
+            self._opened_in = context = current()
+            if context.deadline is not None:
+                self._opened_at = time.monotonic()
+            if self.state.endpoint.pooled:
+                self._timeouts_text = ""
+
+    def _note_limit(self, error: psycopg.Error) -> None:
+        """Note on an error that a limit caused which one it was, and how to raise it."""
+        name = limit_of(error)
+        if name is None:
+            return
+        context, endpoint = self._opened_in, self.state.endpoint
+        held = InForce(
+            endpoint=endpoint.name,
+            timeouts=endpoint.timeouts,
+            limits=dict(context.limits.values) if context.limits else {},
+            role=self.state.role or {},
+            deadline=context.deadline_seconds,
+            remaining=None if context.deadline is None else context.deadline - self._opened_at,
+            text=self._timeouts_text,
+        )
+        note = limit_note(name, held)
+        if note is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
     def _may_be_committing(self) -> bool:
         """Return whether a COMMIT may be in flight, in whichever way it travels.

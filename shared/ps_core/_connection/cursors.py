@@ -23,6 +23,7 @@ from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import binds_outside_quotes
+from ps_core.context import remaining
 from ps_core.errors import Demoted, NotSent
 from ps_core.failures import RETRYABLE
 from ps_core.tags import current_comment, with_comment
@@ -459,7 +460,7 @@ class _SyncMethods(BaseCursor[Any, Row]):
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like psycopg's. Never sent again."""
         self._conn.revive()
-        with self._conn._unwedging():
+        with self._conn._sending_many():
             super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> Iterator[Row]:
@@ -496,7 +497,7 @@ class _AsyncMethods(BaseCursor[Any, Row]):
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         """Like `Cursor.executemany`."""
         await self._conn.revive()
-        with self._conn._unwedging():
+        with self._conn._sending_many():
             await super().executemany(query, params_seq, returning=returning)  # type: ignore[misc]
 
     async def stream(self, query: Any, params: Any = None, *, binary: bool | None = None, size: int = 1) -> AsyncIterator[Row]:
@@ -545,6 +546,11 @@ class _NamedMixin(BaseCursor[Any, Row]):
         finally:
             conn._suppress_begin = False
         conn._plan = None
+
+    def _fetch_gen(self, num: int | None) -> PQGen[list[Any]]:
+        remaining()
+        rows: list[Any] = yield from super()._fetch_gen(num)  # type: ignore[misc]
+        return rows
 
 
 class Cursor(_SyncMethods[Row], _OneMessageMixin[Row], ClientCursor[Row]):

@@ -43,9 +43,9 @@ from ps_core._connection.cursors import Cursor, ServerBindingCursor, ServerCurso
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
-from ps_core._retry.deadline import bounded, deadline_within
+from ps_core._retry.deadline import bounded, connecting_until, deadline_within
 from ps_core._retry.policy import RetryPolicy
-from ps_core.context import leave_blocks_in_pool_worker
+from ps_core.context import current, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
@@ -271,11 +271,14 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
         self._begin_wait()
+        if current().deadline is not None or connecting_until.get() is not None:
+            gen = bounded(gen, self)  # the one place in which a deadline ends what is under way
         try:
             result = super().wait(gen, *args, **kwargs)
-        except psycopg.OperationalError as exc:
+        except psycopg.Error as exc:
             if (passed := deadline_within(exc)) is not None:
                 raise passed from None
+            self._note_limit(exc)
             raise
         if self._sync_wait_cancelled:
             self._check_durable()
@@ -306,7 +309,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         """Like psycopg's; its COMMIT is settled as in `commit`."""
         self._unsettled = ()
         try:
-            with super().transaction(savepoint_name, force_rollback) as transaction:
+            with self._counting_blocks(), super().transaction(savepoint_name, force_rollback) as transaction:
                 yield transaction
         except CommitOutcomeUnknown as unknown:
             self._settle(unknown)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, connecting_until, deadline_unwrapped
-from ps_core.context import remaining
+from ps_core.context import current, remaining
 from ps_core.errors import DeadlineExceeded, OutageTimeout
 from ps_core.events import Event, Name, deadline_exceeded, emit
 from ps_core.failures import RETRYABLE, classify
@@ -161,7 +161,8 @@ class Attempts:
                 error.add_note(tried + _told(self._history))
                 if self._by_deadline:
                     message = "the deadline left no time to wait for the endpoint"
-                    raise deadline_exceeded(message, self.state.endpoint.name) from error
+                    seconds = current().deadline_seconds
+                    raise deadline_exceeded(message, self.state.endpoint.name, seconds=seconds) from error
             raise error from (None if error is exc else exc)
 
 

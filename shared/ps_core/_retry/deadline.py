@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import psycopg
 
@@ -42,24 +42,35 @@ may take. A pooler that cannot log in to its server lets its clients wait."""
 connecting_until: Final[ContextVar[float | None]] = ContextVar("ps_coreconnecting_until", default=None)
 
 
-def bounded(gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
+class Line(Protocol):
+    """What a wait is for, where it is a connection: asked and told when time is over."""
+
+    def _is_in_flight(self) -> bool: ...
+
+    def _give_up(self) -> None: ...
+
+
+def bounded(gen: Generator[T, Any, V], line: Line | None = None) -> Generator[T, Any, V]:
     """Drive one of psycopg's generators no longer than the caller's deadline, and a try to connect no longer than it may take.
 
     For a pooler that is stopped or a network that swallows everything: nothing in libpq ever ends that wait. psycopg's waiting
-    functions come back at least ten times a second.
+    functions come back at least ten times a second. The generator is told by the error, which is thrown into it, so that it may
+    say more (what became of a COMMIT). Its `line` is given up before: the answer may still come, and would be taken for the next
+    one's. Where nothing is in flight there, as in `notifies()`, there is no answer to wait for, and it is kept.
 
     Raises:
-        DeadlineExceeded: the deadline (and `GRACE`) passed first. The connection is in the middle of something, then.
+        DeadlineExceeded: the deadline (and `GRACE`) passed first.
         psycopg.errors.ConnectionTimeout: the time for this try to connect passed first.
     """
     until, connecting = current().deadline, connecting_until.get()
     if connecting is not None and (until is None or connecting < until + GRACE):
-        return _until(connecting, gen, partial(psycopg.errors.ConnectionTimeout, "connection timeout expired"))
+        return _until(connecting, gen, partial(psycopg.errors.ConnectionTimeout, "connection timeout expired"), line)
     if until is None:
         return gen
     # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever.
-    until = max(until, time.monotonic()) + GRACE
-    return _until(until, gen, partial(deadline_exceeded, "the server did not answer before the deadline"))
+    last = max(until, time.monotonic()) + GRACE
+    error = partial(deadline_exceeded, "the server did not answer before the deadline", seconds=current().deadline_seconds)
+    return _until(last, gen, error, line, idle_until=until)
 
 
 def bounded_until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
@@ -82,20 +93,32 @@ def deadline_unwrapped() -> Iterator[None]:
         raise
 
 
-def deadline_within(exc: psycopg.OperationalError) -> DeadlineExceeded | None:
+def deadline_within(exc: psycopg.Error) -> DeadlineExceeded | None:
     """Return the DeadlineExceeded that psycopg's waiting functions took for a closed socket, if that is what it was."""
     return next((inner for inner in (exc.__cause__, exc.__context__) if isinstance(inner, DeadlineExceeded)), None)
 
 
-def _until(until: float, gen: Generator[T, Any, V], error: Callable[[], Exception]) -> Generator[T, Any, V]:
+def _until(
+    until: float,
+    gen: Generator[T, Any, V],
+    error: Callable[[], Exception],
+    line: Line | None = None,
+    *,
+    idle_until: float | None = None,
+) -> Generator[T, Any, V]:
     try:
         wanted = next(gen)
         while True:
+            if idle_until is not None and time.monotonic() > idle_until and line is not None and not line._is_in_flight():
+                wanted = gen.throw(error())
+                continue
             ready = yield wanted
-            if not ready and time.monotonic() > until:  # an answer that is there is taken, however late
-                gen.close()
-                raise error()
-            wanted = gen.send(ready)
+            if ready or time.monotonic() <= until:  # an answer that is there is taken, however late
+                wanted = gen.send(ready)
+                continue
+            if line is not None and line._is_in_flight():
+                line._give_up()
+            wanted = gen.throw(error())
     except StopIteration as done:
         value: V = done.value
         return value
