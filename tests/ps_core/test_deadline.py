@@ -81,8 +81,11 @@ def test_ends(row: tuple[str, float | None, float | None, float, type[Exception]
 class Line:
     """What a wait is for."""
 
-    def __init__(self, in_flight: bool) -> None:
-        self.in_flight, self.given_up = in_flight, False
+    def __init__(self, in_flight: bool, goes_on: bool = False) -> None:
+        self.in_flight, self.goes_on, self.given_up = in_flight, goes_on, False
+
+    def _goes_on(self) -> bool:
+        return self.goes_on
 
     def _is_in_flight(self) -> bool:
         return self.in_flight
@@ -128,6 +131,22 @@ def test_nothing_is_waited_for_after_the_deadline() -> None:
     with pytest.raises(DeadlineExceeded):
         next(gen)
     assert not line.given_up
+
+
+def test_rows_that_keep_coming() -> None:
+    """More of what was under way before is awaited until the grace is over, and not from when the wait began."""
+    line = Line(in_flight=True, goes_on=True)
+    with deadline(5):
+        gen = bounded(waiting([]), line)
+        assert next(gen) == "first"
+        NOW[0] += 5 + GRACE
+        assert gen.send(1) == "second"
+        NOW[0] += 0.1
+        gen = bounded(waiting([]), line)
+    next(gen)
+    with pytest.raises(DeadlineExceeded):
+        gen.send(1)
+    assert line.given_up
 
 
 def test_who_is_told_may_say_more() -> None:

@@ -383,3 +383,55 @@ def test_nothing_begins_after_the_deadline(ps_lab: Lab, primary: EndpointState, 
             conn.rollback()
         assert conn.execute("SELECT 7").fetchone() == (7,)
         conn.rollback()
+
+
+SLOW = "SELECT repeat('x', 20000), pg_sleep(0.02) FROM generate_series(1, 200)"
+
+
+@pytest.mark.parametrize("way", ["stream", "copy"])
+def test_rows_that_keep_coming(ps_lab: Lab, primary: EndpointState, way: str) -> None:
+    """Rows that come without end are no reason to go on: not even where the server's own timeout is longer."""
+    with connect(primary.endpoint) as conn, limits(statement="60s"):
+        conn.execute("SELECT 1")
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded), deadline(AFTER):
+            if way == "stream":
+                for _ in conn.cursor().stream(SLOW):
+                    pass
+            else:
+                with conn.cursor().copy(f"COPY ({SLOW}) TO STDOUT") as copy:
+                    for _ in copy:
+                        pass
+        assert AFTER <= time.monotonic() - began < AFTER + GRACE + SLACK
+        conn.rollback()
+        assert conn.execute("SELECT 7").fetchone() == (7,)
+        conn.rollback()
+
+
+async def test_rows_that_keep_coming_async(ps_lab: Lab, primary: EndpointState) -> None:
+    """The same for asyncio."""
+    async with await AsyncConnection.connect(primary.endpoint) as conn:
+        with limits(statement="60s"):
+            await conn.execute("SELECT 1")
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded), deadline(AFTER):
+                async for _ in conn.cursor().stream(SLOW):
+                    pass
+        assert AFTER <= time.monotonic() - began < AFTER + GRACE + SLACK
+        await conn.rollback()
+
+
+def test_leaving_past_the_deadline(ps_lab: Lab, primary: EndpointState) -> None:
+    """Who has had enough rows when the deadline and its grace are over keeps the connection: the rest is cancelled."""
+    with connect(primary.endpoint) as conn, limits(statement="60s"):
+        conn.execute("SELECT 1")
+        pid = conn.info.backend_pid
+        with deadline(AFTER):
+            until = time.monotonic() + AFTER + GRACE + 0.05
+            rows = conn.cursor().stream(SLOW)
+            next(rows)
+            wait_until(lambda: time.monotonic() > until, "the end of the deadline's grace")
+            rows.close()
+        conn.rollback()
+        assert conn.info.backend_pid == pid
+        assert not conn.broken

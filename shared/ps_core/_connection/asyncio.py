@@ -312,6 +312,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
 
     async def _try_cancel(self, *, timeout: float = 5.0) -> None:
         if not self._may_be_committing():
+            self._cancelling = True
             await super()._try_cancel(timeout=timeout)
 
 

@@ -211,6 +211,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """When, where that has a deadline."""
     _timeouts_text = ""
     """The statements since then that name a timeout: they may have set one."""
+    _cancelling = False
+    """What is under way was cancelled, and its end is awaited."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _guarded = 0
@@ -833,6 +835,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _error(self, result: PGresult) -> psycopg.Error:
         return psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
 
+    def _goes_on(self) -> bool:
+        """Return whether the wait that begins is for more of what was under way before, as of `stream()` and COPY."""
+        return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE and not (self._pipeline or self._cancelling)
+
     def _is_in_flight(self) -> bool:
         """Return whether the server owes an answer."""
         return bool(self._pipeline) or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
@@ -843,7 +849,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._plan_before, self._text_within = self._plan, ""
         status = self.pgconn.transaction_status
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
-            self._began_idle, self._writing = status == IDLE, False
+            self._began_idle, self._writing, self._cancelling = status == IDLE, False, False
         if status == IDLE:
             self._opened_in = context = current()
             if context.deadline is not None:

@@ -359,6 +359,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     def _try_cancel(self, *, timeout: float = 5.0) -> None:
         # Cancelling a COMMIT that waits for the synchronous replica would let it succeed without one.
         if not self._may_be_committing():
+            self._cancelling = True
             super()._try_cancel(timeout=timeout)
 
 

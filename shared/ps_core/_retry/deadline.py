@@ -47,6 +47,8 @@ class Line(Protocol):
 
     def _is_in_flight(self) -> bool: ...
 
+    def _goes_on(self) -> bool: ...
+
     def _give_up(self) -> None: ...
 
 
@@ -67,10 +69,12 @@ def bounded(gen: Generator[T, Any, V], line: Line | None = None) -> Generator[T,
         return _until(connecting, gen, partial(psycopg.errors.ConnectionTimeout, "connection timeout expired"), line)
     if until is None:
         return gen
-    # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever.
-    last = max(until, time.monotonic()) + GRACE
+    # What is sent later than that is a ROLLBACK, which has its own time: its connection may be as good as ever. What goes on
+    # since before has not: rows that keep coming would be answers without end.
+    goes_on = line is not None and line._goes_on()
+    last = (until if goes_on else max(until, time.monotonic())) + GRACE
     error = partial(deadline_exceeded, "the server did not answer before the deadline", seconds=current().deadline_seconds)
-    return _until(last, gen, error, line, idle_until=until)
+    return _until(last, gen, error, line, idle_until=until, goes_on=goes_on)
 
 
 def bounded_until(until: float, gen: Generator[T, Any, V]) -> Generator[T, Any, V]:
@@ -105,6 +109,7 @@ def _until(
     line: Line | None = None,
     *,
     idle_until: float | None = None,
+    goes_on: bool = False,
 ) -> Generator[T, Any, V]:
     try:
         wanted = next(gen)
@@ -113,7 +118,7 @@ def _until(
                 wanted = gen.throw(error())
                 continue
             ready = yield wanted
-            if ready or time.monotonic() <= until:  # an answer that is there is taken, however late
+            if (ready and not goes_on) or time.monotonic() <= until:  # an answer that is there is taken, however late
                 wanted = gen.send(ready)
                 continue
             if line is not None and line._is_in_flight():
