@@ -19,7 +19,7 @@ from django.db import connections
 
 from ps_core import Connection
 from ps_core.errors import ConfigurationError
-from ps_django.config import ENGINE, endpoint_of
+from ps_django.config import ENGINE, consistency_of, endpoint_of
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
     replicas = [alias for alias, entry in ours.items() if (entry.get("OPTIONS") or {}).get("ps_role") == "replica"]
     routers, middleware = list(settings.DATABASE_ROUTERS), list(settings.MIDDLEWARE)
+    reads = "primary"
     try:
-        Settings.parse(getattr(settings, "PS_DJANGO", {}))
+        reads = Settings.parse(getattr(settings, "PS_DJANGO", {})).reads
     except ConfigurationError as exc:
         yield Error(str(exc), hint="The message says what to write.", obj="PS_DJANGO", id="ps_django.E002")
     if not replicas:
@@ -81,20 +82,29 @@ def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
             obj="DATABASE_ROUTERS",
             id="ps_django.E003",
         )
-    if MIDDLEWARE not in middleware:
+    gives_tokens = any(_gives_tokens(alias, ours) for alias in replicas)
+    if MIDDLEWARE not in middleware and (gives_tokens or reads == "primary"):
+        does = "see what their user wrote" if gives_tokens else "read from them"
         yield Warning(
-            "There are replicas, and no middleware that lets requests see what their user wrote.",
+            f"There are replicas, and no middleware that lets requests {does}.",
             hint=f"Put {MIDDLEWARE!r} first in MIDDLEWARE.",
             obj="MIDDLEWARE",
             id="ps_django.W004",
         )
-    elif _BEFORE in middleware and middleware.index(_BEFORE) < middleware.index(MIDDLEWARE):
+    elif gives_tokens and MIDDLEWARE in middleware and _BEFORE in middleware[: middleware.index(MIDDLEWARE)]:
         yield Error(
             "ConsistencyMiddleware is behind SessionMiddleware, which writes after the response: the token is without that.",
             hint=f"Put {MIDDLEWARE!r} before {_BEFORE!r}.",
             obj="MIDDLEWARE",
             id="ps_django.E004",
         )
+
+
+def _gives_tokens(alias: str, ours: dict[str, Any]) -> bool:
+    try:
+        return consistency_of(alias, ours[alias], ours) != "none"
+    except ConfigurationError:
+        return True  # the check of its entry says it
 
 
 def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator[CheckMessage]:

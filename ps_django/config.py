@@ -11,7 +11,15 @@ from ps_core.dsn import Dsn
 from ps_core.errors import ConfigurationError
 from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
-from ps_core.topology import RETRY_TIMEOUT, Endpoint, Topology, TopologySettings, database_identity, parse_flag
+from ps_core.topology import (
+    RETRY_TIMEOUT,
+    Endpoint,
+    Topology,
+    TopologySettings,
+    database_identity,
+    parse_consistency,
+    parse_flag,
+)
 from ps_django.path import AS_CONFIGURED, limited
 
 if TYPE_CHECKING:
@@ -20,9 +28,10 @@ if TYPE_CHECKING:
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
+    from ps_core.topology import Consistency
     from ps_django.path import PathDecision
 
-__all__ = ["databases", "families", "link_of", "policy_of", "replicas_of"]
+__all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of"]
 
 ENGINE: Final = "ps_django.backend"
 # Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
@@ -48,7 +57,7 @@ _OWN: Final = frozenset(
         "ps_application_name",
         "ps_marker_schema",
         "ps_identity",
-        "ps_tracks",
+        "ps_consistency",
         *_TIMEOUTS,
     }
 )
@@ -68,13 +77,15 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
         topology = Topology.from_url(url, **settings)
     else:
         topology = Topology.from_env(os.environ if url is None else url, **settings)
-    common = {"ps_identity": identity_of(topology.identity), "ps_tracks": bool(topology.replicas)}
+    common: dict[str, Any] = {"ps_identity": identity_of(topology.identity)}
     if topology.retry_timeout != RETRY_TIMEOUT:
         common["ps_retry_timeout"] = topology.retry_timeout
     fallback = {0.0: "none", 1.0: "primary"}.get(topology.replica_fallback)
     if fallback is None:
         raise ConfigurationError("replica_fallback: there is no pool of which this could be a share: write 'primary' or 'none'")
     of_primary = {"ps_replica_fallback": fallback} if topology.replicas else {}
+    if topology.replicas and topology.consistency != "monotonic":
+        of_primary["ps_consistency"] = topology.consistency
     entries = {"default": _entry(topology.primary, ps_direct="direct", **of_primary, **common)}
     for endpoint in (*topology.replicas, topology.direct):
         entries[endpoint.name] = _entry(endpoint, ps_primary="default", **common) | {"TEST": {"MIRROR": "default"}}
@@ -119,6 +130,13 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     role = options.get("ps_role", "primary")
     if role not in ("primary", "replica", "direct"):
         raise ConfigurationError(f"DATABASES[{alias!r}]: ps_role: write 'primary', 'replica' or 'direct', not {role!r}")
+    if "ps_consistency" in options:
+        parse_consistency(options["ps_consistency"], name=f"DATABASES[{alias!r}]: ps_consistency")
+        if (primary := options.get("ps_primary", alias)) != alias:
+            raise ConfigurationError(
+                f"DATABASES[{alias!r}]: ps_consistency holds for all aliases of a primary: write it in the OPTIONS of"
+                f" DATABASES[{primary!r}]"
+            )
     defaults = DIRECT if role == "direct" else POOLED
     pooled = _flag(alias, options, "ps_pooled")
     if pooled is None:
@@ -165,7 +183,7 @@ class _Common(TypedDict):
     """What is the same for a primary, its replicas and its direct path."""
 
     identity: str
-    tracks: bool
+    consistency: Consistency
 
 
 def policy_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> RetryPolicy:
@@ -182,11 +200,23 @@ def _of_primary(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapp
 def _common(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> _Common:
     primary, entry = _of_primary(alias, entry, entries)
     options = entry.get("OPTIONS") or {}
-    identity, tracks = options.get("ps_identity"), _flag(primary, options, "ps_tracks")
     return {
-        "identity": identity or _identity(endpoint_of(primary, entry)),
-        "tracks": bool(_replicas(primary, entries)) if tracks is None else tracks,
+        "identity": options.get("ps_identity") or _identity(endpoint_of(primary, entry)),
+        "consistency": consistency_of(primary, entry, entries),
     }
+
+
+def consistency_of(alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> Consistency:
+    """Return what reads promise through this alias: as its primary's entry says; else "monotonic" where there is a replica.
+
+    Raises:
+        ConfigurationError: it says something else than a level.
+    """
+    primary, entry = _of_primary(alias, entry, entries)
+    options = entry.get("OPTIONS") or {}
+    if "ps_consistency" in options:
+        return parse_consistency(options["ps_consistency"], name=f"DATABASES[{primary!r}]: ps_consistency")
+    return "monotonic" if _replicas(primary, entries) else "none"
 
 
 def _identity(endpoint: Endpoint) -> str:

@@ -92,6 +92,7 @@ class LaggingReplica:
         self._wrapper.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._wrapper.connection.read_only = True
         self._wrapper.connection.ps_identity = primary.ps_state.identity
+        self._wrapper.connection.ps_guards = primary.ps_state.tracks
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -113,7 +114,8 @@ class _LaggingCursor(base.CursorMixin, psycopg.ClientCursor[Any]):
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         seen, replayed = current_token(), self.connection.ps_replayed  # type: ignore[attr-defined]
         token = None if seen is None else seen.of(self.connection.ps_identity)  # type: ignore[attr-defined]
-        if token is not None and (token.position is None or token.position > replayed):
+        guards = self.connection.ps_guards  # type: ignore[attr-defined]
+        if guards and token is not None and (token.position is None or token.position > replayed):
             raise ReplicaBehind("replica_behind: lagging_replica()")
         psycopg.Cursor(self.connection).execute("SAVEPOINT lagging_replica")
         try:

@@ -72,6 +72,8 @@ class EndpointState:
     """The branch, as tokens name it."""
     tracks: bool = False
     """Whether WAL positions are asked for and heeded here: there are replicas, and the server can tell."""
+    tracks_reads: bool = True
+    """Whether a read brings its position, too, where any are asked for: reads then never go backwards."""
     role: dict[str, int] | None = None
     """The timeouts that the role has by itself (ALTER ROLE, ALTER DATABASE), in milliseconds; read with the first connection."""
     default_isolation: str = "read committed"

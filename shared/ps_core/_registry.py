@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ps_core.timeouts import Duration
+    from ps_core.topology import Consistency
 
 __all__ = ["Target", "policy_for", "replicas_at", "replicas_of", "state_of", "states_of", "target_of"]
 
@@ -95,19 +96,26 @@ def policy_for(retry_timeout: Duration) -> RetryPolicy:
     return RetryPolicy(max_elapsed=seconds) if seconds else RetryPolicy(attempts=0, max_elapsed=POOLED.connect)
 
 
-def state_of(endpoint: Endpoint, *, identity: str = "", tracks: bool = False) -> EndpointState:
+def state_of(endpoint: Endpoint, *, identity: str = "", consistency: Consistency = "none") -> EndpointState:
     """Return the state of `endpoint` in this process: the same one for everybody who has the same endpoint."""
     return _states.get(
-        (endpoint, identity, tracks),
-        lambda: EndpointState(endpoint=endpoint, identity=identity, tracks=tracks, gate=_gate_of(endpoint)),
+        (endpoint, identity, consistency),
+        lambda: EndpointState(
+            endpoint=endpoint,
+            identity=identity,
+            tracks=consistency != "none",
+            tracks_reads=consistency == "monotonic",
+            gate=_gate_of(endpoint),
+        ),
     )
 
 
 def states_of(topology: Topology) -> tuple[EndpointState, tuple[EndpointState, ...], EndpointState]:
     """Return the states of a topology's primary, its replicas and its direct endpoint."""
-    identity, tracks = identity_of(topology.identity), bool(topology.replicas)
+    identity = identity_of(topology.identity)
+    consistency: Consistency = topology.consistency if topology.replicas else "none"
     primary, direct, *replicas = (
-        state_of(endpoint, identity=identity, tracks=tracks)
+        state_of(endpoint, identity=identity, consistency=consistency)
         for endpoint in (topology.primary, topology.direct, *topology.replicas)
     )
     return primary, tuple(replicas), direct
@@ -118,23 +126,25 @@ def replicas_of(topology: Topology) -> Replicas | None:
     if not topology.replicas:
         return None
     primary = topology.primary if topology.replica_fallback else None
-    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity))
+    return replicas_at(topology.replicas, primary, identity=identity_of(topology.identity), consistency=topology.consistency)
 
 
-def replicas_at(endpoints: tuple[Endpoint, ...], primary: Endpoint | None, *, identity: str, tracks: bool = True) -> Replicas:
+def replicas_at(
+    endpoints: tuple[Endpoint, ...], primary: Endpoint | None, *, identity: str, consistency: Consistency
+) -> Replicas:
     """Return the set of these endpoints, the same for everybody; it falls back to `primary`, if that is given."""
 
     def make() -> Replicas:
-        states = [state_of(endpoint, identity=identity, tracks=tracks) for endpoint in endpoints]
+        states = [state_of(endpoint, identity=identity, consistency=consistency) for endpoint in endpoints]
         if primary is None:
             return Replicas(states)
         gate = _gate_of(primary)  # the same server path, named as the primary's
         # With the role of a replica: what is sent there is READ ONLY.
-        fallback = state_of(replace(primary, name="fallback", role="replica"), identity=identity, tracks=tracks)
+        fallback = state_of(replace(primary, name="fallback", role="replica"), identity=identity, consistency=consistency)
         assert fallback.gate is gate
         return Replicas(states, fallback=fallback)
 
-    return _sets.get((endpoints, primary, identity, tracks), make)
+    return _sets.get((endpoints, primary, identity, consistency), make)
 
 
 class Target(NamedTuple):

@@ -12,14 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
+from typing import Any, Final, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from ps_core.dsn import Dsn, Pairs
 from ps_core.errors import ConfigurationError
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
-__all__ = ["RETRY_TIMEOUT", "Endpoint", "Topology", "TopologySettings", "database_identity", "parse_flag", "parse_retry_timeout"]
+__all__ = [
+    "RETRY_TIMEOUT",
+    "Consistency",
+    "Endpoint",
+    "Topology",
+    "TopologySettings",
+    "database_identity",
+    "parse_consistency",
+    "parse_flag",
+    "parse_retry_timeout",
+]
+
+Consistency: TypeAlias = Literal["monotonic", "read_your_writes", "none"]
+"""What reads on replicas promise; see `TopologySettings.consistency`."""
 
 RETRY_TIMEOUT: Final = 30.0
 """`ps_core._retry.policy.RetryPolicy.max_elapsed`'s default."""
@@ -81,6 +94,10 @@ class TopologySettings(TypedDict, total=False):
     retry_timeout: Duration
     """How long a lost connection, or a refused connect, is tried again, on other endpoints too: 30 s by default, 0 for never.
     Keep it below what ends a request or a worker from outside."""
+    consistency: Consistency
+    """What reads on replicas promise: "monotonic" (the default), they see one's own writes and never go backwards;
+    "read_your_writes", they see one's own writes, and a read asks for no position; "none", replicas serve what they have, and
+    nothing is asked for or heeded."""
     application_name: str | None
     """What `pg_stat_activity`, PgBouncer and Traffic Control show. Without it, libpq's PGAPPNAME; then, on endpoints that are not
     pooled, "ps-postgres"."""
@@ -184,7 +201,11 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The endpoints of one database."""
+    """The endpoints of one database.
+
+    Raises:
+        ConfigurationError: `consistency` is no level.
+    """
 
     primary: Endpoint
     replicas: tuple[Endpoint, ...] = ()
@@ -194,8 +215,13 @@ class Topology:
     """Share of the primary's pool that may serve reads while no replica can be reached."""
     retry_timeout: float = RETRY_TIMEOUT
     """Seconds for which a lost connection is tried again; 0: never."""
+    consistency: Consistency = "monotonic"
+    """What reads on the replicas promise; see `TopologySettings.consistency`."""
     identity: str
     """The branch where the user name has one, else host and database: what a WAL position belongs to."""
+
+    def __post_init__(self) -> None:
+        parse_consistency(self.consistency, name="consistency")
 
     @classmethod
     def from_url(cls, url: str, **settings: Unpack[TopologySettings]) -> Self:
@@ -317,6 +343,7 @@ class Topology:
             ),
             replica_fallback=get("replica_fallback", 1.0),
             retry_timeout=get("retry_timeout", RETRY_TIMEOUT),
+            consistency=get("consistency", "monotonic"),
             direct=endpoint(direct[0], "direct", pooled=direct[1], timeouts=patient),
             identity=database_identity(
                 dsn, provider, host=(direct_at or work_at)[0] or dict(dsn.params).get("service", ""), dbname=primary.dbname
@@ -495,6 +522,17 @@ def _binding(value: str | None, *, name: str) -> str:
     return value or "client"
 
 
+def parse_consistency(value: Any, *, name: str) -> Consistency:
+    """Return a level of consistency. None is not taken for "none", nor for the default.
+
+    Raises:
+        ConfigurationError: it is no level.
+    """
+    if not isinstance(value, str) or value not in get_args(Consistency):
+        raise ConfigurationError(f"{name}: write 'monotonic', 'read_your_writes' or 'none', not {value!r}")
+    return cast("Consistency", value)
+
+
 def parse_flag(value: bool | str | None, *, name: str) -> bool | None:
     """Return what `value` says: True, or "true", "1", "yes", "on"; False, or "false", "0", "no", "off"; None as it is.
 
@@ -609,6 +647,7 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "lock_timeout": parse_duration,
     "connect_timeout": parse_duration,
     "retry_timeout": parse_retry_timeout,
+    "consistency": parse_consistency,
     "application_name": _text,
     "marker_schema": parse_schema,
 }

@@ -503,6 +503,13 @@ def test_django(key: str, status: int, expected: list[str], tmp_path: Path, url:
     assert ([one["id"] for one in answer["findings"]], done.returncode) == ([*expected, *usual], status)
 
 
+def test_django_without_tokens(tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
+    """Where the level of consistency gives no tokens, no key signs any."""
+    (tmp_path / "conf.py").write_text(f"{SETTINGS}\nSECRET_KEY = ''\n")
+    done = run_in(tmp_path, "--django", "conf", "--json", LAB=f"{url}&ps_consistency=none")
+    assert ([one["id"] for one in json.loads(done.stdout)["findings"]], done.returncode) == ([*usual], 0)
+
+
 def test_engine(tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
     """`--engine` takes a SQLAlchemy engine, the size of its pool included."""
     code = 'import os\nfrom ps_sqlalchemy import create_engine\nengine = create_engine(os.environ["LAB"], pool_size=9)\n'

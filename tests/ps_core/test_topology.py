@@ -139,6 +139,7 @@ FORMS = {
     "lock_timeout": ("2s", "2s"),
     "connect_timeout": (3, "3s"),
     "retry_timeout": (0, "0"),
+    "consistency": ("none", "none"),
     "application_name": ("shop & co", "shop & co"),
     "marker_schema": ("own", "own"),
 }

@@ -32,7 +32,7 @@ def entry(lab: Lab, bouncer: str, **options: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=[{}, {"ps_tracks": True}, {"ps_identity": "reports"}])
+@pytest.fixture(params=[{}, {"ps_consistency": "monotonic"}, {"ps_identity": "reports"}])
 def products(ps_lab: Lab, request: Any) -> Iterator[Any]:
     """The shop's products, by two more aliases."""
     from ps_cli.shop.models import Product
@@ -103,9 +103,9 @@ def test_identity(url: str) -> None:
 
 
 def test_no_positions(ps_lab: Lab) -> None:
-    """`ps_tracks` of the primary holds for its replicas, too."""
+    """`ps_consistency` of the primary holds for its replicas, too."""
     entries = {
-        "default": entry(ps_lab, "a", ps_tracks=False),
+        "default": entry(ps_lab, "a", ps_consistency="none"),
         "replica": entry(ps_lab, "b", ps_role="replica", ps_primary="default"),
     }
     replicas = replicas_of("default", entries)

@@ -449,7 +449,7 @@ def test_no_host(ps_lab: Lab, default: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 URL = (
-    "postgres://app.branch:se%7Ccret@h.example:6432/shop?ps_pooled={flag}&ps_tracks={flag}&ps_connect_timeout=7s"
+    "postgres://app.branch:se%7Ccret@h.example:6432/shop?ps_pooled={flag}&ps_consistency={level}&ps_connect_timeout=7s"
     "&ps_statement_timeout=2&ps_weight=2&ps_retry_timeout=0&ps_role=primary&sslmode=require"
 )
 
@@ -465,7 +465,7 @@ def test_urls_of_packages(package: str, flag: str, meant: bool) -> None:
 
     from ps_django.config import link_of, policy_of
 
-    url = URL.format(flag=flag)
+    url = URL.format(flag=flag, level="monotonic" if meant else "none")
     entry: Any
     if package == "environ":
         entry = environ.Env.db_url_config(url, engine="ps_django.backend")

@@ -31,15 +31,17 @@ USE_TZ = True
 """
 TESTS = """
 import json
+from time import time
+from unittest.mock import patch
 from urllib.request import urlopen
 import pytest
 from django.db import transaction
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.test import LiveServerTestCase, SimpleTestCase, TestCase, TransactionTestCase
 import ps_django
 from ps_cli.shop.models import Product
-from ps_core import use_token
+from ps_core import Token, use_token
 from ps_django.test import assert_routes, lagging_replica
 from ps_django.transaction import run_transaction
 
@@ -171,6 +173,13 @@ class Lagging(TransactionTestCase):
             assert self.names() == ["cup", "pot"]
         assert self.names() == ["cup", "pot"]
 
+    def test_no_guard(self):
+        options = connections["default"].settings_dict["OPTIONS"]
+        with patch.dict(options, ps_consistency="none"), lagging_replica(), use_token(None):
+            token = Token(identity=connections["default"].ps_state.identity, position=None, at=time())
+            with use_token(token):
+                assert self.names() == []  # a token is not heeded at this level
+
     def test_writes_are_for_the_primary(self):
         with lagging_replica(), use_token(None):
             Product.objects.using("replica").create(name="jug", price=1, stock=1)
@@ -238,7 +247,7 @@ def test_djangos_runner(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stderr
-    assert "Ran 18 tests" in done.stderr
+    assert "Ran 19 tests" in done.stderr
     assert "WARNING" not in done.stderr
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 
@@ -251,7 +260,7 @@ def test_pytest_django(ps_lab: Lab, project: Path) -> None:
     finally:
         ps_lab.sql("ALTER ROLE app NOCREATEDB")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "21 passed" in done.stdout
+    assert "22 passed" in done.stdout
     assert "warning" not in done.stdout
     assert ps_lab.sql("SELECT datname FROM pg_database WHERE datname LIKE 'test%'") == []
 

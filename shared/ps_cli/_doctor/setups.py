@@ -8,7 +8,7 @@ import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ps_cli._doctor.seen import Setup
 from ps_core.topology import Topology
@@ -71,6 +71,8 @@ def of_django(module: str) -> Iterator[Setup]:
     key = ""
     with suppress(ImproperlyConfigured):  # Django's answer where it is empty
         key = settings.SECRET_KEY
+    signing_key: Literal["set", "empty", "insecure"]
+    signing_key = "insecure" if key.startswith("django-insecure-") else "set" if key else "empty"
     for primary, entry in ours.items():
         if primary in primary_of:
             continue
@@ -81,7 +83,7 @@ def of_django(module: str) -> Iterator[Setup]:
             endpoints=tuple(endpoint_of(alias, ours[alias]) for alias in family),
             fallback=0.0 if options.get("ps_replica_fallback") == "none" else 1.0,
             pool_size=pool.get("max_size", pool.get("min_size", 4)) if isinstance(pool, dict) else None,
-            signing_key=None if not signs else "insecure" if key.startswith("django-insecure-") else "set" if key else "empty",
+            signing_key=signing_key if signs and options.get("ps_consistency") != "none" else None,
         )
 
 

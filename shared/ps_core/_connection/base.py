@@ -165,7 +165,7 @@ class PipelineMixin(BasePipeline):
     def _enqueue_sync(self) -> None:
         conn, read, wrote = self._conn, self.read, self.wrote
         self.opened = self.read = self.wrote = False
-        if read and not wrote:
+        if read and not wrote and conn.state.tracks_reads:
             sql = REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL
             conn._enqueue(self, sql, partial(conn._record_seen, wrote=False, covers=unknown_positions()))
         super()._enqueue_sync()
@@ -503,6 +503,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 by_server=by_server,
                 endpoint_reads=endpoint.read_only,
                 tracks=state.tracks,
+                tracks_reads=state.tracks_reads,
                 may_write=text in state.refused_read_only or named,
                 beside=named and statement.calls_any(functions.beside),
                 refused_in_batch=text in state.refused_in_batch,
@@ -670,15 +671,19 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     # --- the end of a transaction ---
 
-    def _end_gen(self, command: bytes) -> PQGen[PGresult | None]:
-        """Send COMMIT or ROLLBACK with what goes with it; what that is and what the answers mean, `ending` and its module say."""
+    def _end_gen(self, command: bytes, *, read_only: bool = False) -> PQGen[PGresult | None]:
+        """Send COMMIT or ROLLBACK with what goes with it; what that is and what the answers mean, `ending` and its module say.
+
+        `read_only`: the transaction was begun so by us; else it is what the connection's attribute says.
+        """
         state, context = self.state, current()
+        read_only = read_only or bool(self._read_only)
         known, self._transaction = self._transaction, None
         commits = command == b"COMMIT" and self.pgconn.transaction_status != pq.TransactionStatus.INERROR
         if commits:
             remaining()
         self._unknown_positions = unknown_positions()
-        marker = str(uuid.uuid4()) if commits and context.marker and not self._read_only else None
+        marker = str(uuid.uuid4()) if commits and context.marker and not read_only else None
         schema, encoding = state.endpoint.marker_schema, self.pgconn._encoding
         settings = () if context.verify is None or not commits else self._settings_for_verify()
         end = ending(
@@ -687,7 +692,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             known=known,
             marker=None if marker is None else marker_sql(marker, schema).encode(encoding),
             tracks=state.tracks,
-            read_only=bool(self._read_only),
+            tracks_reads=state.tracks_reads,
+            read_only=read_only,
             on_replica=state.endpoint.read_only,
         )
         results: list[PGresult] = []
@@ -717,7 +723,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._in_block = False
         if ended.is_demoted:
             self._note_demotion()
-        if state.tracks:
+        if state.tracks and (state.tracks_reads or ended.wrote):
             self._record_position(ended.position, wrote=ended.wrote)
         return [result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK")][0]  # noqa: RUF015 - no call
 

@@ -238,7 +238,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             following = Plan(plan.statement, after=plan.after, first=False)
             return (yield from self._send_gen(following, text, pgq, binary=binary))
         if plan.own_begin:
-            yield from conn._exec_command(b"COMMIT")
+            yield from conn._end_gen(b"COMMIT", read_only=plan.before is Before.BEGIN_READ_ONLY)
         elif not plan.begin:
             conn._note_if_it_may_have_written(plan)
         return None

@@ -206,14 +206,15 @@ def ending(
     known: TransactionId | None = None,
     marker: bytes | None = None,
     tracks: bool = False,
+    tracks_reads: bool = True,
     read_only: bool = False,
     on_replica: bool = False,
 ) -> Ending:
     """Return the message that ends a transaction by `command` (COMMIT or ROLLBACK).
 
     `failed`: the server will roll back, whatever is said. `known`: the transaction's id, told behind its first write. `marker`:
-    the statement that marks it. `tracks`: positions are wanted. `read_only`: it was declared READ ONLY. `on_replica`: the
-    endpoint serves reads.
+    the statement that marks it. `tracks`: positions are wanted; `tracks_reads`: of what only read or was rolled back, too.
+    `read_only`: it was declared READ ONLY. `on_replica`: the endpoint serves reads.
 
     The parts, in this order; each is there in the case that stands beside it:
 
@@ -238,12 +239,10 @@ def ending(
     if writes and marker is not None:
         parts.append((Answers.MARKER, marker))
     parts.append((Answers.END, command))
-    if tracks and on_replica:
-        parts.append((Answers.POSITION, REPLICA_POSITION_SQL))
-    elif tracks and writes:
+    if tracks and writes:
         parts.append((Answers.COMMITTED_POSITION, COMMITTED_POSITION_SQL))
-    elif tracks:
-        parts.append((Answers.POSITION, POSITION_SQL))
+    elif tracks and tracks_reads:
+        parts.append((Answers.POSITION, REPLICA_POSITION_SQL if on_replica else POSITION_SQL))
     return Ending(commits, tuple(parts), known)
 
 

@@ -76,6 +76,8 @@ class Facts:
     """The endpoint is one for reads."""
     tracks: bool = False
     """Positions are asked for and heeded."""
+    tracks_reads: bool = True
+    """A read brings its position, too, where any are asked for."""
     may_write: bool = False
     """It may write although it looks like a read: it was refused READ ONLY before, or names a function that may."""
     beside: bool = False
@@ -197,7 +199,8 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
         # With one snapshot for all, what came later is not to be seen, as it is not on a primary.
         sees = not (statement.only_sets or statement.is_harmless or (statement.controls and statement.count == 1))
         before = Before.GUARD if facts.tracks and facts.snapshot_each and sees else Before.NOTHING
-        return before, After.POSITION if facts.tracks and statement.ends and facts.way is Way.MESSAGE else After.NOTHING
+        brings = facts.tracks and facts.tracks_reads and statement.ends and facts.way is Way.MESSAGE
+        return before, After.POSITION if brings else After.NOTHING
     if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
         return _NOTHING
     return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
@@ -208,14 +211,15 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
     if facts.way is not Way.MESSAGE:
         return _other_way(statement, facts)
     reads, by_server, for_reads = statement.reads and not facts.may_write, facts.by_server, facts.endpoint_reads
+    position = After.POSITION if facts.tracks and facts.tracks_reads else After.NOTHING
     if not facts.autocommit and not (reads and for_reads and facts.snapshot_each and not by_server):
         if by_server or for_reads or not statement.single:
-            ends = for_reads and facts.tracks and statement.ends and not by_server
-            return Before.TRANSACTION, After.POSITION if ends else After.NOTHING
+            ends = for_reads and statement.ends and not by_server
+            return Before.TRANSACTION, position if ends else After.NOTHING
         # The first write of a transaction brings the transaction's id back, a read before it the position where it was made.
         if not reads:
             return Before.TRANSACTION, After.TRANSACTION_ID
-        return Before.TRANSACTION, After.POSITION if facts.tracks else After.NOTHING
+        return Before.TRANSACTION, position
     if statement.begins:
         return Before.GUARD_APART if for_reads else Before.NOTHING, After.SETTINGS
     if (
@@ -229,7 +233,6 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         if not (facts.has_settings or for_reads):
             return _NOTHING
         return Before.BEGIN_READ_ONLY if reads or (for_reads and not statement.only_sets) else Before.BEGIN, After.NOTHING
-    position = After.POSITION if facts.tracks else After.NOTHING
     if reads:
         return Before.READ, position
     if for_reads:
@@ -238,7 +241,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.SETTINGS_GUARDED if statement.controls else Before.READ, position
     if statement.chains:
         return Before.SETTINGS, After.SETTINGS
-    if facts.tracks and statement.single:
+    # What only sets something wrote nothing: it brings a position where reads do.
+    if facts.tracks and statement.single and (facts.tracks_reads or facts.may_write or not statement.only_sets):
         return Before.BEGIN, After.COMMIT_AS_SET if facts.may_write or statement.runs_code else After.COMMIT
     return Before.SETTINGS, After.NOTHING
 
@@ -255,6 +259,6 @@ def _other_way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.READ if facts.endpoint_reads else Before.SETTINGS, After.NOTHING
     if facts.way is Way.CURSOR or (facts.by_server and facts.way is Way.ROWS):
         return _NOTHING
-    if facts.tracks and (statement.reads or statement.copies_out) and not facts.may_write:
+    if facts.tracks and facts.tracks_reads and (statement.reads or statement.copies_out) and not facts.may_write:
         return Before.SNAPSHOT, After.NOTHING
     return Before.SETTINGS_GUARDED if facts.endpoint_reads else Before.SETTINGS, After.NOTHING

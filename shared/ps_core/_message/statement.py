@@ -200,7 +200,7 @@ class Statement:
     def may_change(self) -> bool:
         """Whether a reader may see something else after it."""
         if self.count == 1 and self.must_stand_alone:
-            return self.verb in _CHANGING
+            return self.verb in _CHANGING and not self.copies_out
         return not (self.reads or self.begins or self.only_sets or self.is_harmless)
 
     @property
