@@ -88,7 +88,7 @@ def own_transaction(conn: Connection[Any]) -> None:
 
 
 WRITES = [execute, executemany, executemany_returning, several, copy, pipeline, pipeline_of_many, function, stream, server_bound]
-NO_POSITION = {several, copy, stream, own_transaction}
+NO_POSITION = {several, copy, pipeline, pipeline_of_many, stream, own_transaction}
 """In autocommit, what has no room for a question: reads go to the primary afterwards."""
 
 

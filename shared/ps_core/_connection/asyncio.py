@@ -277,18 +277,27 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         with self._unwedging():
             async with self.lock:
                 self._check_connection_ok()
-                self._pipeline = self._pipeline or AsyncPipeline(self)
-            async with super().pipeline() as pipeline:
-                yield pipeline
+                ours: Any = self._pipeline or AsyncPipeline(self)
+                self._pipeline = ours
+            try:
+                async with super().pipeline() as pipeline:
+                    yield pipeline
+            finally:
+                if (rest := self._after_pipeline(ours)) is not None:
+                    async with self.lock:
+                        await self.wait(rest)
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         pipeline = self._pipeline = AsyncPipeline(self, _no_lock=True)
+        pipeline.alone = True
         try:
             async with pipeline:
                 yield pipeline
         finally:
             self._pipeline = None
+            if (rest := self._after_pipeline(pipeline)) is not None:
+                await self.wait(rest)
 
     async def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         settling, verdict = self._settle_gen(unknown), None

@@ -153,25 +153,31 @@ class _Answer:
 class PipelineMixin(BasePipeline):
     """psycopg's pipeline, which knows where its implicit transactions begin and end: each Sync ends one.
 
-    In autocommit, settings and the guard of a replica precede the first command of each, and positions are asked for at its end.
+    In autocommit, settings and the guard of a replica precede the first command of each, and where it only read, its position is
+    asked for at its end. Where it wrote, that would have to be behind its Sync, before which nothing is committed; and two Syncs
+    are never under way at once: PgBouncer gives the server to the next client with the first one's answer if this one goes away,
+    and that client gets the second one's.
     """
 
     _conn: Any
+    alone = False
+    """It is `executemany`'s own."""
     opened = False
     """Settings precede what follows until the next Sync."""
+    begun = False
+    """A transaction of ours is around what it writes."""
+    owes_position = False
+    """An error was met where something had been read, and how far the server was is not known."""
     read = wrote = False
     """What the implicit transaction did so far."""
 
     def _enqueue_sync(self) -> None:
-        conn, read, wrote = self._conn, self.read, self.wrote
+        conn, only_read = self._conn, self.read and not self.wrote
         self.opened = self.read = self.wrote = False
-        if read and not wrote and conn.state.tracks_reads:
+        if only_read and conn.state.tracks_reads:
             sql = REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL
-            conn._enqueue(self, sql, partial(conn._record_seen, wrote=False, covers=unknown_positions()))
+            conn._enqueue(self, sql, partial(conn._record_read, self, unknown_positions()))
         super()._enqueue_sync()
-        if wrote:
-            conn._enqueue(self, POSITION_SQL, partial(conn._record_seen, wrote=True, covers=unknown_positions()))
-            super()._enqueue_sync()
 
 
 class BaseConnection(psycopg.BaseConnection[Row]):
@@ -277,6 +283,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         explicit = not self._autocommit or bool(self._num_transactions) or status in IN_TRANSACTION
         plan = self._plan_for(text, way=Way.PIPELINE, within=explicit or pipeline.opened)
         if plan.before in (Before.SETTINGS, Before.READ):
+            if pipeline.alone and self.state.tracks and plan.before is Before.SETTINGS and not plan.reads:
+                pipeline.begun = True
+                self._enqueue(pipeline, b"BEGIN", self._raise_if_failed)
             self._enqueue_opening(pipeline)
         elif plan.before is Before.GUARD and explicit and status != IDLE:
             self._enqueue_guard(pipeline, self._guard_within())
@@ -289,7 +298,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _note_in_pipeline(self, pipeline: Any, plan: Plan) -> None:
         statement = plan.statement
-        if self.state.endpoint.read_only or (statement.reads and not plan.may_write):
+        if self.state.endpoint.read_only or plan.reads:
             pipeline.read = True
         elif statement.controls or not (statement.begins or statement.only_sets or statement.is_harmless):
             pipeline.wrote = True
@@ -323,11 +332,35 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             error = self._error(result)
             raise behind(error, result) or error
 
-    def _ask_for_transaction_in_pipeline(self, plan: Plan) -> None:
-        """Ask behind the first write of a transaction what a single statement asks behind itself: its id."""
-        reads = plan.statement.reads and not plan.may_write
-        if not (self.state.endpoint.read_only or reads) and self._transaction is None:
-            self._enqueue(self._pipeline, TRANSACTION_SQL, self._take_transaction)
+    def _end_many(self, plan: Plan) -> None:
+        """Enqueue what follows the commands of an `executemany`, as it follows a single statement.
+
+        In autocommit: the COMMIT of our BEGIN, and how far the server is. In a transaction: its id, behind its first write.
+        """
+        pipeline: Any = self._pipeline
+        within = not self._autocommit or self._num_transactions or self.pgconn.transaction_status in IN_TRANSACTION
+        if pipeline.begun:
+            self._enqueue(pipeline, b"COMMIT", self._raise_if_failed)
+            self._enqueue(pipeline, POSITION_SQL, partial(self._record_seen, wrote=True, covers=unknown_positions()))
+        elif within and self._transaction is None and not (self.state.endpoint.read_only or plan.reads):
+            self._enqueue(pipeline, TRANSACTION_SQL, self._take_transaction)
+
+    def _after_pipeline(self, pipeline: PipelineMixin) -> PQGen[None] | None:
+        """Return what is still to be done behind a pipeline in which an error was met; None: nothing."""
+        if self._pipeline or not (pipeline.begun or pipeline.owes_position):
+            return None
+        return self._after_pipeline_gen(pipeline)
+
+    def _after_pipeline_gen(self, pipeline: PipelineMixin) -> PQGen[None]:
+        if pipeline.begun and self.pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            yield from self._exec_command(b"ROLLBACK")
+        if pipeline.owes_position:
+            asked = None
+            covers = unknown_positions()
+            if self.pgconn.status == OK and self.pgconn.transaction_status == IDLE:
+                self.pgconn.send_query(REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL)
+                asked = (yield from self._answer_gen())[-1]
+            self._record_seen(asked, wrote=False, covers=covers)
 
     def _enqueue(self, pipeline: Any, sql: bytes, take: Callable[[PGresult], None]) -> None:
         pipeline.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
@@ -618,6 +651,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Merge a position that came back; see `_record_position`."""
         value = None if result is None or result.status not in _ROWS else result.get_value(0, 0)
         self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
+
+    def _record_read(self, pipeline: PipelineMixin, covers: int, result: PGresult) -> None:
+        """Merge the position behind what a pipeline read; where an error came before it, it is asked for at the end."""
+        if result.status in _ROWS:
+            self._record_seen(result, wrote=False, covers=covers)
+        else:
+            pipeline.owes_position = True
 
     def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position; where none came, only the primary has certainly what this caller has seen.

@@ -16,7 +16,7 @@ from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core._connection.base import FATAL, IDLE, IN_TRANSACTION, OPENING_ALONE, UNKNOWN, BaseConnection, behind
+from ps_core._connection.base import FATAL, IDLE, OPENING_ALONE, UNKNOWN, BaseConnection, behind
 from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
@@ -259,8 +259,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self._pgconn = conn.pgconn
         plan = conn._plan_in_pipeline(self._text(query))
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
-        if not conn._autocommit or conn._num_transactions or conn.pgconn.transaction_status in IN_TRANSACTION:
-            conn._ask_for_transaction_in_pipeline(plan)
+        conn._end_many(plan)
 
     def _stream_send_gen(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int

@@ -321,18 +321,27 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         with self._unwedging():
             with self.lock:
                 self._check_connection_ok()
-                self._pipeline = self._pipeline or Pipeline(self)
-            with super().pipeline() as pipeline:
-                yield pipeline
+                ours: Any = self._pipeline or Pipeline(self)
+                self._pipeline = ours
+            try:
+                with super().pipeline() as pipeline:
+                    yield pipeline
+            finally:
+                if (rest := self._after_pipeline(ours)) is not None:
+                    with self.lock:
+                        self.wait(rest)
 
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[psycopg.Pipeline]:
         pipeline = self._pipeline = Pipeline(self, _no_lock=True)
+        pipeline.alone = True
         try:
             with pipeline:
                 yield pipeline
         finally:
             self._pipeline = None
+            if (rest := self._after_pipeline(pipeline)) is not None:
+                self.wait(rest)
 
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:
         settling, verdict = self._settle_gen(unknown), None

@@ -142,6 +142,11 @@ class Plan:
         return self.before in (Before.GUARD_APART, Before.SETTINGS_GUARDED, Before.SNAPSHOT)
 
     @property
+    def reads(self) -> bool:
+        """Whether it is known to read only."""
+        return self.statement.reads and not self.may_write
+
+    @property
     def read_only(self) -> bool:
         """Whether it is sent READ ONLY since it looks like a read: a refusal (25006) is ours to handle."""
         return self.before in _READING and self.statement.reads and not self.may_write

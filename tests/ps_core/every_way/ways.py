@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import sql
 
-from ps_core import limits
 from ps_core._connection.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from tests.ps_core.every_way.driven import Driven
 
@@ -199,11 +198,6 @@ def _cancel(conn: Any) -> None:
     (conn.what if isinstance(conn, Driven) else conn).pgconn.get_cancel().cancel()
 
 
-def _timed_out(conn: Any, form: Callable[[str], Any], text: str) -> None:
-    with limits(statement=0.02):
-        conn.execute(form(text))
-
-
 def _aborted_copy(conn: Any, form: Callable[[str], Any], text: str) -> None:
     with conn.cursor().copy(form(text)) as copy:
         copy.write_row((1,))
@@ -230,9 +224,11 @@ def _broken_stream(conn: Any, form: Callable[[str], Any], text: str) -> None:
 
 def _closed_early(conn: Any, form: Callable[[str], Any], text: str) -> None:
     cursor = conn.cursor("named")
-    cursor.execute(form(text))
-    cursor.fetchone()
-    cursor.close()
+    try:
+        cursor.execute(form(text))
+        cursor.fetchone()
+    finally:
+        cursor.close()
     raise ZeroDivisionError
 
 
@@ -259,7 +255,7 @@ def _raised_within(conn: Any, form: Callable[[str], Any], text: str) -> None:
 MANY: Final = "SELECT generate_series(1, 100000)"
 STAGES: Final = [
     Way("a statement that is cancelled", _cancelled, wrong="SELECT pg_sleep(20)"),
-    Way("a statement that times out", _timed_out, wrong="SELECT pg_sleep(20)"),
+    Way("a statement that times out", _execute, wrong="SET LOCAL statement_timeout = 20; SELECT pg_sleep(20)"),
     Way("an error of the second of several statements", _execute, wrong="SELECT 1; SELECT 1 / 0; SELECT 2"),
     Way("a COPY FROM that the caller gives up", _aborted_copy, wrong="COPY ways.item (id) FROM STDIN"),
     Way("a COPY FROM with data that is refused", _copy_in, wrong="COPY ways.item (id, kept, nothing) FROM STDIN"),
