@@ -19,7 +19,8 @@ INTRODUCTION = """\
 
 How many functions of this project a unit of work calls, on a connection that has done it before: `call` events of
 `sys.setprofile` in files of ps_core, ps_sqlalchemy and ps_django. A generator counts once. A test holds each
-number: it may go down, not up.
+number: it may go down, not up. Three of Django's read and five of its block stand in the place of as many calls of Django's
+own: what turns the driver's errors into Django's, and carries our notes along.
 
 Before is commit 34d57a8, counted in the same way.
 
@@ -33,8 +34,8 @@ UNITS: Final[dict[Unit, tuple[int, int]]] = {
     ("psycopg: a read in autocommit", "psycopg: reads in autocommit", "replica", Way.TOKENS): (62, 50),
     ("SQLAlchemy: a session that reads", "SQLAlchemy: session", "replica", Way.TOKENS): (99, 87),
     ("SQLAlchemy: a transaction that writes", "SQLAlchemy: transaction of writes", "primary", Way.TOKENS): (104, 88),
-    ("Django: a read", "Django: reads", "replica", Way.TOKENS): (62, 52),
-    ("Django: an atomic block that writes", "Django: atomic of writes", "primary", Way.TOKENS): (95, 75),
+    ("Django: a read", "Django: reads", "replica", Way.TOKENS): (62, 55),
+    ("Django: an atomic block that writes", "Django: atomic of writes", "primary", Way.TOKENS): (95, 80),
 }
 """The calls on commit 34d57a8, and the most that are allowed now."""
 

@@ -156,10 +156,10 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ),
     ("what may write, too", READ, AUTOCOMMIT | {"tracks": True, "may_write": True} | ROWS_WAY, Before.SETTINGS, After.NOTHING),
     (
-        "what is not known to read is guarded on a replica",
+        "what is not known to read is one snapshot on a replica, too",
         "call p()",
         AUTOCOMMIT | REPLICA | ROWS_WAY,
-        Before.SETTINGS_GUARDED,
+        Before.SNAPSHOT,
         After.NOTHING,
     ),
     ("COPY TO is one snapshot", "copy t to stdout", AUTOCOMMIT | {"tracks": True} | COPY, Before.SNAPSHOT, After.NOTHING),

@@ -421,10 +421,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if analyse(text).verb not in ("ROLLBACK", "ABORT"):
             self._note_unknown_position()
 
-    def _note_if_it_may_have_written(self, plan: Plan) -> None:
-        """Note a write that brings no position back: only the primary has certainly what was seen, until it is asked."""
+    def _note_without_position(self, plan: Plan) -> None:
+        """Note what brings no position back: only the primary has certainly what was seen, until it is asked."""
         if plan.may_write or plan.statement.may_change:
             self._note_unknown_position()
+        elif self.state.tracks and self.state.tracks_reads and (plan.statement.reads or plan.statement.copies_out):
+            self._record_seen(None, wrote=False)
 
     def _note_unknown_position(self) -> None:
         self._writing = True

@@ -210,7 +210,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self._check_results(results[done:end])
         self._set_results(results[done:end])
         if not asks and plan.first and not plan.begin:
-            conn._note_if_it_may_have_written(plan)
+            conn._note_without_position(plan)
         return None
 
     def _send_apart_gen(
@@ -240,7 +240,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if plan.own_begin:
             yield from conn._end_gen(b"COMMIT", read_only=plan.before is Before.BEGIN_READ_ONLY)
         elif not plan.begin:
-            conn._note_if_it_may_have_written(plan)
+            conn._note_without_position(plan)
         return None
 
     def _make_sure(self, plan: Plan) -> None:
@@ -369,7 +369,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
                 raise Demoted("the server is no longer the primary")
             conn._record_seen(told, wrote=False)
         elif plan.first and not plan.begin:
-            conn._note_if_it_may_have_written(plan)
+            conn._note_without_position(plan)
 
 
 class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
@@ -545,6 +545,8 @@ class _NamedMixin(BaseCursor[Any, Row]):
         finally:
             conn._suppress_begin = False
         conn._plan = None
+        if idle and plan is not None and not plan.begin:
+            conn._note_without_position(plan)
 
     def _fetch_gen(self, num: int | None) -> PQGen[list[Any]]:
         remaining()

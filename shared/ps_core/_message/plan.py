@@ -235,7 +235,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
     ):
         return _NOTHING
     if by_server and not statement.controls:
-        if not (facts.has_settings or for_reads):
+        # Without settings, only a transaction's end could tell the position.
+        if not (facts.has_settings or for_reads or (reads and facts.tracks and facts.tracks_reads)):
             return _NOTHING
         return Before.BEGIN_READ_ONLY if reads or (for_reads and not statement.only_sets) else Before.BEGIN, After.NOTHING
     if reads:
@@ -264,6 +265,7 @@ def _other_way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.READ if facts.endpoint_reads else Before.SETTINGS, After.NOTHING
     if facts.way is Way.CURSOR or (facts.by_server and facts.way is Way.ROWS):
         return _NOTHING
-    if facts.tracks and facts.tracks_reads and (statement.reads or statement.copies_out) and not facts.may_write:
+    reads = facts.endpoint_reads or ((statement.reads or statement.copies_out) and not facts.may_write)
+    if facts.tracks and facts.tracks_reads and reads:
         return Before.SNAPSHOT, After.NOTHING
     return Before.SETTINGS_GUARDED if facts.endpoint_reads else Before.SETTINGS, After.NOTHING
