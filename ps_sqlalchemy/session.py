@@ -174,7 +174,7 @@ class Session(orm.Session):
 
     def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas) -> Route:
         transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
-        reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica)
+        reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica, replicas)
         decision = decide(
             Situation(
                 reads=reads,
@@ -282,8 +282,11 @@ def _replicas_of(engine: Any) -> tuple[sa.Engine | None, Replicas | None]:
     return (None, None) if replicas is None else (_reader(engine), replicas)
 
 
-def _is_serializable(engine: sa.Engine) -> bool:
+def _is_serializable(engine: sa.Engine, replicas: Replicas) -> bool:
+    """Return whether transactions are SERIALIZABLE: by the engine's level, or where it has none, by the role's."""
     level = engine.get_execution_options().get("isolation_level", engine.dialect._on_connect_isolation_level)
+    if level is None:
+        return any(state.default_isolation == "serializable" for state in replicas.states)
     return str(level).replace("_", " ").upper() == "SERIALIZABLE"
 
 
