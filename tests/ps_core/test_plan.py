@@ -10,10 +10,13 @@ from ps_core._message.statement import analyse
 pytestmark = pytest.mark.fast
 
 READ, WRITE = "select a from t where b = %s", "insert into t values (%s)"
+SET_CONFIG = "select set_config('a.b', '1', false)"
 REPLICA = {"endpoint_reads": True, "tracks": True}
-WITHIN = {"within": True}
-ROWS_WAY, COPY, PIPELINE, CURSOR = ({"way": way} for way in (Way.ROWS, Way.COPY, Way.PIPELINE, Way.CURSOR))
 AUTOCOMMIT = {"autocommit": True}
+WITHIN = {"within": True}
+WRITES_ONLY = {"tracks": True, "tracks_reads": False}
+BARE = AUTOCOMMIT | {"by_server": True, "has_settings": False}
+ROWS_WAY, COPY, PIPELINE, CURSOR = ({"way": way} for way in (Way.ROWS, Way.COPY, Way.PIPELINE, Way.CURSOR))
 
 ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     # in autocommit
@@ -87,6 +90,10 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
         Before.SETTINGS,
         After.SETTINGS,
     ),
+    ("a setting brings a position, too", SET_CONFIG, AUTOCOMMIT | {"tracks": True}, Before.BEGIN, After.COMMIT),
+    ("where reads bring none, it does not", SET_CONFIG, AUTOCOMMIT | WRITES_ONLY, Before.SETTINGS, After.NOTHING),
+    ("unless it may write", SET_CONFIG, AUTOCOMMIT | WRITES_ONLY | {"may_write": True}, Before.BEGIN, After.COMMIT_AS_SET),
+    ("writes do", WRITE, AUTOCOMMIT | WRITES_ONLY, Before.BEGIN, After.COMMIT),
     # first in an explicit transaction
     ("the first write brings the transaction's id", WRITE, {"tracks": True}, Before.TRANSACTION, After.TRANSACTION_ID),
     ("also where nothing is tracked: a COMMIT can be looked up", WRITE, {}, Before.TRANSACTION, After.TRANSACTION_ID),
@@ -120,6 +127,15 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
         Before.NOTHING,
         After.NOTHING,
     ),
+    (
+        "where its position counts, a transaction of ours tells it",
+        READ,
+        BARE | {"tracks": True},
+        Before.BEGIN_READ_ONLY,
+        After.NOTHING,
+    ),
+    ("not where that of reads does not", READ, BARE | WRITES_ONLY, Before.NOTHING, After.NOTHING),
+    ("nor for a write, which pins", WRITE, BARE | {"tracks": True}, Before.NOTHING, After.NOTHING),
     (
         "but not on a replica",
         READ,
@@ -192,6 +208,9 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("nor what is copied", "copy t from stdin", WITHIN | COPY, Before.NOTHING, After.NOTHING),
     ("on a replica it asks for what was seen since", READ, REPLICA | WITHIN, Before.GUARD, After.NOTHING),
     ("also where rows come one by one", READ, REPLICA | WITHIN | ROWS_WAY, Before.GUARD, After.NOTHING),
+    ("a setting sees nothing", SET_CONFIG, REPLICA | WITHIN, Before.NOTHING, After.NOTHING),
+    ("nor does what is a session's", "listen a", REPLICA | WITHIN, Before.NOTHING, After.NOTHING),
+    ("nor a BEGIN too many", "begin", REPLICA | WITHIN, Before.NOTHING, After.NOTHING),
     ("not with one snapshot for all", READ, REPLICA | WITHIN | {"snapshot_each": False}, Before.NOTHING, After.NOTHING),
     ("its end tells how far it saw", "commit", REPLICA | WITHIN, Before.NOTHING, After.POSITION),
     ("so does a text that ends it", "select 1; commit", REPLICA | WITHIN, Before.GUARD, After.POSITION),
@@ -335,6 +354,8 @@ def test_what_a_plan_says() -> None:
         Before.BEGIN_READ_ONLY: (False, True, False, True, True),
     }
     assert not Plan(statement, Before.BEGIN_READ_ONLY, may_write=True).read_only
+    assert Plan(statement).first
+    assert (Plan(statement).reads, Plan(statement, may_write=True).reads, Plan(analyse(WRITE)).reads) == (True, False, False)
     assert not Plan(statement).by_server
     assert not Plan(analyse(WRITE), Before.BEGIN_READ_ONLY).read_only
 
