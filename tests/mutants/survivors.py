@@ -30,6 +30,21 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         f"{_STOP} => {_STOP.replace('max(1,', 'max( 0,')}",
     ): "The loop asks after its first try at the earliest, which is more than none.",
     (
+        "_retry/deadline.py",
+        "_give_up",
+        "def _give_up(self) -> None: ... => def _give_up(self) -> None: pass",
+    ): "Of a protocol, nothing is called.",
+    (
+        "_retry/deadline.py",
+        "_goes_on",
+        "def _goes_on(self) -> bool: ... => def _goes_on(self) -> bool: pass",
+    ): "Of a protocol, nothing is called.",
+    (
+        "_retry/deadline.py",
+        "_is_in_flight",
+        "def _is_in_flight(self) -> bool: ... => def _is_in_flight(self) -> bool: pass",
+    ): "Of a protocol, nothing is called.",
+    (
         "_retry/attempts.py",
         "__init__",
         f"patience = 0.0 {_PATIENCE} => patience = -1.0 {_PATIENCE}",
@@ -39,31 +54,6 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "_wait",
         "if self.state is fallback or (left <= 0 and self._hurried): => if self.state is fallback or (left <= 1 and self._hurried):",
     ): "It was hurried only once nothing was left, and time does not come back.",
-    (
-        "_message/statement.py",
-        "Statement",
-        "beside: bool = False => beside: bool = True",
-    ): "`_analyse`, which makes all of them, gives each field.",
-    (
-        "_message/statement.py",
-        "Statement",
-        "makes_functions: bool = False => makes_functions: bool = True",
-    ): "`_analyse`, which makes all of them, gives each field.",
-    (
-        "_message/statement.py",
-        "Statement",
-        "names_unknown: bool = False => names_unknown: bool = True",
-    ): "`_analyse`, which makes all of them, gives each field.",
-    (
-        "_message/statement.py",
-        "Statement",
-        "only_sets: bool = False => only_sets: bool = True",
-    ): "`_analyse`, which makes all of them, gives each field.",
-    (
-        "_message/statement.py",
-        "Statement",
-        "primary_only: bool = False => primary_only: bool = True",
-    ): "`_analyse`, which makes all of them, gives each field.",
     (
         "_message/statement.py",
         "_without_opaque_parts",

@@ -168,6 +168,28 @@ def test_who_is_told_may_say_more() -> None:
     assert done.value.value == "unknown"
 
 
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_who_is_told_may_go_on(in_flight: bool) -> None:
+    """What the generator sends after it was told is awaited, too."""
+
+    def undoing() -> Generator[str, Any, Any]:
+        try:
+            yield "first"
+        except DeadlineExceeded:
+            return (yield "undo")
+
+    line = Line(in_flight)
+    with deadline(5):
+        gen = bounded(undoing(), line)
+    next(gen)
+    NOW[0] += 6
+    if in_flight:
+        assert gen.send(0) == "undo"
+    else:
+        with pytest.raises(DeadlineExceeded):
+            gen.send(0)
+
+
 def test_answer_that_is_there_is_taken() -> None:
     """However late: what the server said is worth more than when."""
     log: list[Any] = []

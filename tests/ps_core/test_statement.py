@@ -147,6 +147,55 @@ def test_control(text: str) -> None:
     assert not statement.single
 
 
+TRANSACTIONS = [
+    # the text, whether it: controls a transaction; ends one; has something behind its end; begins another at its end
+    ("select 1", (False, False, False, False)),
+    ("begin", (True, False, False, False)),
+    ("commit", (True, True, False, False)),
+    ("commit; select 1", (True, True, True, False)),
+    ("commit; savepoint a", (True, True, True, False)),
+    ("begin; select 1; commit", (True, True, False, False)),
+    ("begin; commit; begin; commit", (True, True, True, False)),
+    ("commit and chain", (True, True, False, True)),
+    ("rollback work and chain", (True, True, False, True)),
+    ("commit and chain; select 1", (True, True, True, False)),
+    ("rollback", (True, True, False, False)),
+    ("rollback to a; select 1", (True, False, False, False)),
+    ("rollback transaction to savepoint a; select 1", (True, False, False, False)),
+    ("rollback prepared 'x'; select 1", (True, False, False, False)),
+    ("commit prepared 'x'; select 1", (True, False, False, False)),
+    ("prepare transaction 'x'; select 1", (True, True, True, False)),
+    ("create function f() returns int begin atomic select 1; end", (False, False, False, False)),
+    ("create function f() returns int begin atomic select 1; select 2; end", (False, False, False, False)),
+    ("create function f() returns int begin atomic select 1; end; commit; select 1", (True, True, True, False)),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TRANSACTIONS)
+def test_transactions(text: str, expected: tuple[bool, ...]) -> None:
+    """What a text does to transactions is known by its text."""
+    statement = analyse(text)
+    assert (statement.controls, statement.ends, statement.parted, statement.chains) == expected
+
+
+COPIES = [
+    ("copy t to stdout", True),
+    ("copy (select 1) to stdout (format csv)", True),
+    ("copy (insert into t values (1) returning a) to stdout", False),
+    ("copy (select nextval('s')) to stdout", False),
+    ("copy (select * from t for update) to stdout", False),
+    ("copy t from stdin", False),
+    ("copy t to stdout; select 1", False),
+    ("select 1", False),
+]
+
+
+@pytest.mark.parametrize(("text", "copies_out"), COPIES)
+def test_copies_out(text: str, copies_out: bool) -> None:
+    """A COPY that only hands out what it reads is known by its text."""
+    assert analyse(text).copies_out is copies_out
+
+
 @pytest.mark.parametrize("text", BARE)
 def test_bare(text: str) -> None:
     """What PostgreSQL refuses inside a transaction block is known by its text."""

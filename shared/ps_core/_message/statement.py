@@ -160,29 +160,29 @@ class Statement:
     keeps_state: bool
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
 
-    primary_only: bool = False
+    primary_only: bool
     """A replica would do it, and it would mean nothing there (advisory locks), or let a write through (READ WRITE)."""
 
-    only_sets: bool = False
+    only_sets: bool
     """Sets a session's setting and nothing else: done twice, or on a new connection, it is the same."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     """Every identifier in the text, in lower case, whatever it stands for; and a double quote, if there is one."""
-    names_unknown: bool = False
+    names_unknown: bool
     """Some identifier is written in a way that hides its name (`U&"..."`, longer than 63 bytes)."""
-    makes_functions: bool = False
+    makes_functions: bool
     """It may make, change or drop functions: their names have to be asked for again."""
-    beside: bool = False
+    beside: bool
     """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
-    copies_out: bool = False
+    copies_out: bool
     """A COPY that hands out what it reads, and looks like doing nothing else."""
-    begins: bool = False
+    begins: bool
     """Nothing but BEGIN or START TRANSACTION."""
-    ends: bool = False
+    ends: bool
     """It ends a transaction, or begins one and ends it."""
-    parted: bool = False
+    parted: bool
     """Something in it follows the end of a transaction, and runs in another one."""
-    chains: bool = False
+    chains: bool
     """It ends with COMMIT or ROLLBACK AND CHAIN, which begins another transaction."""
 
     def calls_any(self, functions: frozenset[str]) -> bool:
