@@ -15,13 +15,13 @@ from ps_core._connection.base import (
     OK,
     WAIT_INTERVAL,
     BaseConnection,
-    PipelineMixin,
     connect_options,
     look_up_options,
     time_to_connect,
     without_waiting,
 )
 from ps_core._connection.cursors import AsyncCursor, AsyncServerBindingCursor, AsyncServerCursor
+from ps_core._connection.pipeline import PipelineMixin
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
@@ -283,7 +283,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 async with super().pipeline() as pipeline:
                     yield pipeline
             finally:
-                if (rest := self._after_pipeline(ours)) is not None:
+                if (rest := ours.rest()) is not None:
                     async with self.lock:
                         await self.wait(rest)
 
@@ -296,7 +296,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 yield pipeline
         finally:
             self._pipeline = None
-            if (rest := self._after_pipeline(pipeline)) is not None:
+            if (rest := pipeline.rest()) is not None:
                 await self.wait(rest)
 
     async def _settle(self, unknown: CommitOutcomeUnknown) -> None:

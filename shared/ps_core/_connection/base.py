@@ -13,7 +13,6 @@ from weakref import ReferenceType, ref
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq
-from psycopg._pipeline_base import BasePipeline
 from psycopg.conninfo import timeout_from_conninfo
 
 from ps_core._message.commit import (
@@ -55,7 +54,7 @@ from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
     from contextlib import AbstractContextManager
 
     from psycopg.abc import PQGen
@@ -70,7 +69,6 @@ __all__ = [
     "OK",
     "WAIT_INTERVAL",
     "BaseConnection",
-    "PipelineMixin",
     "behind",
     "connect_options",
     "look_up_options",
@@ -85,7 +83,7 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
-_ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
+ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
@@ -135,49 +133,6 @@ _REFUSED: Final = {
     ),
 }
 """Of each refusal, its class and what to write instead."""
-
-
-class _Answer:
-    """Takes, in a cursor's place, the answer to a question of ours out of a pipeline."""
-
-    def __init__(self, take: Callable[[PGresult], None]) -> None:
-        self._take = take
-
-    def _check_results(self, results: list[PGresult]) -> None:
-        """Leave errors to the statement that they belong to."""
-
-    def _set_results(self, results: list[PGresult]) -> None:
-        self._take(results[-1])
-
-
-class PipelineMixin(BasePipeline):
-    """psycopg's pipeline, which knows where its implicit transactions begin and end: each Sync ends one.
-
-    In autocommit, settings and the guard of a replica precede the first command of each, and where it only read, its position is
-    asked for at its end. Where it wrote, that would have to be behind its Sync, before which nothing is committed; and two Syncs
-    are never under way at once: PgBouncer gives the server to the next client with the first one's answer if this one goes away,
-    and that client gets the second one's.
-    """
-
-    _conn: Any
-    alone = False
-    """It is `executemany`'s own."""
-    opened = False
-    """Settings precede what follows until the next Sync."""
-    begun = False
-    """A transaction of ours is around what it writes."""
-    owes_position = False
-    """An error was met where something had been read, and how far the server was is not known."""
-    read = wrote = False
-    """What the implicit transaction did so far."""
-
-    def _enqueue_sync(self) -> None:
-        conn, only_read = self._conn, self.read and not self.wrote
-        self.opened = self.read = self.wrote = False
-        if only_read and conn.state.tracks_reads:
-            sql = REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL
-            conn._enqueue(self, sql, partial(conn._record_read, self, unknown_positions()))
-        super()._enqueue_sync()
 
 
 class BaseConnection(psycopg.BaseConnection[Row]):
@@ -273,98 +228,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._in_block = True
         yield from super()._start_query()
 
-    # --- in a pipeline ---
-
-    def _plan_in_pipeline(self, text: str) -> Plan:
-        """Decide how a command of a pipeline travels, enqueue what precedes it, and note what follows from it."""
-        remaining()
-        pipeline: Any = self._pipeline
-        status = self.pgconn.transaction_status
-        explicit = not self._autocommit or bool(self._num_transactions) or status in IN_TRANSACTION
-        plan = self._plan_for(text, way=Way.PIPELINE, within=explicit or pipeline.opened)
-        if plan.before in (Before.SETTINGS, Before.READ):
-            if pipeline.alone and self.state.tracks and plan.before is Before.SETTINGS and not plan.reads:
-                pipeline.begun = True
-                self._enqueue(pipeline, b"BEGIN", self._raise_if_failed)
-            self._enqueue_opening(pipeline)
-        elif plan.before is Before.GUARD and explicit and status != IDLE:
-            self._enqueue_guard(pipeline, self._guard_within())
-        if not explicit:
-            # A transaction of the caller's own may end before the Sync.
-            pipeline.opened = plan.is_accompanied or (pipeline.opened and not plan.statement.controls)
-            if self.state.tracks:
-                self._note_in_pipeline(pipeline, plan)
-        return plan
-
-    def _note_in_pipeline(self, pipeline: Any, plan: Plan) -> None:
-        statement = plan.statement
-        if self.state.endpoint.read_only or plan.reads:
-            pipeline.read = True
-        elif statement.controls or not (statement.begins or statement.only_sets or statement.is_harmless):
-            pipeline.wrote = True
-            self._note_unknown_position()  # until the answer comes
-
-    def _follow_in_pipeline(self, plan: Plan) -> None:
-        """Enqueue what follows a command of a pipeline: the settings of a transaction that it begins."""
-        if plan.after is After.SETTINGS and (settings := self._settings()):
-            pipeline: Any = self._pipeline
-            self._enqueue(pipeline, Script.set_config(settings), self._raise_if_failed)
-            pipeline.opened = True
-
-    def _enqueue_opening(self, pipeline: Any) -> None:
-        """Enqueue the settings, and the guard of a replica, in front of the first command of an implicit transaction."""
-        settings = self._settings()
-        if self.state.endpoint.read_only:
-            settings[b"transaction_read_only"] = b"'on'"
-            guard = self._guard()
-            if guard and not self.state.has_snapshot_each:
-                guard = (b"BEGIN", *guard, b"COMMIT")
-            self._enqueue_guard(pipeline, guard)
-        if settings:
-            self._enqueue(pipeline, Script.set_config(settings), self._raise_if_failed)
-
-    def _enqueue_guard(self, pipeline: Any, guard: tuple[bytes, ...]) -> None:
-        for part in guard:
-            self._enqueue(pipeline, part, self._raise_if_failed)
-
     def _raise_if_failed(self, result: PGresult) -> None:
         if result.status == FATAL:
             error = self._error(result)
             raise behind(error, result) or error
-
-    def _end_many(self, plan: Plan) -> None:
-        """Enqueue what follows the commands of an `executemany`, as it follows a single statement.
-
-        In autocommit: the COMMIT of our BEGIN, and how far the server is. In a transaction: its id, behind its first write.
-        """
-        pipeline: Any = self._pipeline
-        within = not self._autocommit or self._num_transactions or self.pgconn.transaction_status in IN_TRANSACTION
-        if pipeline.begun:
-            self._enqueue(pipeline, b"COMMIT", self._raise_if_failed)
-            self._enqueue(pipeline, POSITION_SQL, partial(self._record_seen, wrote=True, covers=unknown_positions()))
-        elif within and self._transaction is None and not (self.state.endpoint.read_only or plan.reads):
-            self._enqueue(pipeline, TRANSACTION_SQL, self._take_transaction)
-
-    def _after_pipeline(self, pipeline: PipelineMixin) -> PQGen[None] | None:
-        """Return what is still to be done behind a pipeline in which an error was met; None: nothing."""
-        if self._pipeline or not (pipeline.begun or pipeline.owes_position):
-            return None
-        return self._after_pipeline_gen(pipeline)
-
-    def _after_pipeline_gen(self, pipeline: PipelineMixin) -> PQGen[None]:
-        if pipeline.begun and self.pgconn.transaction_status == pq.TransactionStatus.INERROR:
-            yield from self._exec_command(b"ROLLBACK")
-        if pipeline.owes_position:
-            asked = None
-            covers = unknown_positions()
-            if self.pgconn.status == OK and self.pgconn.transaction_status == IDLE:
-                self.pgconn.send_query(REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL)
-                asked = (yield from self._answer_gen())[-1]
-            self._record_seen(asked, wrote=False, covers=covers)
-
-    def _enqueue(self, pipeline: Any, sql: bytes, take: Callable[[PGresult], None]) -> None:
-        pipeline.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
-        pipeline.result_queue.append((_Answer(take), None))
 
     def _take_transaction(self, result: PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
@@ -467,8 +334,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             result = yield from super()._exec_command(command, result_format)
             return result
         if self._pipeline:
+            pipeline: Any = self._pipeline
             for part in command.parts:
-                self._enqueue(self._pipeline, part, self._raise_if_failed)
+                pipeline.ask(part, self._raise_if_failed)
             return None
         self._check_connection_ok()
         self.pgconn.send_query(command.head())
@@ -651,15 +519,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _record_seen(self, result: PGresult | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position that came back; see `_record_position`."""
-        value = None if result is None or result.status not in _ROWS else result.get_value(0, 0)
+        value = None if result is None or result.status not in ROWS else result.get_value(0, 0)
         self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
-
-    def _record_read(self, pipeline: PipelineMixin, covers: int, result: PGresult) -> None:
-        """Merge the position behind what a pipeline read; where an error came before it, it is asked for at the end."""
-        if result.status in _ROWS:
-            self._record_seen(result, wrote=False, covers=covers)
-        else:
-            pipeline.owes_position = True
 
     def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position; where none came, only the primary has certainly what this caller has seen.

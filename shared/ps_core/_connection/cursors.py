@@ -100,9 +100,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         text = query if isinstance(query, str) else self._text(query)
         conn._begin_within(text)
         if conn._pipeline:
-            plan = conn._plan_in_pipeline(text)
+            pipeline: Any = conn._pipeline
+            plan = pipeline.plan(text)
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-            conn._follow_in_pipeline(plan)
+            pipeline.follow(plan)
             return
         plan = conn._plan_for(text, by_server=type(self)._by_server, within=True)
         if plan.before is Before.NOTHING and plan.after is After.NOTHING:
@@ -257,9 +258,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
     def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
-        plan = conn._plan_in_pipeline(self._text(query))
+        pipeline: Any = conn._pipeline
+        plan = pipeline.plan(self._text(query))
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
-        conn._end_many(plan)
+        pipeline.end_many(plan)
 
     def _stream_send_gen(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int

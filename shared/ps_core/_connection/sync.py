@@ -33,13 +33,13 @@ from ps_core._connection.base import (
     OK,
     WAIT_INTERVAL,
     BaseConnection,
-    PipelineMixin,
     connect_options,
     look_up_options,
     time_to_connect,
     without_waiting,
 )
 from ps_core._connection.cursors import Cursor, ServerBindingCursor, ServerCursor
+from ps_core._connection.pipeline import PipelineMixin
 from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
@@ -327,7 +327,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 with super().pipeline() as pipeline:
                     yield pipeline
             finally:
-                if (rest := self._after_pipeline(ours)) is not None:
+                if (rest := ours.rest()) is not None:
                     with self.lock:
                         self.wait(rest)
 
@@ -340,7 +340,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 yield pipeline
         finally:
             self._pipeline = None
-            if (rest := self._after_pipeline(pipeline)) is not None:
+            if (rest := pipeline.rest()) is not None:
                 self.wait(rest)
 
     def _settle(self, unknown: CommitOutcomeUnknown) -> None:

@@ -1,0 +1,167 @@
+"""The pipelines: what is sent in one keeps the promises of what is sent by itself."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from psycopg import pq
+from psycopg._pipeline_base import BasePipeline
+
+from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
+from ps_core._message.commit import TRANSACTION_SQL
+from ps_core._message.plan import After, Before, Plan, Way
+from ps_core._message.script import Script
+from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL
+from ps_core.context import remaining, unknown_positions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
+
+__all__ = ["PipelineMixin"]
+
+
+class _Answer:
+    """Takes, in a cursor's place, the answer to a question of ours out of a pipeline."""
+
+    def __init__(self, take: Callable[[PGresult], None]) -> None:
+        self._take = take
+
+    def _check_results(self, results: list[PGresult]) -> None:
+        """Leave errors to the statement that they belong to."""
+
+    def _set_results(self, results: list[PGresult]) -> None:
+        self._take(results[-1])
+
+
+class PipelineMixin(BasePipeline):
+    """psycopg's pipeline, which knows where its implicit transactions begin and end: each Sync ends one.
+
+    In autocommit, settings and the guard of a replica precede the first command of each, and where it only read, its position is
+    asked for at its end. Where it wrote, that would have to be behind its Sync, before which nothing is committed; and two Syncs
+    are never under way at once: PgBouncer gives the server to the next client with the first one's answer if this one goes away,
+    and that client gets the second one's. So the caller is pinned to the primary; `executemany`, which is one unit, is in a
+    transaction of ours instead, whose COMMIT comes before the Sync.
+    """
+
+    _conn: Any
+    alone = False
+    """It is `executemany`'s own."""
+    _opened = False
+    """Settings precede what follows until the next Sync."""
+    _begun = False
+    """A transaction of ours is around what it writes."""
+    _owes_position = False
+    """An error was met where something had been read, and how far the server was is not known."""
+    _read = _wrote = False
+    """What the implicit transaction did so far."""
+
+    def ask(self, sql: bytes, take: Callable[[PGresult], None]) -> None:
+        """Enqueue a question of ours; `take` gets the answer."""
+        self.command_queue.append(partial(self.pgconn.send_query_params, sql, None))
+        answer: Any = _Answer(take)
+        self.result_queue.append((answer, None))
+
+    def plan(self, text: str) -> Plan:
+        """Decide how a command travels, enqueue what precedes it, and note what follows from it.
+
+        Raises:
+            DeadlineExceeded: the deadline is over.
+            MayWrite, ReplicaBehind, psycopg.NotSupportedError, psycopg.ProgrammingError: it cannot travel here.
+        """
+        remaining()
+        conn, status = self._conn, self.pgconn.transaction_status
+        explicit = self._is_explicit()
+        plan: Plan = conn._plan_for(text, way=Way.PIPELINE, within=explicit or self._opened)
+        if plan.before in (Before.SETTINGS, Before.READ):
+            if self.alone and conn.state.tracks and plan.before is Before.SETTINGS and not plan.reads:
+                self._begun = True
+                self.ask(b"BEGIN", conn._raise_if_failed)
+            self._open()
+        elif plan.before is Before.GUARD and explicit and status != IDLE:
+            for part in conn._guard_within():
+                self.ask(part, conn._raise_if_failed)
+        if not explicit:
+            # A transaction of the caller's own may end before the Sync.
+            self._opened = plan.is_accompanied or (self._opened and not plan.statement.controls)
+            if conn.state.tracks:
+                self._note(plan)
+        return plan
+
+    def follow(self, plan: Plan) -> None:
+        """Enqueue what follows a command: the settings of a transaction that it begins."""
+        if plan.after is After.SETTINGS and (settings := self._conn._settings()):
+            self.ask(Script.set_config(settings), self._conn._raise_if_failed)
+            self._opened = True
+
+    def end_many(self, plan: Plan) -> None:
+        """Enqueue what follows the commands of an `executemany`, as it follows a single statement.
+
+        In autocommit: the COMMIT of our BEGIN, and how far the server is. In a transaction: its id, behind its first write.
+        """
+        conn = self._conn
+        if self._begun:
+            self.ask(b"COMMIT", conn._raise_if_failed)
+            self.ask(POSITION_SQL, partial(conn._record_seen, wrote=True, covers=unknown_positions()))
+        elif self._is_explicit() and conn._transaction is None and not (conn.state.endpoint.read_only or plan.reads):
+            self.ask(TRANSACTION_SQL, conn._take_transaction)
+
+    def rest(self) -> PQGen[None] | None:
+        """Return what is still to be done behind it where an error was met in it; None: nothing."""
+        return self._rest_gen() if (self._begun or self._owes_position) and not self._conn._pipeline else None
+
+    def _rest_gen(self) -> PQGen[None]:
+        conn, pgconn = self._conn, self.pgconn
+        if self._begun and pgconn.transaction_status == pq.TransactionStatus.INERROR:
+            yield from conn._exec_command(b"ROLLBACK")
+        if self._owes_position:
+            asked, covers = None, unknown_positions()
+            if pgconn.status == OK and pgconn.transaction_status == IDLE:
+                pgconn.send_query(REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL)
+                asked = (yield from conn._answer_gen())[-1]
+            conn._record_seen(asked, wrote=False, covers=covers)
+
+    def _is_explicit(self) -> bool:
+        """Return whether an explicit transaction is open, or is about to be."""
+        conn = self._conn
+        return not conn._autocommit or bool(conn._num_transactions) or self.pgconn.transaction_status in IN_TRANSACTION
+
+    def _open(self) -> None:
+        """Enqueue the settings, and the guard of a replica, in front of the first command of an implicit transaction."""
+        conn = self._conn
+        settings = conn._settings()
+        if conn.state.endpoint.read_only:
+            settings[b"transaction_read_only"] = b"'on'"
+            guard = conn._guard()
+            if guard and not conn.state.has_snapshot_each:
+                guard = (b"BEGIN", *guard, b"COMMIT")
+            for part in guard:
+                self.ask(part, conn._raise_if_failed)
+        if settings:
+            self.ask(Script.set_config(settings), conn._raise_if_failed)
+
+    def _note(self, plan: Plan) -> None:
+        statement = plan.statement
+        if self._conn.state.endpoint.read_only or plan.reads:
+            self._read = True
+        elif statement.controls or not (statement.begins or statement.only_sets or statement.is_harmless):
+            self._wrote = True
+            self._conn._note_unknown_position()  # until the answer comes
+
+    def _enqueue_sync(self) -> None:
+        state, only_read = self._conn.state, self._read and not self._wrote
+        self._opened = self._read = self._wrote = False
+        if only_read and state.tracks_reads:
+            sql = REPLICA_POSITION_SQL if state.endpoint.read_only else POSITION_SQL
+            self.ask(sql, partial(self._take_position, unknown_positions()))
+        super()._enqueue_sync()
+
+    def _take_position(self, covers: int, result: PGresult) -> None:
+        """Merge the position behind what was read; where an error came before it, it is asked for at the end."""
+        if result.status in ROWS:
+            self._conn._record_seen(result, wrote=False, covers=covers)
+        else:
+            self._owes_position = True
