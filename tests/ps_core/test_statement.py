@@ -184,6 +184,8 @@ COPIES = [
     ("copy (insert into t values (1) returning a) to stdout", False),
     ("copy (select nextval('s')) to stdout", False),
     ("copy (select * from t for update) to stdout", False),
+    ("copy (select * from t for share) to stdout", False),
+    ("copy (update t set a = 1 returning a) to stdout", False),
     ("copy t from stdin", False),
     ("copy t to stdout; select 1", False),
     ("select 1", False),
