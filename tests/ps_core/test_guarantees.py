@@ -301,8 +301,8 @@ ON_REPLICA: dict[Callable[[Connection[Any]], None], tuple[list[str], ...]] = {
         ["settings; read only; SELECT 5"],
     ),
     several_reads: (
-        [f"BEGIN READ ONLY; settings; {G}".rstrip("; "), "SELECT 5", "SELECT 6", "COMMIT; position"],
-        [f"BEGIN READ ONLY; settings; {G}".rstrip("; "), "SELECT 5", "SELECT 6", "COMMIT"],
+        [f"{B}BEGIN READ ONLY; settings", "SELECT 5", "SELECT 6", "COMMIT; position"],
+        [f"{B}BEGIN READ ONLY; settings", "SELECT 5", "SELECT 6", "COMMIT"],
         ["BEGIN READ ONLY; settings", "SELECT 5", "SELECT 6", "COMMIT"],
     ),
     stream: (
@@ -331,8 +331,8 @@ ON_REPLICA: dict[Callable[[Connection[Any]], None], tuple[list[str], ...]] = {
         ["BEGIN; settings; read only", "SELECT 5", "COMMIT"],
     ),
     rolled_back: (
-        ["BEGIN READ ONLY; settings; guard", "SELECT 5", "ROLLBACK; position"],
-        ["BEGIN READ ONLY; settings; guard", "SELECT 5", "ROLLBACK"],
+        ["BEGIN; guard; COMMIT; BEGIN READ ONLY; settings", "SELECT 5", "ROLLBACK; position"],
+        ["BEGIN; guard; COMMIT; BEGIN READ ONLY; settings", "SELECT 5", "ROLLBACK"],
         ["BEGIN READ ONLY; settings", "SELECT 5", "ROLLBACK"],
     ),
 }

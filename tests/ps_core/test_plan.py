@@ -201,6 +201,9 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("a named cursor opens the transaction", READ, CURSOR | {"by_server": True}, Before.TRANSACTION, After.NOTHING),
     # later in a transaction
     ("the first write of a transaction brings its id", WRITE, {"tracks": True} | WITHIN, Before.NOTHING, After.TRANSACTION_ID),
+    ("what takes no snapshot must not be given one", "lock table t", {"tracks": True} | WITHIN, Before.NOTHING, After.NOTHING),
+    ("nor as the first one", "lock table t", {"tracks": True}, Before.TRANSACTION, After.NOTHING),
+    ("nor does a setting", "set local work_mem = 1", {"tracks": True}, Before.TRANSACTION, After.NOTHING),
     ("the next need not", WRITE, {"tracks": True, "known": True} | WITHIN, Before.NOTHING, After.NOTHING),
     ("a read brings nothing", READ, {"tracks": True} | WITHIN, Before.NOTHING, After.NOTHING),
     ("nor does what must stand alone", "set work_mem = 1", WITHIN, Before.NOTHING, After.NOTHING),
@@ -284,6 +287,7 @@ REFUSED = [
         Refused.NO_ROLE,
     ),
     ("rows that come one by one are those of one statement", "select 1; select 2", AUTOCOMMIT | ROWS_WAY, Refused.SEVERAL),
+    ("a chain in a stream would carry nothing", "commit and chain", WITHIN | ROWS_WAY, Refused.SEVERAL),
     ("so is what is copied", "select 1; copy t from stdin", WITHIN | COPY, Refused.SEVERAL),
     (
         "nobody could end a transaction around a stream that the server binds",

@@ -165,6 +165,8 @@ TRANSACTIONS = [
     ("rollback prepared 'x'; select 1", (True, False, False, False)),
     ("commit prepared 'x'; select 1", (True, False, False, False)),
     ("prepare transaction 'x'; select 1", (True, True, True, False)),
+    ("create procedure p() begin atomic end; commit; select 1", (True, True, True, False)),
+    ("with begin as (select 1) select * from begin atomic; commit; select 1", (True, True, True, False)),
     ("create function f() returns int begin atomic select 1; end", (False, False, False, False)),
     ("create function f() returns int begin atomic select 1; select 2; end", (False, False, False, False)),
     ("create function f() returns int begin atomic select 1; end; commit; select 1", (True, True, True, False)),
@@ -176,6 +178,33 @@ def test_transactions(text: str, expected: tuple[bool, ...]) -> None:
     """What a text does to transactions is known by its text."""
     statement = analyse(text)
     assert (statement.controls, statement.ends, statement.parted, statement.chains) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["lock t", "set a = 1", "SHOW a", "notify a", "listen a", "fetch c", "checkpoint", "begin", "savepoint a"]
+)
+def test_takes_no_snapshot(text: str) -> None:
+    """As PostgreSQL's PlannedStmtRequiresSnapshot says."""
+    assert not analyse(text).takes_snapshot
+    assert analyse("select 1").takes_snapshot
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "set transaction_read_only = off",
+        'set local "transaction_read_only" to off',
+        'reset "transaction_read_only"',
+        'set U&"transaction\\005fread_only" = off',
+        'select 1; set "transaction_read_only" = off',
+        "set transaction read write",
+    ],
+)
+def test_asks_for_more_than_reads(text: str) -> None:
+    """What would let a write through on a standby that was promoted."""
+    assert analyse(text).primary_only
+    assert not analyse('set "work_mem" = 1').primary_only
+    assert not analyse('select "transaction_read_only" from t').primary_only
 
 
 COPIES = [

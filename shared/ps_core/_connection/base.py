@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OK",
+    "SEVERAL",
     "WAIT_INTERVAL",
     "BaseConnection",
     "behind",
@@ -100,6 +101,8 @@ ROLE_SQL: Final = (
     b" ELSE reset_val END FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
+SEVERAL: Final = "?;?"
+"""In the place of a text that is not known: not one statement."""
 OPENING_ALONE: Final = Plan(analyse(""))
 """While only what goes before a statement is under way: whatever the statement is, it was not sent."""
 
@@ -174,6 +177,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """The statements since then that name a timeout: they may have set one."""
     _cancelling = False
     """What is under way was cancelled, and its end is awaited."""
+    _planned = False
+    """What psycopg is about to send was planned: it is a cursor of ours that sends it."""
+    _ended = False
+    """That a transaction ended in the wait that is under way is known."""
     _text_within = ""
     """The statement of an open transaction that is under way."""
     _guarded = 0
@@ -211,22 +218,37 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     # --- opening ---------------------------------------------------------------------------------------------------------------
 
     def _start_query(self) -> PQGen[None]:
-        # A cursor's execute() brings the opening along by itself; executemany and named cursors come here.
+        # A cursor's execute() brings the opening along by itself; executemany and named cursors come here, and other classes'.
         if self._suppress_begin:
             return
+        planned, self._planned = self._planned, False
         if self.pgconn.transaction_status != IDLE and not self._text_within:  # of which `_begin_within` says whether it may
             remaining()
+        if not planned:
+            self._start_foreign()
         if self._autocommit:
-            # What is bare by intent was planned; cursors of others are not known to the plan.
-            has_identity = self.state.endpoint.assumed_role is not None or bool(current().local_settings)
-            if has_identity and not self._pipeline and self.pgconn.transaction_status == IDLE:
-                raise psycopg.NotSupportedError(
-                    "in autocommit, only this library's cursors carry local settings and an assumed role: leave `cursor_factory`"
-                    " out"
-                )
             return
         self._in_block = True
         yield from super()._start_query()
+
+    def _start_foreign(self) -> None:
+        """Let a cursor of another class keep the promises, without its text.
+
+        Raises:
+            psycopg.NotSupportedError: it cannot.
+        """
+        pipeline: Any = self._pipeline
+        if pipeline:
+            pipeline.plan(SEVERAL)
+        elif self._autocommit and self.pgconn.transaction_status == IDLE:
+            endpoint, context = self.state.endpoint, current()
+            if endpoint.pooled or endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits:
+                raise psycopg.NotSupportedError(
+                    "in autocommit, only cursors of ps_core carry timeouts, local settings, an assumed role and the guard of a"
+                    ' replica: leave `cursor_factory` out (binding="server" binds and prepares as psycopg.Cursor does), or use it'
+                    " in `with connection.transaction():`"
+                )
+            self._note_unknown_position()
 
     def _raise_if_failed(self, result: PGresult) -> None:
         if result.status == FATAL:
@@ -284,7 +306,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Note a COMMIT of the caller's own: it brings no position back."""
         if self.pgconn.transaction_status != IDLE and not analyse(text).chains:
             return
-        self._transaction = None
+        self._transaction, self._ended = None, True
         if analyse(text).verb not in ("ROLLBACK", "ABORT"):
             self._note_unknown_position()
 
@@ -295,6 +317,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         elif self.state.tracks and self.state.tracks_reads and (plan.statement.reads or plan.statement.copies_out):
             self._record_seen(None, wrote=False)
 
+    def _note_end(self) -> None:
+        """Note the end of a transaction that came about in a way that nobody planned."""
+        self._transaction = None
+        self._note_unknown_position()
+
     def _note_unknown_position(self) -> None:
         self._writing = True
         if self.state.tracks and not self.state.endpoint.read_only:
@@ -302,12 +329,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _get_tx_start_command(self) -> Any:
         begin = super()._get_tx_start_command()
-        guard = self._guard()
-        if guard and not self._has_snapshot_each(really_open=True):
-            # The snapshot is taken with the first query, which would be the guard: it has to be over before.
+        # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
+        if guard := self._guard():
             return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts, guard=1)
-        opening = self._opening().parts
-        return Script(begin, *opening, *guard, guard=1 + len(opening) if guard else None)
+        return Script(begin, *self._opening().parts)
 
     def _opening(self) -> Script:
         if current().local_settings:
@@ -330,6 +355,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                     yield from self._ask_functions_gen()
                 return end
             if command == b"COMMIT" and self._pipeline:
+                try:
+                    remaining()
+                except DeadlineExceeded:
+                    yield from super()._exec_command(b"ROLLBACK")
+                    raise
                 self._note_unknown_position()
             result = yield from super()._exec_command(command, result_format)
             return result
@@ -581,10 +611,15 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         state, context = self.state, current()
         read_only = read_only or bool(self._read_only)
-        known, self._transaction = self._transaction, None
         commits = command == b"COMMIT" and self.pgconn.transaction_status != pq.TransactionStatus.INERROR
         if commits:
-            remaining()
+            try:
+                remaining()
+            except DeadlineExceeded:
+                yield from self._end_gen(b"ROLLBACK")  # nobody else will: at the end of a block, psycopg commits or does nothing
+                raise
+        self._ended = True
+        known, self._transaction = self._transaction, None
         self._unknown_positions = unknown_positions()
         marker = str(uuid.uuid4()) if commits and context.marker and not read_only else None
         schema, encoding = state.endpoint.marker_schema, self.pgconn._encoding
@@ -756,6 +791,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Note where a wait begins, for `_may_be_committing`."""
         self._sync_wait_cancelled = False
         self._plan_before, self._text_within = self._plan, ""
+        self._planned = self._ended = False
         status = self.pgconn.transaction_status
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
             self._began_idle, self._writing, self._cancelling = status == IDLE, False, False

@@ -16,7 +16,7 @@ from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core._connection.base import FATAL, IDLE, OPENING_ALONE, UNKNOWN, BaseConnection, behind
+from ps_core._connection.base import FATAL, IDLE, OPENING_ALONE, SEVERAL, UNKNOWN, BaseConnection, behind
 from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
@@ -40,8 +40,6 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
-SEVERAL: Final = "; ;?"
-"""In the place of a text that is not known: not one statement."""
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
@@ -102,10 +100,12 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if conn._pipeline:
             pipeline: Any = conn._pipeline
             plan = pipeline.plan(text)
+            conn._planned = True
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             pipeline.follow(plan)
             return
         plan = conn._plan_for(text, by_server=type(self)._by_server, within=True)
+        conn._planned = True
         if plan.before is Before.NOTHING and plan.after is After.NOTHING:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
@@ -260,7 +260,9 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self._pgconn = conn.pgconn
         pipeline: Any = conn._pipeline
         plan = pipeline.plan(self._text(query))
+        conn._planned = True
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        pipeline.follow(plan)
         pipeline.end_many(plan)
 
     def _stream_send_gen(
@@ -541,7 +543,7 @@ class _NamedMixin(BaseCursor[Any, Row]):
         conn._plan = plan if plan is not None and plan.begin else None
         if plan is not None and plan.before is Before.GUARD and (guard := conn._script_before(plan.before)).parts:
             yield from conn._exec_command(guard)
-        conn._suppress_begin = plan is None
+        conn._suppress_begin, conn._planned = plan is None, True
         try:
             yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from psycopg import pq
+import psycopg
 from psycopg._pipeline_base import BasePipeline
 
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
@@ -52,6 +52,10 @@ class PipelineMixin(BasePipeline):
     """It is `executemany`'s own."""
     _opened = False
     """Settings precede what follows until the next Sync."""
+    _explicit = False
+    """The command that was planned last is in an explicit transaction."""
+    _over = False
+    """The explicit transaction that libpq takes to be open, until the next Sync, was ended."""
     _begun = False
     """A transaction of ours is around what it writes."""
     _owes_position = False
@@ -74,7 +78,12 @@ class PipelineMixin(BasePipeline):
         """
         remaining()
         conn, status = self._conn, self.pgconn.transaction_status
-        explicit = self._is_explicit()
+        explicit = self._explicit = self._is_explicit() and not self._over
+        if self._over and not conn._autocommit:
+            raise psycopg.NotSupportedError(
+                "behind a COMMIT or ROLLBACK by text in a pipeline, a statement would have no transaction: call sync() of the"
+                " pipeline, or connection.commit()"
+            )
         plan: Plan = conn._plan_for(text, way=Way.PIPELINE, within=explicit or self._opened)
         if plan.before in (Before.SETTINGS, Before.READ):
             if self.alone and conn.state.tracks and plan.before is Before.SETTINGS and not plan.reads:
@@ -85,14 +94,16 @@ class PipelineMixin(BasePipeline):
             for part in conn._guard_within():
                 self.ask(part, conn._raise_if_failed)
         if not explicit:
-            # A transaction of the caller's own may end before the Sync.
-            self._opened = plan.is_accompanied or (self._opened and not plan.statement.controls)
+            self._opened = (plan.is_accompanied or self._opened) and not plan.statement.ends
             if conn.state.tracks:
                 self._note(plan)
         return plan
 
     def follow(self, plan: Plan) -> None:
-        """Enqueue what follows a command: the settings of a transaction that it begins."""
+        """Enqueue what follows a command: the settings of a transaction that it begins; note the end of one."""
+        if plan.statement.ends and self._explicit:
+            self._over = not plan.statement.chains  # psycopg syncs behind a BEGIN of its own, so it is known only now
+            self._conn._note_end()
         if plan.after is After.SETTINGS and (settings := self._conn._settings()):
             self.ask(Script.set_config(settings), self._conn._raise_if_failed)
             self._opened = True
@@ -104,6 +115,7 @@ class PipelineMixin(BasePipeline):
         """
         conn = self._conn
         if self._begun:
+            remaining()
             self.ask(b"COMMIT", conn._raise_if_failed)
             self.ask(POSITION_SQL, partial(conn._record_seen, wrote=True, covers=unknown_positions()))
         elif self._is_explicit() and conn._transaction is None and not (conn.state.endpoint.read_only or plan.reads):
@@ -115,7 +127,7 @@ class PipelineMixin(BasePipeline):
 
     def _rest_gen(self) -> PQGen[None]:
         conn, pgconn = self._conn, self.pgconn
-        if self._begun and pgconn.transaction_status == pq.TransactionStatus.INERROR:
+        if self._begun and pgconn.transaction_status in IN_TRANSACTION:
             yield from conn._exec_command(b"ROLLBACK")
         if self._owes_position:
             asked, covers = None, unknown_positions()
@@ -153,7 +165,7 @@ class PipelineMixin(BasePipeline):
 
     def _enqueue_sync(self) -> None:
         state, only_read = self._conn.state, self._read and not self._wrote
-        self._opened = self._read = self._wrote = False
+        self._opened = self._over = self._read = self._wrote = False
         if only_read and state.tracks_reads:
             sql = REPLICA_POSITION_SQL if state.endpoint.read_only else POSITION_SQL
             self.ask(sql, partial(self._take_position, unknown_positions()))

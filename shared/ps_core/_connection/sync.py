@@ -30,6 +30,7 @@ from psycopg import waiting
 from psycopg.rows import Row
 
 from ps_core._connection.base import (
+    IDLE,
     OK,
     WAIT_INTERVAL,
     BaseConnection,
@@ -280,6 +281,9 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 raise passed from None
             self._note_limit(exc)
             raise
+        finally:
+            if not (self._began_idle or self._ended or self._pipeline) and self.pgconn.transaction_status == IDLE:
+                self._note_end()
         if self._sync_wait_cancelled:
             self._check_durable()
         return result

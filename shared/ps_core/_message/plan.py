@@ -173,7 +173,7 @@ def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
         return Refused.UNGUARDED
     if statement.parted and not facts.held_by_session:
         return Refused.SEVERAL_TRANSACTIONS
-    if statement.count > 1 and facts.way in (Way.ROWS, Way.COPY):
+    if facts.way in (Way.ROWS, Way.COPY) and (statement.count > 1 or statement.chains):
         return Refused.SEVERAL
     before, after = _within(statement, facts) if facts.within else _way(statement, facts)
     if before is Before.NOTHING and after is After.NOTHING and not facts.within:
@@ -208,6 +208,8 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return before, After.POSITION if brings else After.NOTHING
     if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
         return _NOTHING
+    if not statement.takes_snapshot:
+        return _NOTHING
     return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
 
 
@@ -221,6 +223,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         if by_server or for_reads or not statement.single:
             ends = for_reads and statement.ends and not by_server
             return Before.TRANSACTION, position if ends else After.NOTHING
+        if not statement.takes_snapshot:
+            return Before.TRANSACTION, After.NOTHING
         # The first write of a transaction brings the transaction's id back, a read before it the position where it was made.
         if not reads:
             return Before.TRANSACTION, After.TRANSACTION_ID

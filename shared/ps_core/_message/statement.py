@@ -39,7 +39,7 @@ _END = re.compile(
 )
 _CHAIN = re.compile(r"\bAND\s+CHAIN\b", re.IGNORECASE)
 # The body of a function, whose semicolons are not the text's: its END is no COMMIT.
-_ATOMIC = re.compile(r"\bBEGIN\s+ATOMIC\b", re.IGNORECASE)
+_ATOMIC = re.compile(r"\s*CREATE\b.*\bBEGIN\s+ATOMIC\b(?!\s+END\b)", re.IGNORECASE | re.DOTALL)
 _BODY_END = re.compile(r"\s*END\b", re.IGNORECASE)
 # Refused inside a transaction block (25001, "cannot run inside a transaction block"), meant for the session, or taken by psycopg
 # for an error (COPY by `execute`, which leaves nothing done).
@@ -86,8 +86,10 @@ _PLAIN = re.compile(
 # What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
 # first query has settled that: a standby that was promoted would grant it.
 _PRIMARY_ONLY = re.compile(
-    r"\bpg_(?:try_)?advisory_\w+\s*\(|\bREAD\s+WRITE\b|^\s*SET\b.*\btransaction_read_only\b", re.IGNORECASE | re.DOTALL
+    r"\bpg_(?:try_)?advisory_\w+\s*\(|\bREAD\s+WRITE\b|^\s*(?:SET|RESET)\b.*\btransaction_read_only\b", re.IGNORECASE | re.DOTALL
 )
+# The same where the setting's name is quoted.
+_SETS = re.compile(r"\s*(?:SET|RESET)\b", re.IGNORECASE)
 # What a session may keep from it when the transaction is over: such a connection is never replaced silently.
 _SESSION_STATE = re.compile(
     r"^(?:SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|LISTEN\b|LOAD\b|PREPARE\b|CREATE\s+(?:(?:GLOBAL|LOCAL)\s+)?TEMP|DECLARE\b.*\bWITH\s+HOLD\b)"
@@ -129,6 +131,10 @@ _HARMLESS = frozenset(
 )
 _CHANGING = frozenset({"COPY", "ALTER", "COMMIT"})
 """What changes something for readers, of what cannot share a message. The others are maintenance, or a session's."""
+# PlannedStmtRequiresSnapshot of PostgreSQL's pquery.c: for these it is false.
+_WITHOUT_SNAPSHOT = frozenset(
+    {"LOCK", "SET", "RESET", "SHOW", "FETCH", "MOVE", "LISTEN", "NOTIFY", "UNLISTEN", "CHECKPOINT", "BEGIN", "START", "SAVEPOINT"}
+)
 _RUNS_CODE = frozenset({"CALL", "DO", "EXECUTE"})
 _MAKING = frozenset({"CREATE", "ALTER", "DROP"})
 _MADE = frozenset({"function", "procedure", "routine", "aggregate", "extension", "schema"})
@@ -176,6 +182,8 @@ class Statement:
     """It does something that a rollback does not undo (COPY ... PROGRAM, dblink, lo_export)."""
     copies_out: bool
     """A COPY that hands out what it reads, and looks like doing nothing else."""
+    takes_snapshot: bool
+    """It takes a snapshot: behind what does not, a question of ours would, and settle the transaction's modes."""
     begins: bool
     """Nothing but BEGIN or START TRANSACTION."""
     ends: bool
@@ -229,6 +237,8 @@ def _analyse(text: str) -> Statement:
         and not _LOCKS.search(head)
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
+    names_unknown = _UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names)
+    hides_setting = "transaction_read_only" in names or names_unknown
     only_sets = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
         verb=verb,
@@ -241,15 +251,16 @@ def _analyse(text: str) -> Statement:
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
         and not (only_sets and _REPORTED.search(text)),
         only_sets=only_sets,
-        primary_only=any(_PRIMARY_ONLY.search(part) for part in statements),
+        primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (hides_setting and any(map(_SETS.match, statements))),
         names=names,
-        names_unknown=_UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names),
+        names_unknown=names_unknown,
         makes_functions=verb in _MAKING and not _MADE.isdisjoint(names),
         beside=_PROGRAM.search(text) is not None or any(map(_BESIDE.fullmatch, names)),
         copies_out=len(statements) == 1
         and verb == "COPY"
         and not (acts or _LOCKS.search(head) or _DML.search(head))
         and _COPY_OUT.search(head) is not None,
+        takes_snapshot=verb not in _WITHOUT_SNAPSHOT,
         begins=len(statements) == 1 and verb in ("BEGIN", "START"),
         ends=ends,
         parted=parted,
@@ -269,7 +280,7 @@ def _transactions(statements: list[str]) -> tuple[bool, bool, bool, bool]:
             chains = _CHAIN.search(part) is not None
             ended = ended or chains or _END.match(part) is not None
         else:
-            in_body, chains = _ATOMIC.search(part) is not None, False
+            in_body, chains = _ATOMIC.match(part) is not None, False
     return controls, ended, parted, chains
 
 
