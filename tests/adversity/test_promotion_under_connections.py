@@ -47,14 +47,17 @@ def until_on(lab: Lab, server: Postgres, ask: Callable[[], tuple[str, bool]], *,
     """Ask until `server` has answered.
 
     The pooler takes its server connections in turn, and makes one, to the next server, only when none is idle: from time to time
-    it gives up those that it has, which may all lead to another server.
+    it gives up those that it has, which may all lead to another server, and another client keeps the first of the new ones.
     """
     asked = count(1)
 
     def answered() -> bool:
-        if next(asked) % 10 == 0:
-            lab.bouncers["read-pool"].admin("RECONNECT")
-        return ask() == (server.name, not promoted)
+        if next(asked) % 10:
+            return ask() == (server.name, not promoted)
+        lab.bouncers["read-pool"].admin("RECONNECT")
+        with psycopg.connect(**lab.topology.replicas[0].conninfo(), prepare_threshold=None) as other:
+            other.execute("SELECT 1")
+            return ask() == (server.name, not promoted)
 
     wait_until(answered, f"an answer of {server.name}", interval=0)
 
