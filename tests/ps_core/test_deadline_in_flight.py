@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ps_core import AsyncConnection, CommitOutcomeUnknown, Connection, DeadlineExceeded, connect, deadline, limits
-from ps_core._retry.deadline import GRACE
+from ps_core._retry import deadline as of_deadlines
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
@@ -20,12 +20,20 @@ if TYPE_CHECKING:
 
 AFTER = 0.1
 """Seconds of the deadlines."""
+GRACE = 0.1
+"""Seconds of the grace in these tests: what is shown is that it ends, and shorter is sooner."""
 SLACK = 0.5
 """Seconds beyond the deadline and its grace: two looks at the clock, and the machine's own time."""
 
 LARGE = "SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
 """More than what is on the way may hold."""
 INSERT = "INSERT INTO item VALUES (%s)"
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let deadlines have less grace."""
+    monkeypatch.setattr(of_deadlines, "GRACE", GRACE)
 
 
 class Ways:

@@ -101,7 +101,7 @@ OF_TEMPLATES = {"_chunks", "_convert_template", "_process_client_variable"}
 NAMES = {name.partition(".")[2] for name in (*OVERRIDDEN, *CALLED)} | {name for names in READ.values() for name in names}
 
 MODULES = {
-    *("psycopg._capabilities.capabilities", "psycopg._pipeline_base.BasePipeline"),
+    "psycopg._pipeline.BasePipeline",
     *("psycopg._cursor_base.BaseCursor", "psycopg._queries.PostgresClientQuery", "psycopg._queries.PostgresQuery"),
     "psycopg._tstrings.TemplateProcessor",
 }

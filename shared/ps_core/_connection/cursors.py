@@ -9,8 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg import AsyncClientCursor, ClientCursor, generators, pq, sql
-from psycopg._capabilities import capabilities
+from psycopg import AsyncClientCursor, ClientCursor, capabilities, generators, pq, sql
 from psycopg._cursor_base import BaseCursor
 from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg._pipeline_base import BasePipeline
+from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # where 3.2 has it
 
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
 from ps_core._message.commit import TRANSACTION_SQL
