@@ -100,7 +100,6 @@ def test_no_note(name: str, in_force: InForce) -> None:
     [
         (psycopg.errors.QueryCanceled("canceling statement due to statement timeout"), "statement"),
         (psycopg.errors.QueryCanceled("canceling statement due to user request"), None),
-        (psycopg.errors.TransactionTimeout("terminating connection due to transaction timeout"), "transaction"),
         (
             psycopg.OperationalError("FATAL:  terminating connection due to transaction timeout"),
             "transaction",
