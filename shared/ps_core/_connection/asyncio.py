@@ -294,7 +294,6 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncIterator[psycopg.AsyncPipeline]:
         pipeline = self._pipeline = AsyncPipeline(self, _no_lock=True)
-        pipeline.alone = True
         try:
             async with pipeline:
                 yield pipeline

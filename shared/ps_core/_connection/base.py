@@ -55,7 +55,6 @@ from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from contextlib import AbstractContextManager
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
@@ -177,6 +176,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """The statements since then that name a timeout: they may have set one."""
     _cancelling = False
     """What is under way was cancelled, and its end is awaited."""
+    _many = False
+    """An `executemany` is under way."""
     _planned = False
     """What psycopg is about to send was planned: it is a cursor of ours that sends it."""
     _ended = False
@@ -259,15 +260,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if result.status == pq.ExecStatus.TUPLES_OK:
             self._transaction = transaction_id(result)
 
-    def _sending_many(self) -> AbstractContextManager[None]:
-        """Return what is around an `executemany`.
+    @contextmanager
+    def _sending_many(self) -> Iterator[None]:
+        """Let a pipeline that an `executemany` begins know that it is its own.
 
         Raises:
             DeadlineExceeded: the deadline is over. Once its pipeline has begun, that would cost the open transaction.
         """
         if self.pgconn.transaction_status != IDLE:
             remaining()
-        return self._unwedging()
+        self._many = True
+        try:
+            with self._unwedging():
+                yield
+        finally:
+            self._many = False
 
     @contextmanager
     def _unwedging(self) -> Iterator[None]:

@@ -48,8 +48,6 @@ class PipelineMixin(BasePipeline):
     """
 
     _conn: Any
-    alone = False
-    """It is `executemany`'s own."""
     _opened = False
     """Settings precede what follows until the next Sync."""
     _explicit = False
@@ -62,6 +60,11 @@ class PipelineMixin(BasePipeline):
     """An error was met where something had been read, and how far the server was is not known."""
     _read = _wrote = False
     """What the implicit transaction did so far."""
+
+    def __init__(self, conn: Any, **kwargs: Any) -> None:
+        super().__init__(conn, **kwargs)
+        self.alone: bool = conn._many
+        """It is `executemany`'s own."""
 
     def ask(self, sql: bytes, take: Callable[[PGresult], None]) -> None:
         """Enqueue a question of ours; `take` gets the answer."""

@@ -338,7 +338,6 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     @contextmanager
     def _pipeline_nolock(self) -> Iterator[psycopg.Pipeline]:
         pipeline = self._pipeline = Pipeline(self, _no_lock=True)
-        pipeline.alone = True
         try:
             with pipeline:
                 yield pipeline
