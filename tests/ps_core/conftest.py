@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ import pytest
 
 from ps_core import Connection, use_token
 from ps_core._endpoint import EndpointState
+from ps_core._registry import replicas_of
 from ps_core.topology import Endpoint
 from ps_lab import Lab
 
@@ -44,6 +46,19 @@ def _warm(endpoint: Endpoint, lab: Lab) -> EndpointState:
     state = EndpointState(endpoint=endpoint, identity=lab.branch)
     Connection.open(state).close()
     return state
+
+
+def tracking(lab: Lab, name: str, *, assumed_role: str | None = None) -> EndpointState:
+    """Return an endpoint where positions are asked for and heeded; "stand-in" is the primary in a replica's place."""
+    topology = lab.topology
+    if name == "stand-in":
+        shared = replicas_of(topology)
+        assert shared is not None
+        assert shared.fallback is not None
+        endpoint = shared.fallback.endpoint
+    else:
+        endpoint = topology.replicas[0] if name == "replica" else getattr(topology, name)
+    return EndpointState(endpoint=replace(endpoint, assumed_role=assumed_role), identity=lab.branch, tracks=True)
 
 
 @pytest.fixture

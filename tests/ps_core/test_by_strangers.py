@@ -12,12 +12,11 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from ps_core import AsyncConnection, Connection, deadline, limits, local_settings, use_token
+from ps_core import AsyncConnection, deadline, limits, local_settings, use_token
 from ps_core._connection.cursors import ServerBindingCursor
-from ps_core._endpoint import EndpointState
-from ps_core._registry import replicas_of
 from ps_core.consistency import Token
 from ps_core.errors import DeadlineExceeded, MayWrite, ReplicaBehind
+from tests.ps_core.conftest import tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,16 +36,6 @@ def strange(ps_lab: Lab) -> Iterator[None]:
     ps_lab.wait_replicas_caught_up()
     yield
     ps_lab.sql("DROP TABLE strange, locked")
-
-
-def at(lab: Lab, name: str) -> EndpointState:
-    """Return an endpoint; "stand-in" is the primary in a replica's place."""
-    topology = lab.topology
-    shared = replicas_of(topology)
-    assert shared is not None
-    assert shared.fallback is not None
-    endpoint = {"replica": topology.replicas[0], "stand-in": shared.fallback.endpoint}.get(name)
-    return EndpointState(endpoint=endpoint or getattr(topology, name), identity=lab.branch, tracks=True)
 
 
 def rows(lab: Lab) -> list[tuple[int, str]]:
@@ -72,7 +61,7 @@ def until_over() -> None:
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_block_that_ends_after_the_deadline(ps_lab: Lab, connect: Connect, nested: bool, pipeline: bool) -> None:
     """It is rolled back: its COMMIT is refused, and nobody else would end it."""
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
 
     def work() -> None:
         with deadline(0.05), conn.transaction():
@@ -94,7 +83,7 @@ def test_block_that_ends_after_the_deadline(ps_lab: Lab, connect: Connect, neste
 
 async def test_block_that_ends_after_the_deadline_async(ps_lab: Lab) -> None:
     """The same with asyncio."""
-    async with await AsyncConnection.open(at(ps_lab, "primary"), autocommit=True) as conn:
+    async with await AsyncConnection.open(tracking(ps_lab, "primary"), autocommit=True) as conn:
         with pytest.raises(DeadlineExceeded), deadline(0.05):
             async with conn.transaction(), conn.transaction():
                 await conn.execute(INSERT, (1,))
@@ -113,7 +102,7 @@ def raising() -> Iterator[tuple[int]]:
 @pytest.mark.parametrize("parameters", [[(1,), ("a", "b")], [(1,), (object(),)], [(1,), ()], raising])
 def test_executemany_that_the_client_refuses(ps_lab: Lab, connect: Connect, parameters: Any) -> None:
     """As with stock nothing is written, and the connection is idle."""
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     with pytest.raises((psycopg.Error, ZeroDivisionError)):
         conn.cursor().executemany(INSERT, parameters() if callable(parameters) else parameters)
     assert rows(ps_lab) == []
@@ -122,7 +111,7 @@ def test_executemany_that_the_client_refuses(ps_lab: Lab, connect: Connect, para
 
 def test_executemany_past_its_deadline(ps_lab: Lab, connect: Connect) -> None:
     """Its COMMIT is refused like any other."""
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
 
     def slow() -> Iterator[tuple[int]]:
         yield (1,)
@@ -166,7 +155,7 @@ FOREIGN: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_cursors_of_other_classes(ps_lab: Lab, connect: Connect, way: Any, endpoint: str, autocommit: bool) -> None:
     """They carry everything, or are refused; on an endpoint for reads they write nothing; what they wrote pins."""
-    conn = connect(at(ps_lab, endpoint), autocommit=autocommit)
+    conn = connect(tracking(ps_lab, endpoint), autocommit=autocommit)
     with limits(statement=7), local_settings({"app.t": "42"}), use_token(None) as tracker:
         try:
             way(conn)
@@ -184,7 +173,7 @@ def test_cursors_of_other_classes_are_guarded(ps_lab: Lab, connect: Connect) -> 
     """On a replica that is behind, none of them reads."""
     with use_token(Token(identity=ps_lab.branch, position=1 << 62, at=time.time())):
         for autocommit in (True, False):
-            conn = connect(at(ps_lab, "replica"), autocommit=autocommit)
+            conn = connect(tracking(ps_lab, "replica"), autocommit=autocommit)
             with pytest.raises((ReplicaBehind, psycopg.NotSupportedError)):
                 psycopg.Cursor(conn).execute("SELECT 1")
             conn.rollback()
@@ -195,11 +184,11 @@ def test_cursors_of_other_classes_are_guarded(ps_lab: Lab, connect: Connect) -> 
 
 def test_cursors_of_other_classes_in_a_transaction(ps_lab: Lab, connect: Connect) -> None:
     """Within a transaction of ours they carry everything; without settings to carry, they work on the direct endpoint, too."""
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     with limits(statement=7), local_settings({"app.t": "42"}), conn.transaction():
         psycopg.Cursor(conn).execute(INSERT, (1,))
     assert rows(ps_lab) == [(1, "7s 42")]
-    direct = connect(at(ps_lab, "direct"), autocommit=True)
+    direct = connect(tracking(ps_lab, "direct"), autocommit=True)
     with use_token(None) as tracker:
         psycopg.Cursor(direct).execute(INSERT, (2,))
         assert tracker.token is not None
@@ -221,7 +210,7 @@ TEXTS = [
 @pytest.mark.parametrize("endpoint", ["primary", "stand-in"])
 def test_commit_by_text_in_a_pipeline(ps_lab: Lab, connect: Connect, autocommit: bool, texts: list[str], endpoint: str) -> None:
     """What follows it carries everything, or is refused; and it pins."""
-    conn = connect(at(ps_lab, endpoint), autocommit=autocommit)
+    conn = connect(tracking(ps_lab, endpoint), autocommit=autocommit)
     with limits(statement=7), local_settings({"app.t": "42"}), use_token(None) as tracker:
         try:
             with conn.pipeline():
@@ -250,7 +239,7 @@ ENDS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_commit_in_every_way_pins(ps_lab: Lab, connect: Connect, way: Any, autocommit: bool) -> None:
     """However a transaction ended, its caller's next read is not served by a replica that may lack it."""
-    conn = connect(at(ps_lab, "primary"), autocommit=autocommit)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=autocommit)
     with use_token(None) as tracker:
         if autocommit:
             conn.execute("BEGIN")
@@ -265,7 +254,7 @@ def test_commit_in_every_way_pins(ps_lab: Lab, connect: Connect, way: Any, autoc
 @pytest.mark.parametrize("way", ["executemany", "stream", "execute", "pipeline"])
 def test_chains_in_every_way(ps_lab: Lab, connect: Connect, way: str) -> None:
     """What AND CHAIN begins carries everything, or AND CHAIN is refused."""
-    conn = connect(at(ps_lab, "primary"))
+    conn = connect(tracking(ps_lab, "primary"))
     with limits(statement=7), local_settings({"app.t": "42"}):
         conn.execute("SELECT 1")
         try:
@@ -297,7 +286,7 @@ HIDDEN = [
 def test_several_transactions_that_are_well_hidden(ps_lab: Lab, connect: Connect, text: str) -> None:
     """They are refused: what follows the first would carry nothing."""
     for autocommit in (True, False):
-        conn = connect(at(ps_lab, "primary"), autocommit=autocommit)
+        conn = connect(tracking(ps_lab, "primary"), autocommit=autocommit)
         with pytest.raises(psycopg.NotSupportedError, match="several transactions"):
             conn.execute(text)
         conn.rollback()
@@ -316,7 +305,7 @@ QUOTED = [
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_read_only_cannot_be_switched_off(ps_lab: Lab, connect: Connect, text: str, autocommit: bool) -> None:
     """On an endpoint for reads nothing writes, whichever way the setting's name is written."""
-    conn = connect(at(ps_lab, "stand-in"), autocommit=autocommit)
+    conn = connect(tracking(ps_lab, "stand-in"), autocommit=autocommit)
     if autocommit:
         conn.execute("BEGIN")
     with pytest.raises(psycopg.Error):
@@ -336,7 +325,7 @@ def test_read_only_cannot_be_switched_off(ps_lab: Lab, connect: Connect, text: s
 @pytest.mark.parametrize("server", [False, True])
 def test_no_snapshot_too_early(ps_lab: Lab, connect: Connect, first: str, server: bool) -> None:
     """Lock, then read: at REPEATABLE READ the snapshot is taken with the first query, as with stock."""
-    conn = connect(at(ps_lab, "primary"))
+    conn = connect(tracking(ps_lab, "primary"))
     conn.isolation_level = IsolationLevel.REPEATABLE_READ
     cursor: Any = ServerBindingCursor(conn) if server else conn.cursor()
     cursor.execute(first)
@@ -350,7 +339,7 @@ def test_no_snapshot_too_early(ps_lab: Lab, connect: Connect, first: str, server
 def test_modes_can_be_set_at_first(ps_lab: Lab, connect: Connect, endpoint: str) -> None:
     """SET TRANSACTION is a transaction's first statement, and its second, also with a token."""
     with use_token(Token(identity=ps_lab.branch, position=1, at=time.time())):
-        conn = connect(at(ps_lab, endpoint))
+        conn = connect(tracking(ps_lab, endpoint))
         conn.execute("SET TRANSACTION READ ONLY")
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         assert conn.execute("SHOW transaction_isolation").fetchone() == ("repeatable read",)
@@ -360,6 +349,26 @@ def test_modes_can_be_set_at_first(ps_lab: Lab, connect: Connect, endpoint: str)
             assert conn.execute("SHOW transaction_isolation").fetchone() == ("repeatable read",)
 
 
-def test_connection_class_of_everything() -> None:
-    """A connection of ours is psycopg's, so that cursors of other classes can be made on it at all."""
-    assert issubclass(Connection, psycopg.Connection)
+@pytest.mark.parametrize("endpoint", ["primary", "replica", "direct"])
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_error_in_a_setting_is_its_own(ps_lab: Lab, connect: Connect, endpoint: str, autocommit: bool) -> None:
+    """A role that is not there is no replica that is behind, although the SQLSTATE (22023) is the same."""
+    conn = connect(tracking(ps_lab, endpoint, assumed_role="nobody_has_it"), autocommit=autocommit)
+    for run in (lambda conn: conn.execute("SELECT 1"), in_pipeline(lambda conn: conn.execute("SELECT 1"))):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="nobody_has_it") as raised:
+            run(conn)
+        assert not isinstance(raised.value, ReplicaBehind)
+        conn.rollback()
+
+
+def test_savepoint_undone_past_the_deadline(ps_lab: Lab, connect: Connect) -> None:
+    """In a pipeline, too, what undoes something is sent."""
+    conn = connect(tracking(ps_lab, "primary"))
+    conn.execute("SELECT 1")
+    with conn.pipeline(), deadline(0.05):
+        conn.execute("SAVEPOINT a")
+        until_over()
+        conn.execute("ROLLBACK TO SAVEPOINT a")
+        with pytest.raises(DeadlineExceeded):
+            conn.execute("SELECT 1")
+    conn.rollback()

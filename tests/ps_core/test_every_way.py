@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,10 @@ import psycopg
 import pytest
 
 from ps_core import AsyncConnection, Connection, deadline, limits, local_settings, use_token
-from ps_core._endpoint import EndpointState
-from ps_core._registry import replicas_of
 from ps_core._retry import deadline as of_deadlines
 from ps_core.consistency import Token, parse_lsn
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, MayWrite
+from tests.ps_core.conftest import tracking
 from tests.ps_core.every_way.driven import Driven
 from tests.ps_core.every_way.page import PAGE, Table
 from tests.ps_core.every_way.ways import FORMS, ROLE, SCHEMA, SEEN, STAGES, WAYS, Place, Way
@@ -49,19 +47,9 @@ def places(ps_lab: Lab) -> Iterator[dict[str, Place]]:
     """Every endpoint, with an assumed role; the stand-in is the primary in a replica's place, as a promoted standby is."""
     ps_lab.sql(SCHEMA)
     ps_lab.wait_replicas_caught_up()
-    topology = ps_lab.topology
-    shared = replicas_of(topology)
-    assert shared is not None
-    assert shared.fallback is not None
-    endpoints = {
-        "primary": topology.primary,
-        "replica": topology.replicas[0],
-        "stand-in": shared.fallback.endpoint,
-        "direct": topology.direct,
-    }
     found = {}
-    for name, endpoint in endpoints.items():
-        state = EndpointState(endpoint=replace(endpoint, assumed_role=ROLE), identity=ps_lab.branch, tracks=True)
+    for name in ("primary", "replica", "stand-in", "direct"):
+        state = tracking(ps_lab, name, assumed_role=ROLE)
         Connection.open(state).close()
         found[name] = Place(name, state)
     yield found

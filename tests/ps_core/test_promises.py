@@ -12,9 +12,9 @@ from psycopg import IsolationLevel, sql
 
 import ps_sqlalchemy
 from ps_core import AsyncConnection, Connection, limits, local_settings, use_token
-from ps_core._endpoint import EndpointState
 from ps_core.consistency import Token, parse_lsn
 from ps_core.errors import ReplicaBehind
+from tests.ps_core.conftest import tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,13 +37,6 @@ def counted(ps_lab: Lab) -> Iterator[None]:
     ps_lab.wait_replicas_caught_up()
     yield
     ps_lab.sql("DROP FUNCTION addrow, addrow_unflushed; DROP TABLE promised")
-
-
-def at(lab: Lab, name: str) -> EndpointState:
-    """Return an endpoint where positions are asked for and heeded."""
-    topology = lab.topology
-    endpoint = topology.replicas[0] if name == "replica" else getattr(topology, name)
-    return EndpointState(endpoint=endpoint, identity=lab.branch, tracks=True)
 
 
 def many(conn: Connection[Any]) -> None:
@@ -87,7 +80,10 @@ WRITES.append(pipeline(sql.SQL("select addrow({})").format(1)))
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_functions_that_write(ps_lab: Lab, counted: None, connect: Connect, write: Any, autocommit: bool) -> None:
     """A replica that has not replayed what a function wrote does not serve its caller."""
-    conn, replica = connect(at(ps_lab, "primary"), autocommit=autocommit), connect(at(ps_lab, "replica"), autocommit=True)
+    conn, replica = (
+        connect(tracking(ps_lab, "primary"), autocommit=autocommit),
+        connect(tracking(ps_lab, "replica"), autocommit=True),
+    )
     ps_lab.wait_replicas_caught_up()
     ps_lab.set_replay_delay(60)
     try:
@@ -105,8 +101,8 @@ def test_functions_that_write(ps_lab: Lab, counted: None, connect: Connect, writ
 )
 def test_commits_that_do_not_wait(ps_lab: Lab, counted: None, connect: Connect, way: str) -> None:
     """After SET LOCAL synchronous_commit = off, every own write is seen: its position is that of the commit, or it pins."""
-    conn = connect(at(ps_lab, "primary"), autocommit=way in ("autocommit", "a function"))
-    replica = connect(at(ps_lab, "replica"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=way in ("autocommit", "a function"))
+    replica = connect(tracking(ps_lab, "replica"), autocommit=True)
     ps_lab.sql("delete from promised")
     for number in range(1, 101):
         with use_token(None):
@@ -145,7 +141,7 @@ FORMS = [
 @pytest.mark.parametrize("way", ["autocommit", "transaction", "BEGIN by hand"])
 def test_every_form_is_guarded(ps_lab: Lab, connect: Connect, text: str, way: str) -> None:
     """On a replica, also what is not known to be a read asks whether it has what the caller has seen."""
-    replica = connect(at(ps_lab, "replica"), autocommit=way != "transaction")
+    replica = connect(tracking(ps_lab, "replica"), autocommit=way != "transaction")
     with use_token(Token(identity=ps_lab.branch, position=FAR, at=time.time())), pytest.raises(ReplicaBehind):
         if way == "BEGIN by hand":
             replica.execute("BEGIN")
@@ -160,7 +156,7 @@ def test_isolation_of_the_role(ps_lab: Lab, counted: None, connect: Connect, lev
     ps_lab.wait_replicas_caught_up()
     try:
         ps_lab.bouncers["read-pool"].admin("RECONNECT")
-        conn = connect(at(ps_lab, "replica"))
+        conn = connect(tracking(ps_lab, "replica"))
         before = conn.execute("select count(*) from promised").fetchone()
         ps_lab.sql("insert into promised values (0)")
         ps_lab.wait_replicas_caught_up()
@@ -206,7 +202,7 @@ SET_IN_FRONT = [
 @pytest.mark.parametrize("endpoint", ["primary", "replica", "direct"])
 def test_texts_of_several_statements_carry_everything(ps_lab: Lab, connect: Connect, text: str, endpoint: str) -> None:
     """Limits and settings hold in a text that sets something first, or that is a whole transaction."""
-    conn = connect(at(ps_lab, endpoint), autocommit=True)
+    conn = connect(tracking(ps_lab, endpoint), autocommit=True)
     with limits(statement=7), local_settings({"app.t": "42"}):
         cursor = conn.execute(text)
         while cursor.description is None:
@@ -216,7 +212,7 @@ def test_texts_of_several_statements_carry_everything(ps_lab: Lab, connect: Conn
 
 def test_chained_transactions_carry_everything(ps_lab: Lab, connect: Connect) -> None:
     """COMMIT AND CHAIN begins another transaction, with the same limits and settings."""
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     with limits(statement=7), local_settings({"app.t": "42"}):
         conn.execute("begin")
         for end in ("commit and chain", "rollback and chain"):
@@ -229,7 +225,7 @@ def test_chained_transactions_carry_everything(ps_lab: Lab, connect: Connect) ->
 @pytest.mark.parametrize("endpoint", ["primary", "replica", "direct"])
 def test_copy_raises_the_servers_error(ps_lab: Lab, connect: Connect, endpoint: str) -> None:
     """A COPY with a syntax error raises that, not that it was mixed with something."""
-    conn = connect(at(ps_lab, endpoint), autocommit=True)
+    conn = connect(tracking(ps_lab, endpoint), autocommit=True)
     expected: Any
     for text, expected in (
         ("copy (selec 1) to stdout", psycopg.errors.SyntaxError),
@@ -245,11 +241,11 @@ async def test_stream_of_no_rows_at_a_time(ps_lab: Lab, connect: Connect) -> Non
     stock = psycopg.connect(**ps_lab.topology.primary.conninfo(), autocommit=True)
     with stock, pytest.raises(ValueError, match="size") as expected:
         list(stock.cursor().stream("select 1", size=0))
-    conn = connect(at(ps_lab, "primary"), autocommit=True)
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     with pytest.raises(ValueError, match="size") as raised:
         list(conn.cursor().stream("select 1", size=0))
     assert str(raised.value) == str(expected.value)
-    async with await AsyncConnection.open(at(ps_lab, "primary"), autocommit=True) as other:
+    async with await AsyncConnection.open(tracking(ps_lab, "primary"), autocommit=True) as other:
         with pytest.raises(ValueError, match="size"):
             async for _ in other.cursor().stream("select 1", size=0):
                 pass

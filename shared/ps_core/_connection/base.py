@@ -240,6 +240,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         pipeline: Any = self._pipeline
         if pipeline:
+            remaining()
             pipeline.plan(SEVERAL)
         elif self._autocommit and self.pgconn.transaction_status == IDLE:
             endpoint, context = self.state.endpoint, current()
@@ -251,10 +252,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 )
             self._note_unknown_position()
 
-    def _raise_if_failed(self, result: PGresult) -> None:
+    def _raise_if_failed(self, result: PGresult, *, guard: bool = False) -> None:
+        """Raise what a command of ours met; of a `guard`, that the replica is behind."""
         if result.status == FATAL:
             error = self._error(result)
-            raise behind(error, result) or error
+            raise (behind(error, result) if guard else None) or error
 
     def _take_transaction(self, result: PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
@@ -305,8 +307,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         if not text.startswith("ROLLBACK"):
             remaining()
-        if "timeout" in text or "TIMEOUT" in text:
-            self._timeouts_text += text
         self._in_block, self._text_within = True, text
 
     def _note_end_within(self, text: str) -> None:
@@ -362,26 +362,20 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                     yield from self._ask_functions_gen()
                 return end
             if command == b"COMMIT" and self._pipeline:
-                try:
-                    remaining()
-                except DeadlineExceeded:
-                    yield from super()._exec_command(b"ROLLBACK")
-                    raise
+                yield from self._refuse_late_commit_gen()
                 self._note_unknown_position()
             result = yield from super()._exec_command(command, result_format)
             return result
         if self._pipeline:
             pipeline: Any = self._pipeline
-            for part in command.parts:
-                pipeline.ask(part, self._raise_if_failed)
+            for at, part in enumerate(command.parts):
+                pipeline.ask(part, partial(self._raise_if_failed, guard=at == command.guard))
             return None
         self._check_connection_ok()
         self.pgconn.send_query(command.head())
         results: list[PGresult] = yield from self._answer_gen()
         for at, result in enumerate(results):
-            if result.status == FATAL:
-                error = psycopg.errors.error_from_result(result, encoding=self.pgconn._encoding)
-                raise (behind(error, result) if at == command.guard else None) or error
+            self._raise_if_failed(result, guard=at == command.guard)
         return results[0]
 
     def _plan_after_refusal_gen(self, plan: Plan, text: str, error: psycopg.Error) -> PQGen[Plan | None]:
@@ -494,8 +488,18 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if before not in (Before.GUARD_APART, Before.BEGIN_READ_ONLY) and self.state.endpoint.read_only:
             parts = (*parts, READ_ONLY)
         if before is Before.SNAPSHOT:
-            parts = (*parts, REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL)
+            parts = (*parts, self._position_sql())
         return Script(*parts, guard=1 if guard else None)
+
+    def _send_before_gen(self, before: Before) -> PQGen[None]:
+        """Send what goes before a statement in a message of its own."""
+        script = self._script_before(before)
+        if script.parts:
+            yield from self._exec_command(script)
+
+    def _position_sql(self) -> bytes:
+        """Return what asks this endpoint how far its server is."""
+        return REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL
 
     def _script_after(self, plan: Plan) -> Script:
         """Return what goes after a statement."""
@@ -619,12 +623,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         state, context = self.state, current()
         read_only = read_only or bool(self._read_only)
         commits = command == b"COMMIT" and self.pgconn.transaction_status != pq.TransactionStatus.INERROR
-        if commits:
-            try:
-                remaining()
-            except DeadlineExceeded:
-                yield from self._end_gen(b"ROLLBACK")  # nobody else will: at the end of a block, psycopg commits or does nothing
-                raise
+        if commits and context.deadline is not None:
+            yield from self._refuse_late_commit_gen()
         self._ended = True
         known, self._transaction = self._transaction, None
         self._unknown_positions = unknown_positions()
@@ -671,6 +671,18 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if state.tracks and (state.tracks_reads or ended.wrote):
             self._record_position(ended.position, wrote=ended.wrote)
         return [result for result in results if result.command_status in (b"COMMIT", b"ROLLBACK")][0]  # noqa: RUF015 - no call
+
+    def _refuse_late_commit_gen(self) -> PQGen[None]:
+        """Roll back in place of a COMMIT past the deadline. Nobody else will: at a block's end psycopg commits or does nothing.
+
+        Raises:
+            DeadlineExceeded: the deadline is over.
+        """
+        try:
+            remaining()
+        except DeadlineExceeded:
+            yield from self._exec_command(b"ROLLBACK")
+            raise
 
     def _settings_for_verify(self) -> tuple[str, ...]:
         """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""

@@ -111,7 +111,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             yield from self._start_query(query)
             pgq = self._convert_query(query, params)
             if (plan.by_server or self._by_server) and not plan.statement.controls:
-                yield from self._guard_apart_gen(plan)
+                yield from conn._send_before_gen(plan.before)
                 yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 yield from conn._prepared.maintain_gen(conn)
             else:
@@ -120,13 +120,6 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn._note_end_within(text)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
-
-    def _guard_apart_gen(self, plan: Plan) -> PQGen[None]:
-        """Send the guard that precedes a statement with which nothing can share a message."""
-        conn: BaseConnection[Any] = self._conn
-        before = conn._script_before(plan.before)
-        if before.parts:
-            yield from conn._exec_command(before)
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
         """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
@@ -220,10 +213,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         self._make_sure(plan)
         try:
-            before = conn._script_before(plan.before)
             conn._plan = OPENING_ALONE
-            if before.parts:
-                yield from conn._exec_command(before)
+            yield from conn._send_before_gen(plan.before)
             if plan.by_server:
                 conn._plan = plan
                 yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
@@ -257,6 +248,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
     def _executemany_gen_pipeline(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
         self._pgconn = conn.pgconn
+        remaining()
         pipeline: Any = conn._pipeline
         plan = pipeline.plan(self._text(query))
         conn._planned = True
@@ -273,10 +265,9 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise ValueError("size must be >= 1")
         if size > 1:
             capabilities.has_stream_chunked(check=True)
-        before = conn._script_before(plan.before)
-        if plan.by_server and before.parts:
-            yield from conn._exec_command(before)
-            before = NOTHING
+        before = NOTHING if plan.by_server else conn._script_before(plan.before)
+        if plan.by_server:
+            yield from conn._send_before_gen(plan.before)
         if before.parts:
             self._send_between(before.head(), pgq, NOTHING, binary=binary)
         else:
@@ -540,8 +531,8 @@ class _NamedMixin(BaseCursor[Any, Row]):
         plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle) if planned else None
         # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
         conn._plan = plan if plan is not None and plan.begin else None
-        if plan is not None and plan.before is Before.GUARD and (guard := conn._script_before(plan.before)).parts:
-            yield from conn._exec_command(guard)
+        if plan is not None and plan.before is Before.GUARD:
+            yield from conn._send_before_gen(plan.before)
         conn._suppress_begin, conn._planned = plan is None, True
         try:
             yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]

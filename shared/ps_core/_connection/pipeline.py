@@ -12,7 +12,7 @@ from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
 from ps_core._message.commit import TRANSACTION_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import Script
-from ps_core.consistency import POSITION_SQL, REPLICA_POSITION_SQL
+from ps_core.consistency import POSITION_SQL
 from ps_core.context import remaining, unknown_positions
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ class PipelineMixin(BasePipeline):
         """Decide how a command travels, enqueue what precedes it, and note what follows from it.
 
         Raises:
-            DeadlineExceeded: the deadline is over.
             MayWrite, ReplicaBehind, psycopg.NotSupportedError, psycopg.ProgrammingError: it cannot travel here.
         """
-        remaining()
         conn, status = self._conn, self.pgconn.transaction_status
         explicit = self._explicit = self._is_explicit() and not self._over
         if self._over and not conn._autocommit:
@@ -94,8 +92,7 @@ class PipelineMixin(BasePipeline):
                 self.ask(b"BEGIN", conn._raise_if_failed)
             self._open()
         elif plan.before is Before.GUARD and explicit and status != IDLE:
-            for part in conn._guard_within():
-                self.ask(part, conn._raise_if_failed)
+            self._ask_guard(conn._guard_within())
         if not explicit:
             self._opened = (plan.is_accompanied or self._opened) and not plan.statement.ends
             if conn.state.tracks:
@@ -135,7 +132,7 @@ class PipelineMixin(BasePipeline):
         if self._owes_position:
             asked, covers = None, unknown_positions()
             if pgconn.status == OK and pgconn.transaction_status == IDLE:
-                pgconn.send_query(REPLICA_POSITION_SQL if conn.state.endpoint.read_only else POSITION_SQL)
+                pgconn.send_query(conn._position_sql())
                 asked = (yield from conn._answer_gen())[-1]
             conn._record_seen(asked, wrote=False, covers=covers)
 
@@ -153,16 +150,19 @@ class PipelineMixin(BasePipeline):
             guard = conn._guard()
             if guard and not conn.state.has_snapshot_each:
                 guard = (b"BEGIN", *guard, b"COMMIT")
-            for part in guard:
-                self.ask(part, conn._raise_if_failed)
+            self._ask_guard(guard)
         if settings:
             self.ask(Script.set_config(settings), conn._raise_if_failed)
+
+    def _ask_guard(self, guard: tuple[bytes, ...]) -> None:
+        for part in guard:
+            self.ask(part, partial(self._conn._raise_if_failed, guard=True))
 
     def _note(self, plan: Plan) -> None:
         statement = plan.statement
         if self._conn.state.endpoint.read_only or plan.reads:
             self._read = True
-        elif statement.controls or not (statement.begins or statement.only_sets or statement.is_harmless):
+        elif statement.controls or not (statement.only_sets or statement.is_harmless):
             self._wrote = True
             self._conn._note_unknown_position()  # until the answer comes
 
@@ -170,8 +170,7 @@ class PipelineMixin(BasePipeline):
         state, only_read = self._conn.state, self._read and not self._wrote
         self._opened = self._over = self._read = self._wrote = False
         if only_read and state.tracks_reads:
-            sql = REPLICA_POSITION_SQL if state.endpoint.read_only else POSITION_SQL
-            self.ask(sql, partial(self._take_position, unknown_positions()))
+            self.ask(self._conn._position_sql(), partial(self._take_position, unknown_positions()))
         super()._enqueue_sync()
 
     def _take_position(self, covers: int, result: PGresult) -> None:

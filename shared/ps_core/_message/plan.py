@@ -206,9 +206,8 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
         before = Before.GUARD if facts.tracks and facts.snapshot_each and sees else Before.NOTHING
         brings = facts.tracks and facts.tracks_reads and statement.ends and facts.way is Way.MESSAGE
         return before, After.POSITION if brings else After.NOTHING
-    if facts.known or facts.by_server or facts.way is not Way.MESSAGE or not statement.single or statement.must_stand_alone:
-        return _NOTHING
-    if not statement.takes_snapshot:
+    can_tell = facts.way is Way.MESSAGE and not (facts.known or facts.by_server)
+    if not (can_tell and statement.single and statement.takes_snapshot) or statement.must_stand_alone:
         return _NOTHING
     return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
 

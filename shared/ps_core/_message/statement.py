@@ -85,10 +85,8 @@ _PLAIN = re.compile(
 )
 # What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
 # first query has settled that: a standby that was promoted would grant it.
-_PRIMARY_ONLY = re.compile(
-    r"\bpg_(?:try_)?advisory_\w+\s*\(|\bREAD\s+WRITE\b|^\s*(?:SET|RESET)\b.*\btransaction_read_only\b", re.IGNORECASE | re.DOTALL
-)
-# The same where the setting's name is quoted.
+_PRIMARY_ONLY = re.compile(r"\bpg_(?:try_)?advisory_\w+\s*\(|\bREAD\s+WRITE\b", re.IGNORECASE)
+# So does what sets transaction_read_only, however that name is written.
 _SETS = re.compile(r"\s*(?:SET|RESET)\b", re.IGNORECASE)
 # What a session may keep from it when the transaction is over: such a connection is never replaced silently.
 _SESSION_STATE = re.compile(
@@ -238,7 +236,7 @@ def _analyse(text: str) -> Statement:
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
     names_unknown = _UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names)
-    hides_setting = "transaction_read_only" in names or names_unknown
+    may_name_read_only = "transaction_read_only" in names or names_unknown
     only_sets = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
         verb=verb,
@@ -251,7 +249,7 @@ def _analyse(text: str) -> Statement:
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
         and not (only_sets and _REPORTED.search(text)),
         only_sets=only_sets,
-        primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (hides_setting and any(map(_SETS.match, statements))),
+        primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (may_name_read_only and any(map(_SETS.match, statements))),
         names=names,
         names_unknown=names_unknown,
         makes_functions=verb in _MAKING and not _MADE.isdisjoint(names),

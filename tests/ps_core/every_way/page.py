@@ -87,10 +87,6 @@ class Table:
         return f"{shown['']}; replicas: {shown['replicas']}"
 
     def _shown(self, outcomes: set[str]) -> str:
-        said = {}
-        for outcome in sorted(outcomes):
-            job, _, what = outcome.rpartition("|")
-            said[job] = what
         values = sorted({self._short(outcome) for outcome in outcomes} - {"refused: READ ONLY"})
         return ", ".join(values) or "refused"
 
