@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from ps_core._fork import renew_after_fork
 from ps_core._message.functions import Functions
-from ps_core._message.script import Script
+from ps_core._message.script import Script, Setting
 from ps_core._retry.gate import OutageGate
 from ps_core.context import current, remaining
 from ps_core.timeouts import SETTINGS, format_ms
@@ -110,27 +110,32 @@ class EndpointState:
             script = self._openings[server_version] = Script.set_local(self.settings(server_version))
         return script
 
-    def settings(self, server_version: int) -> dict[bytes, bytes]:
-        """Return the same as names and literals."""
+    def settings(self, server_version: int, held: Mapping[str, float | None] | None = None) -> list[Setting]:
+        """Return the same one by one.
+
+        `held`: the timeouts that the session has set, by the fields of `Timeouts`. They replace the endpoint's and the role's.
+        """
         context = current()
-        own = self.endpoint.timeouts
+        own, role = self.endpoint.timeouts, self.role or {}
+        if held:
+            own = own.limited(held)
+            role = {name: value for name, value in role.items() if name not in {SETTINGS[field] for field in held}}
         limits = dict(context.limits.values) if context.limits else {}
         wanted = own.limited(limits, remaining()).settings(server_version=server_version)
         # What was switched off is said, too: another client may have left something on the pooler's server connection.
-        own_settings = own.settings(server_version=server_version)
-        names = dict.fromkeys((*own_settings, *wanted))
+        own_settings = self.endpoint.timeouts.settings(server_version=server_version)
+        names = dict.fromkeys((*own_settings, *wanted, *(SETTINGS[field] for field in held or ())))
         if not self.endpoint.pooled:
             # The endpoint's own hold for the session, as startup options; but for this one, which servers before 17 refuse there.
             names = {name: None for name in names if name == "transaction_timeout" or wanted.get(name) != own_settings.get(name)}
-        role = self.role or {}
         if limits and not self._told:
             self._tell_of_role(limits, role)
-        settings = {}
+        settings = []
         if self.endpoint.assumed_role is not None:
-            settings[b"role"] = b"'%s'" % self.endpoint.assumed_role.replace("'", "''").encode()
+            settings.append(Setting(b"role", b"'%s'" % self.endpoint.assumed_role.replace("'", "''").encode()))
         for name in names:
             ours, theirs = wanted.get(name, 0), role.get(name, 0)
-            settings[name.encode()] = b"'%d'" % (min(ours, theirs) if ours and theirs else ours or theirs)
+            settings.append(Setting(name.encode(), b"'%d'" % (min(ours, theirs) if ours and theirs else ours or theirs)))
         return settings
 
     def _tell_of_role(self, limits: Mapping[str, float | None], role: Mapping[str, int]) -> None:

@@ -18,6 +18,8 @@ from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
+from ps_core._message.change import ROLE, SEARCH_PATH
+from ps_core._message.session import split_list
 from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge
 from ps_core.errors import ConfigurationError
 from ps_core.events import deadline_exceeded
@@ -25,7 +27,7 @@ from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextvars import Token as ContextToken
 
 __all__ = [
@@ -394,20 +396,37 @@ def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     return block(verify=verify, marker=marker)
 
 
-def local_settings(settings: Mapping[str, str]) -> Block:
-    """Set the application's own settings in every transaction of the block.
+def local_settings(settings: Mapping[str, str | Sequence[str]]) -> Block:
+    """Set the application's own settings, the search_path or the role in every transaction of the block.
 
-    `with local_settings({"app.tenant": "42"}): ...`
+    `with local_settings({"app.tenant": "42", "search_path": ["tenant_42", "public"], "role": "tenant_42"}): ...`
 
     They travel with the opening of the transaction, at no round trip, on primary and replicas alike, and are gone with it: what
-    row-level security needs behind a pooler.
+    row-level security needs behind a pooler. They hold in the place of what was SET for the session.
+
+    Args:
+        settings: Values by name: those of the application's own (`prefix.name`), `role`, and `search_path`, which is a list of
+            schemas or a text as SET takes it (`'"Tenant", public'`).
 
     Raises:
-        ConfigurationError: a name is not of the form `prefix.name`, or a value holds a NUL.
+        ConfigurationError: another name; a `search_path` that is no list; a value that is no string, or holds a NUL.
     """
+    given: dict[str, str] = {}
     for name, value in settings.items():
-        if not _SETTING.fullmatch(name):
-            raise ConfigurationError(f"local_settings: {name!r} is not a name of the application's own: write it as 'app.{name}'")
-        if "\x00" in value:
+        key = name.lower() if name.lower() in (ROLE, SEARCH_PATH) else name
+        if not (key in (ROLE, SEARCH_PATH) or _SETTING.fullmatch(name)):
+            raise ConfigurationError(
+                f"local_settings: {name!r} is none of the application's own settings ('prefix.name'), search_path or role: write"
+                f" `SET LOCAL {name} = ...` in a transaction, or `SET {name} = ...` on the connection; for timeouts, limits()"
+            )
+        if key == SEARCH_PATH and not isinstance(value, str):
+            value = ", ".join('"{}"'.format(schema.replace('"', '""')) for schema in value)  # noqa: PLW2901 - the same, as a text
+        if not isinstance(value, str) or "\x00" in value:
             raise ConfigurationError(f"local_settings: {name}: write a string without NUL")
-    return Block(lambda outer: {"local_settings": tuple({**dict(outer.local_settings), **settings}.items())})
+        if key == SEARCH_PATH and split_list(value) is None:
+            raise ConfigurationError(
+                f"local_settings: search_path: {value!r} is no list of schemas: write them as a list, or as SET takes them,"
+                " 'tenant, public'"
+            )
+        given[key] = value
+    return Block(lambda outer: {"local_settings": tuple({**dict(outer.local_settings), **given}.items())})

@@ -12,11 +12,12 @@ Those that a statement can raise are the driver's classes, since that is what co
 - `psycopg.OperationalError` > `NotSent`: the connection was lost before anything was sent
 - `psycopg.errors.InvalidParameterValue` > `ReplicaBehind`: a replica has not replayed what the caller has seen
 - `psycopg.errors.ReadOnlySqlTransaction` > `MayWrite`: a statement that may write was given to an endpoint for reads
+- `psycopg.ProgrammingError` > `SessionSettingRefused`: the server takes no longer what was SET for the session
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psycopg
 
@@ -32,6 +33,7 @@ __all__ = [
     "NotSent",
     "OutageTimeout",
     "ReplicaBehind",
+    "SessionSettingRefused",
 ]
 
 
@@ -95,6 +97,21 @@ class MayWrite(psycopg.errors.ReadOnlySqlTransaction):
     """A statement that is known to write, or may, was given to an endpoint for reads, and was not sent there."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.NOT_PRIMARY, ran=Ran.ROLLED_BACK, usable=True, rule="read_only_transaction")
+
+
+class SessionSettingRefused(psycopg.ProgrammingError):
+    """The server refuses what was SET for the session before, such as a role that was dropped since. The statement did not run.
+
+    Behind a transaction pooler the session's settings travel with every transaction. PostgreSQL's own session would go on. RESET,
+    SET ROLE and DISCARD ALL travel without them. `sqlstate` and `diag` are those of the server's error.
+    """
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.PERMANENT, ran=Ran.ROLLED_BACK, usable=True, rule="session_setting_refused")
+
+    def __init__(self, message: str, *, setting: str, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.setting = setting
+        """Its name; "role" for the role itself."""
 
 
 class DeadlineExceeded(TimeoutError):

@@ -56,6 +56,7 @@ MODULES = {
     "_message/functions.py": ("test_functions.py",),
     "_message/script.py": ("test_script.py",),
     "_message/commit.py": ("test_commit.py",),
+    "_message/change.py": ("test_change.py",),
     "_message/session.py": ("test_session.py",),
     "routing.py": ("test_routing.py",),
     "_retry/policy.py": ("test_policy.py", "test_retry.py"),

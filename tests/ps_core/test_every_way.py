@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 STATES = ("autocommit", "first", "later")
 FAR = 1 << 62
 """A position that no replica has."""
+SETS = (
+    f"SET ROLE {ROLE}",
+    "SET statement_timeout = '7s'",
+    "SET transaction_timeout = '9s'",
+    "SET idle_in_transaction_session_timeout = '8s'",
+    "SET lock_timeout = '6s'",
+    "SELECT set_config('app.tenant', '42', false)",
+)
+"""The same as `promising()` and the configuration."""
 TABLE = Table()
 BEHIND = 'ReplicaBehind: invalid value for parameter "statement_timeout": "replica_behind"'
 READ_ONLY = "refused: READ ONLY"
@@ -180,6 +189,28 @@ def test_settings_and_tokens(
                             assert token.position is None or token.position >= before or place.reads
                             TABLE.note(f"after a {job}", way, state, place, "pin" if pinned else "position")
                         foreign()
+
+
+@asynchronously
+@both(WAYS, "way")
+def test_what_was_set(ps_lab: Lab, places: dict[str, Place], foreign: Callable[[], None], way: Way, asynchronous: bool) -> None:
+    """What was SET for the session before holds in every way of sending, as what the blocks and the configuration say."""
+    for name in ("primary", "replica", "stand-in"):
+        place = Place(name, tracking(ps_lab, name))
+        for state in STATES:
+            with opened(place, asynchronous=asynchronous, state=state) as conn, use_token(None):
+                for text in (*SETS, f"SET app.reads = {'on' if place.reads else 'off'}"):
+                    conn.execute(text)
+                    conn.commit()
+                for job, text in way.jobs():
+                    begin(conn, state)
+                    met = outcome(partial(way.run, conn, str, text), conn, state)
+                    conn.rollback()
+                    written = len(ps_lab.sql("DELETE FROM ways.item RETURNING 1"))
+                    assert met == (refused(way, place, state) or (READ_ONLY if place.reads and job == "write" else "kept"))
+                    TABLE.note("what was SET", way, state, place, f"{job}: {met}")
+                    assert (written > 0) is (job == "write" and met == "kept")
+                    foreign()
 
 
 @asynchronously

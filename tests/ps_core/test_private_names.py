@@ -57,6 +57,8 @@ OVERRIDDEN = {
     "BasePipeline._enqueue_sync": "(self)",
     "ServerCursor._fetch_gen": "(self, num)",
     "AsyncServerCursor._fetch_gen": "(self, num)",
+    # Whether a statement is prepared.
+    "BaseCursor._maybe_prepare_gen": "(self, pgq, *, prepare=None, binary=None)",
     # What parameters become.
     "PostgresClientQuery.dump": "(self, vars)",
     **({} if OLD else {"PostgresClientQuery._convert_template": "(self, query, vars)"}),
@@ -70,7 +72,6 @@ CALLED = {
     "BaseCursor._set_results": "(self, results)",
     "BaseCursor._check_copy_result": "(self, result)",
     "BaseCursor._start_query": "(self, query=None)",
-    "BaseCursor._maybe_prepare_gen": "(self, pgq, *, prepare=None, binary=None)",
     "ClientCursor._execute_send": "(self, query, *, force_extended=False, binary=None)",
     "PostgresClientQuery.validate_and_reorder_params": "(parts, vars, order)",
     "Transformer.get_dumper": None,

@@ -18,7 +18,7 @@ from ps_core import Connection
 from ps_core._endpoint import EndpointState
 from ps_core._message import commit
 from ps_core._message.commit import Outcome, marker_table_sql
-from ps_core._message.script import Script
+from ps_core._message.script import Script, Setting
 from ps_core.consistency import guard_sql
 from ps_core.failures import Kind, classify
 from ps_core.topology import Endpoint, Topology
@@ -138,7 +138,9 @@ SETTINGS = {
 
 def hijack(lab: Lab) -> None:
     """Put a function, an operator, a type and a table that fail in front of each that our SQL names."""
-    sent = "\n".join([*(text for _, text in texts()), guard_sql(1).decode(), Script.set_config({b"a.b": b"'c'"}).decode()])
+    sent = "\n".join(
+        [*(text for _, text in texts()), guard_sql(1).decode(), Script.set_config([Setting(b"a.b", b"'c'")]).decode()]
+    )
     names = sorted({*re.findall(r"pg_catalog\.(\w+)\(", sent), "now", "extract", "date_part"})
     lab.sql("CREATE SCHEMA hijack")
     lab.sql(

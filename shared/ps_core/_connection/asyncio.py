@@ -185,8 +185,10 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         if self._other_side is None:
             assert replicas is not None
             self._other_side = await type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
-        self._exchange(self._other_side)
+        rest = self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
+        if rest is not None:
+            await self.wait(rest)
 
     async def close(self) -> None:
         """Like `Connection.close`."""

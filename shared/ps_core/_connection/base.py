@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import psycopg
 from psycopg import IsolationLevel, generators, pq
 from psycopg.conninfo import timeout_from_conninfo
 
+from ps_core._message.change import MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
 from ps_core._message.commit import (
     ASK_AGAIN,
     SYNC_REP_ROUTINE,
@@ -35,7 +37,8 @@ from ps_core._message.commit import (
 from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make_plan
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
-from ps_core._message.script import NOTHING, Script
+from ps_core._message.script import NOTHING, Script, Setting
+from ps_core._message.session import Session, split_list
 from ps_core._message.statement import Statement, analyse
 from ps_core._notes import InForce, limit_note, limit_of
 from ps_core._retry.attempts import StillRunning
@@ -49,7 +52,15 @@ from ps_core.consistency import (
     parse_lsn,
 )
 from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
-from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, Demoted, LostAtCommit, MayWrite, ReplicaBehind
+from ps_core.errors import (
+    CommitOutcomeUnknown,
+    DeadlineExceeded,
+    Demoted,
+    LostAtCommit,
+    MayWrite,
+    ReplicaBehind,
+    SessionSettingRefused,
+)
 from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
@@ -87,6 +98,8 @@ ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatu
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
+KEPT_BY_POOLER: Final = (b"TimeZone", b"DateStyle", b"client_encoding", b"standard_conforming_strings")
+"""Settings of a session that PgBouncer keeps by client, so that they are really set and leak to nobody."""
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
 POSITION: Final = Script(POSITION_SQL)
@@ -114,8 +127,8 @@ _REFUSED: Final = {
     ),
     Refused.NO_ROLE: (
         psycopg.NotSupportedError,
-        "this statement must stand alone, and would run without the local settings or the assumed role: use a connection without"
-        " them, to the direct endpoint",
+        "this statement must stand alone, and would run without the local settings, the assumed role or what was SET for the"
+        " session: use a connection without them, to the direct endpoint",
     ),
     Refused.SEVERAL_TRANSACTIONS: (
         psycopg.NotSupportedError,
@@ -127,6 +140,16 @@ _REFUSED: Final = {
         psycopg.NotSupportedError,
         "AND CHAIN, and BEGIN in a pipeline, begin a transaction on {endpoint!r}, an endpoint for reads, without asking whether"
         " it has what the caller has seen: use `with connection.transaction():`",
+    ),
+    Refused.SERIALIZABLE: (
+        MayWrite,
+        "cannot use serializable mode on {endpoint!r}, an endpoint for reads: default_transaction_isolation was SET for the"
+        " session, and a hot standby has no such level",
+    ),
+    Refused.SESSION: (
+        psycopg.NotSupportedError,
+        "it sets something for the session, which a transaction pooler does not keep, and only execute() outside of pipelines can"
+        " take it: use that, or SET LOCAL",
     ),
     Refused.OPEN_ENDED: (
         psycopg.NotSupportedError,
@@ -191,6 +214,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _sync_wait_cancelled = False
     _made_functions = False
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
+    _session = Session()
+    """What is held of the session, which the pooler does not keep."""
+    _unsettled_session = Session()
+    """What was held when the last COMMIT was sent."""
+    _change: Change | None = None
+    """What the statement that is under way does to it."""
     _transaction: TransactionId | None = None
     """The open transaction, once it has written."""
     _unsettled: tuple[Lookup, ...] = ()
@@ -226,6 +255,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if self.pgconn.transaction_status != IDLE and not self._text_within:  # of which `_begin_within` says whether it may
             remaining()
         if not planned:
+            if self._session.now.owes and not self._pipeline:
+                yield from self._send_before_gen(Before.NOTHING)
             self._start_foreign()
         if self._autocommit:
             return
@@ -326,7 +357,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _note_end(self) -> None:
         """Note the end of a transaction that came about in a way that nobody planned."""
-        self._transaction = None
+        self._transaction, self._session = None, self._session.ended(committed=False)
         self._note_unknown_position()
 
     def _note_unknown_position(self) -> None:
@@ -338,33 +369,146 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         begin = super()._get_tx_start_command()
         # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
         if guard := self._guard():
-            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening().parts, guard=1)
-        return Script(begin, *self._opening().parts)
+            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening(begins=True).parts, guard=1)
+        return Script(begin, *self._opening(begins=True).parts)
 
-    def _opening(self) -> Script:
-        if current().local_settings:
-            return Script.set_local(self._settings())
+    def _opening(self, *, begins: bool = False, begun_by: str = "") -> Script:
+        """Return what sets all that a transaction carries.
+
+        `begins`: psycopg's BEGIN is in front, with the modes it was told; `begun_by`: a text of the caller's is.
+        """
+        if self._session.now.any or current().local_settings:
+            modes = self._modes(begins=begins, text=begun_by)
+            return Script(*modes, *Script.set_local(self._settings()).parts)
         return self.state.opening(self.pgconn.server_version)
 
-    def _settings(self) -> dict[bytes, bytes]:
-        escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
-        own = current().local_settings
-        return self.state.settings(self.pgconn.server_version) | {
-            name.encode(): bytes(escaping.escape_literal(value.encode(encoding))) for name, value in own
-        }
+    def _modes(self, *, begins: bool = False, text: str = "") -> tuple[bytes, ...]:
+        """Return what gives a transaction the modes of the session, where what begins it names no others."""
+        if not self._session.now.any or (text and analyse(text).chains):
+            return ()  # a chained transaction has those of the one before
+        modes = self._session.now.modes()
+        named = set(modes_named(text)) if text else set()
+        if self.state.endpoint.read_only:
+            named.add("transaction_read_only")  # it is READ ONLY there, whatever is held
+        if begins:
+            attributes = (self._isolation_level, self._read_only, self._deferrable)
+            named |= {mode for mode, value in zip(MODES.values(), attributes, strict=True) if value is not None}
+        return tuple(f"SET LOCAL {mode}='{value}'".encode() for mode, value in modes.items() if mode not in named)
+
+    def _settings(self) -> list[Setting]:
+        """Return all that a transaction carries but its modes: ours, what the session has set, what the caller's blocks say."""
+        held = self._session.now
+        if not held.any or (self._change is not None and self._change.is_way_out):
+            settings = self.state.settings(self.pgconn.server_version)
+        else:
+            settings = self.state.settings(self.pgconn.server_version, held.timeouts())
+            for name, value, members, by_function in held.assignments(self.state.endpoint.assumed_role):
+                listed = None if members is None else b",".join(map(self._literal, members))
+                settings.append(Setting(name.encode(), self._literal(value), listed, by_function))
+        for name, value in current().local_settings:
+            members = split_list(value) if name == SEARCH_PATH else None
+            listed = None if not members else b",".join(map(self._literal, members))
+            settings.append(Setting(name.encode(), self._literal(value), listed))
+        return settings
+
+    def _owed(self) -> list[Setting]:
+        """Return what the open transaction lacks, and note that it gets it."""
+        owed = self._session.now.owed
+        settings = [one for one in self._settings() if owed is None or one.name.decode() in owed]
+        self._session = self._session.paid()
+        return settings
+
+    def _literal(self, value: str) -> bytes:
+        return bytes(pq.Escaping(self.pgconn).escape_literal(value.encode(self.pgconn._encoding)))
+
+    # --- the session -----------------------------------------------------------------------------------------------------------
+
+    def _read_change(self, text: str) -> Change | None:
+        """Return what a text, values included, does to a session that the pooler does not keep.
+
+        Raises:
+            psycopg.NotSupportedError: it sets what cannot be held.
+        """
+        change = read_change(text)
+        if isinstance(change, NotHeld):
+            raise psycopg.NotSupportedError(change.why)
+        return change
+
+    def _note_lost_change(self, text: str) -> None:
+        """Use a lost connection no more where the statement that failed was to set something: what is held is not what is wanted.
+
+        Whoever passes over the error, as some do with a SET, would go on as another tenant.
+        """
+        if self.pgconn.status != OK and self.state.endpoint.pooled and analyse(text).touches_session:
+            self._keeps_state = True
+
+    def _follow_session(self, text: str, tag: str | None) -> None:
+        """Follow what a text of the caller's does to the transaction: `tag` is what the server says of it."""
+        if self.pgconn.transaction_status == IDLE or analyse(text).chains:
+            self._session = self._session.ended(committed=tag is not None and tag.startswith(("COMMIT", "PREPARE")))
+        else:
+            self._session = self._session.followed(text)
+
+    def _error_of(self, result: PGresult, at: int, before: Script, after: Script = NOTHING) -> psycopg.Error:
+        """Return the error that is the result of the command `at` of a message, counted from 0.
+
+        The caller's is one command where anything is `after` it whose errors matter.
+        """
+        error = _error_in_users_text(result, self.pgconn._encoding, before, self._change)
+        if at == before.guard:
+            return behind(error, result) or error
+        parts = (*before.parts, b"", *after.parts)
+        if at < len(parts) and self._session.now.any:
+            return self._refused_setting(parts[at], error, result) or error
+        return error
+
+    def _refused_setting(self, part: bytes, error: psycopg.Error, result: PGresult) -> SessionSettingRefused | None:
+        """Return the error of a command of ours as what it is, where that sets what is held."""
+        match = _NAME_SET.match(part)
+        if match is None or error.sqlstate is None or error.diag.statement_position is not None:
+            return None  # what cannot be parsed is the caller's own, and fails the whole message
+        name, held = (match[1] or match[2]).replace(b'"', b"").decode(), self._session.now
+        if name != ROLE and held.value_of(name) is None:
+            return None
+        # RESET of one setting may need the right that is missing; RESET ALL needs none.
+        way_out = "SET ROLE NONE, or SET ROLE to another one," if name == ROLE else "RESET ALL"
+        refused = SessionSettingRefused(
+            f"{name!r} was SET for the session, and the server refuses it now: {str(error).splitlines()[0]}. The statement did"
+            f" not run. {way_out} lets go of it; so does DISCARD ALL",
+            setting=name,
+            info=result,
+            encoding=error._encoding,
+        )
+        refused.sqlstate = error.sqlstate
+        return refused
+
+    def _take_session(self, answers: list[PGresult], *, begins: bool) -> None:
+        """Hold what the statement that ran has set. `answers`: the values; `begins`: it is the first of a transaction."""
+        change, self._change = self._change, None
+        if change is None:
+            return
+        values = [bytes(answer.get_value(0, 0) or b"").decode(self.pgconn._encoding) for answer in answers]
+        settings = self._session.now.changed(change, values, begins=begins)
+        self._session = self._session.changed(settings, in_transaction=self.pgconn.transaction_status != IDLE)
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
         """Like psycopg's, and able to send a script, whose several results its own would refuse."""
         if not isinstance(command, Script):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
-                end = yield from self._end_gen(command)
+                end = yield from self._end_session_gen(command)
                 if self._made_functions:
                     yield from self._ask_functions_gen()
                 return end
             if command == b"COMMIT" and self._pipeline:
                 yield from self._refuse_late_commit_gen()
                 self._note_unknown_position()
+            if self._session.begun is not None and self._pipeline and command in (b"COMMIT", b"ROLLBACK"):
+                pipeline_: Any = self._pipeline
+                pipeline_.ask(command, self._take_end)
+                return None
             result = yield from super()._exec_command(command, result_format)
+            if isinstance(command, bytes) and command.startswith((b"SAVEPOINT", b"RELEASE", b"ROLLBACK TO")):
+                self._session = self._session.followed(command.decode(self.pgconn._encoding))
             return result
         if self._pipeline:
             pipeline: Any = self._pipeline
@@ -375,7 +519,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self.pgconn.send_query(command.head())
         results: list[PGresult] = yield from self._answer_gen()
         for at, result in enumerate(results):
-            self._raise_if_failed(result, guard=at == command.guard)
+            if result.status == FATAL:
+                raise self._error_of(result, at, command)
         return results[0]
 
     def _plan_after_refusal_gen(self, plan: Plan, text: str, error: psycopg.Error) -> PQGen[Plan | None]:
@@ -389,7 +534,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             sqlstate=error.sqlstate,
             kind=failure.kind,
             endpoint_reads=self.state.endpoint.read_only,
-            session_reads=bool(self._read_only),
+            session_reads=bool(self._read_only) or self._session.now.value_of("default_transaction_read_only") == "on",
             in_failed_transaction=in_error,
         )
         if error.sqlstate == "25006" and (refusal.endpoint_reads or plan.read_only):
@@ -427,7 +572,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._timeouts_text += text
         statement, context = analyse(text), current()
         named = statement.calls_any(functions.may_write)
-        has_identity = endpoint.assumed_role is not None or bool(context.local_settings)
+        change = self._change
+        if change is None and statement.touches_session and endpoint.pooled and way is not Way.MESSAGE:
+            change = self._read_change(text)
+        has_identity = endpoint.assumed_role is not None or bool(context.local_settings) or self._session.now.decides
         plan = make_plan(
             statement,
             Facts(
@@ -448,6 +596,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                     not endpoint.read_only or (self._autocommit and not within) or self._has_snapshot_each(really_open=within)
                 ),
                 known=self._transaction is not None,
+                sets_session=change is not None,
+                asks_session=change is not None and bool(change.asks),
+                serializable=(
+                    self._session.now.any
+                    and self._session.now.value_of("default_transaction_isolation") == "serializable"
+                    and self._isolation_level is None
+                ),
+                leaves_session=change is not None and change.is_way_out,
             ),
         )
         if isinstance(plan, Refused):
@@ -460,31 +616,34 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _script_before(self, before: Before) -> Script:
         """Return what goes before a statement."""
         if before is Before.NOTHING:
-            return NOTHING
+            return Script.set_local(self._owed()) if self._session.now.owes else NOTHING
         if before is Before.TRANSACTION:
             script: Script = self._get_tx_start_command()
             return script
         if before is Before.GUARD:
             guard = self._guard_within()
-            return Script(*guard, guard=0) if guard else NOTHING
+            owed = Script.set_local(self._owed()).parts if self._session.now.owes else ()
+            return Script(*owed, *guard, guard=len(owed) if guard else None)
         opening, guard = self._opening(), self._guard()
         if before is Before.SETTINGS:
             return opening
-        if before is Before.READ and (not guard or self.state.has_snapshot_each):
+        if before is Before.READ and (not guard or self._has_snapshots()):
             if not guard:
                 return opening.then(READ_ONLY)
             return Script(*opening.parts, *guard, READ_ONLY, guard=len(opening.parts))
         if before is Before.BEGIN:
             return Script(b"BEGIN", *opening.parts)
-        if before is Before.BEGIN_READ_ONLY and self.state.has_snapshot_each:
+        if before is Before.BEGIN_READ_ONLY and self._has_snapshots():
             return Script(b"BEGIN READ ONLY", *opening.parts, *guard, guard=1 + len(opening.parts))
         parts = (b"BEGIN", *guard, b"COMMIT") if guard else ()
         if before is Before.BEGIN_READ_ONLY:
             parts = (*parts, b"BEGIN READ ONLY")
-        if before is not Before.GUARD_APART:
-            parts = (*parts, *opening.parts)
-        if before is Before.SNAPSHOT and self.state.has_snapshot_each:
-            parts = (*parts, ONE_SNAPSHOT)
+        snapshot = (ONE_SNAPSHOT,) if before is Before.SNAPSHOT and self._has_snapshots() else ()
+        if snapshot and self._session.now.any:
+            # Of the modes, this is the one that counts, and they come before all that takes a snapshot, as what is held may.
+            parts, snapshot = (*parts, *snapshot, *Script.set_local(self._settings()).parts), ()
+        elif before is not Before.GUARD_APART:
+            parts = (*parts, *opening.parts, *snapshot)
         if before not in (Before.GUARD_APART, Before.BEGIN_READ_ONLY) and self.state.endpoint.read_only:
             parts = (*parts, READ_ONLY)
         if before is Before.SNAPSHOT:
@@ -501,8 +660,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Return what asks this endpoint how far its server is."""
         return REPLICA_POSITION_SQL if self.state.endpoint.read_only else POSITION_SQL
 
-    def _script_after(self, plan: Plan) -> Script:
-        """Return what goes after a statement."""
+    def _script_after(self, plan: Plan, text: str) -> Script:
+        """Return what goes after a statement, of which `text` is the caller's."""
         after = plan.after
         if after is After.NOTHING:
             return NOTHING
@@ -514,7 +673,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return COMMIT_AS_SET_AND_POSITION
         if after is After.TRANSACTION_ID:
             return TRANSACTION_ID
-        opening = self._opening()
+        if after is After.SESSION:
+            assert self._change is not None  # it planned this
+            return Script(*self._change.questions())
+        opening = self._opening(begun_by=text)
         return Script(*opening.parts, READ_ONLY) if self.state.endpoint.read_only else opening
 
     def _ask_functions_gen(self) -> PQGen[None]:
@@ -611,9 +773,28 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if not really_open and (self._deferrable or self._num_transactions):
             return False
         level = self._isolation_level
-        return self.state.has_snapshot_each if level is None else level is IsolationLevel.READ_COMMITTED
+        return self._has_snapshots() if level is None else level is IsolationLevel.READ_COMMITTED
+
+    def _has_snapshots(self) -> bool:
+        """Return whether each statement has a snapshot of its own at the level that transactions have by themselves."""
+        level = self._session.now.value_of("default_transaction_isolation") if self._session.now.any else None
+        return self.state.has_snapshot_each if level is None else level in ("read committed", "read uncommitted")
 
     # --- the end of a transaction ---
+
+    def _end_session_gen(self, command: bytes) -> PQGen[PGresult | None]:
+        """End a transaction, and with it what it has set for the session, unless it was committed."""
+        session = self._session
+        self._session, self._unsettled_session = session.ended(committed=False), session
+        result = yield from self._end_gen(command)
+        if result is not None and result.command_status == b"COMMIT":
+            self._session = session.ended(committed=True)
+        return result
+
+    def _take_end(self, result: PGresult) -> None:
+        """Learn in a pipeline how a transaction ended that has set something for the session."""
+        self._raise_if_failed(result)
+        self._session = self._session.ended(committed=result.command_status == b"COMMIT")
 
     def _end_gen(self, command: bytes, *, read_only: bool = False) -> PQGen[PGresult | None]:
         """Send COMMIT or ROLLBACK with what goes with it; what that is and what the answers mean, `ending` and its module say.
@@ -687,9 +868,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _settings_for_verify(self) -> tuple[str, ...]:
         """Return what sets, in another transaction, what this one has: its opening, and what a pooler keeps by client."""
         escaping, encoding = pq.Escaping(self.pgconn), self.pgconn._encoding
-        reported = {
-            name: bytes(escaping.escape_literal(value)) for name, value in self._read_parameters().items() if value is not None
-        }
+        reported = [
+            Setting(name, bytes(escaping.escape_literal(value)))
+            for name, value in self._read_parameters().items()
+            if value is not None and name in (b"TimeZone", b"DateStyle")
+        ]
         return tuple(part.decode(encoding) for part in (*self._opening().parts, *Script.set_local(reported).parts))
 
     def _reply(self, result: PGresult) -> Reply:
@@ -748,11 +931,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         emit(Event(name=Name.COMMIT_OUTCOME, endpoint=self.state.endpoint.name, reason=verdict.value))
         if verdict is Outcome.COMMITTED:
             self._in_block = False
+            self._session = self._unsettled_session.ended(committed=True)
             if self.state.tracks:
                 self._record_seen(None, wrote=True)
         elif verdict is Outcome.ROLLED_BACK:
             raise LostAtCommit("the connection was lost at COMMIT, and the transaction was rolled back") from unknown.__cause__
         else:
+            if self._unsettled_session.begun is not None:
+                self._keeps_state = True  # nobody knows what the session has
             raise unknown
 
     def _collect_gen(self, results: list[PGresult], *, commits: bool = True) -> PQGen[psycopg.Error | None]:
@@ -809,7 +995,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _begin_wait(self) -> None:
         """Note where a wait begins, for `_may_be_committing`."""
         self._sync_wait_cancelled = False
-        self._plan_before, self._text_within = self._plan, ""
+        self._plan_before, self._text_within, self._change = self._plan, "", None
         self._planned = self._ended = False
         status = self.pgconn.transaction_status
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
@@ -834,7 +1020,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             role=self.state.role or {},
             deadline=context.deadline_seconds,
             remaining=None if context.deadline is None else context.deadline - self._opened_at,
-            text=self._timeouts_text,
+            text=" ".join((self._timeouts_text, *(one.name for one in self._session.now.held))),
         )
         note = limit_note(name, held)
         if note is not None and note not in getattr(error, "__notes__", ()):
@@ -986,8 +1172,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self.pgconn.finish()
 
     def _read_parameters(self) -> dict[bytes, bytes | None]:
-        # Poolers keep track of these two by client, so that setting them for the session leaks to nobody.
-        return {name: self.pgconn.parameter_status(name) for name in (b"TimeZone", b"DateStyle")}
+        return {name: self.pgconn.parameter_status(name) for name in KEPT_BY_POOLER}
 
     def _adopt(self, donor: psycopg.BaseConnection[Any], state: EndpointState) -> PQGen[None] | None:
         """Go on with the donor's libpq connection, which leads to `state`'s endpoint. Cursors follow when they are next used.
@@ -999,22 +1184,32 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
         self.state, self._generation = state, state.generation
+        self._session = self._session.ended(committed=False)
         self._hear()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
         self._prepared = type(self._prepared)()
         self.prepare_threshold, self.prepared_max = threshold, prepared_max
+        return self._restored(values)
+
+    def _restored(self, values: dict[bytes, bytes | None]) -> PQGen[None] | None:
+        """Return what gives the server the session's parameters where it has others. A lost connection gets them as it heals."""
+        if self.pgconn.status != OK:
+            self._parameters = values
+            return None
         lost = {name: value for name, value in values.items() if value and value != self.pgconn.parameter_status(name)}
         self._parameters = values if lost else None
         return self._restore_gen(lost) if lost else None
 
-    def _exchange(self, other: Self) -> None:
-        """Exchange libpq connections, and where they lead to."""
+    def _exchange(self, other: Self) -> PQGen[None] | None:
+        """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
+        values = self._parameters or self._read_parameters()
         for name in ("pgconn", "state", "_home", "_generation", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
         self._hear()
         other._hear()
+        return self._restored(values)
 
     def _restore_gen(self, parameters: dict[bytes, bytes]) -> PQGen[None]:
         for name, value in parameters.items():
@@ -1023,7 +1218,31 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._parameters = None
 
 
+_LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
+_LOCAL: Final = re.compile(r"(?im)^(LINE \d+: .*?\bSET) LOCAL(.*\n)( +)")
+_NAME_SET: Final = re.compile(rb"SET LOCAL ([^=]+)=|SELECT pg_catalog\.set_config\('([^']+)'")
 _NOT_CONFIRMED: Final = "its wait for the synchronous replica was cancelled"
+
+
+def _error_in_users_text(result: PGresult, encoding: str, before: Script, change: Change | None) -> psycopg.Error:
+    """Return the error with its position counted in the user's text, not in the message that carried it."""
+    exc = psycopg.errors.error_from_result(result, encoding=encoding)
+    position = exc.diag.statement_position
+    longer = 0 if change is None else change.longer
+    if not (before.parts or longer) or position is None:
+        return exc
+    head = before.head().decode(encoding)
+    at = int(position) - len(head)
+    if change is not None and at > change.at:
+        at -= longer
+    info: dict[int, bytes | None] = {key: result.error_field(key) for key in pq.DiagnosticField}
+    info[pq.DiagnosticField.STATEMENT_POSITION] = str(at).encode()
+    lines = head.count("\n")
+    message = _LINE.sub(lambda match: f"LINE {int(match[1]) - lines}: ", str(exc), count=1)
+    if longer:
+        # What the server quotes has a LOCAL in it that nobody wrote.
+        message = _LOCAL.sub(lambda match: match[1] + match[2] + match[3][longer:], message, count=1)
+    return type(exc)(message, info=info, encoding=encoding)
 
 
 def behind(error: psycopg.Error, result: PGresult) -> ReplicaBehind | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -15,13 +14,13 @@ from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core._connection.base import FATAL, IDLE, OPENING_ALONE, SEVERAL, UNKNOWN, BaseConnection, behind
+from ps_core._connection.base import FATAL, IDLE, OK, OPENING_ALONE, SEVERAL, UNKNOWN, BaseConnection
 from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
-from ps_core._message.statement import binds_outside_quotes
+from ps_core._message.statement import analyse, binds_outside_quotes
 from ps_core.context import remaining
 from ps_core.errors import Demoted, NotSent
 from ps_core.failures import RETRYABLE
@@ -39,8 +38,8 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
+_ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
-_LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 
 
 class _PlannedMixin(BaseCursor[Any, Row]):
@@ -68,9 +67,11 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             conn._suppress_begin = False
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else self._text(query, pgq)
+        if conn.state.endpoint.pooled and analyse(text).touches_session:
+            pgq = self._read_change(query, params, pgq)
         if params and self._quotes_hold_values and not binds_outside_quotes(text):
             text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
-        plan: Plan | None = conn._plan_for(text, by_server=self._by_server)
+        plan: Plan | None = conn._plan_for(text, by_server=self._by_server and conn._change is None)
         assert plan is not None
         ends = plan.statement.ends
         try:
@@ -101,25 +102,53 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             plan = pipeline.plan(text)
             conn._planned = True
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-            pipeline.follow(plan)
+            pipeline.follow(plan, text)
             return
-        plan = conn._plan_for(text, by_server=type(self)._by_server, within=True)
+        pgq = None
+        if conn.state.endpoint.pooled and analyse(text).touches_session:
+            conn._planned = True
+            yield from self._start_query(query)
+            pgq = self._read_change(query, params, self._convert_query(query, params))
+        plan = conn._plan_for(text, by_server=type(self)._by_server and conn._change is None, within=True)
         conn._planned = True
-        if plan.before is Before.NOTHING and plan.after is After.NOTHING:
+        if plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
-            yield from self._start_query(query)
-            pgq = self._convert_query(query, params)
-            if (plan.by_server or self._by_server) and not plan.statement.controls:
+            if pgq is None:
+                yield from self._start_query(query)
+                pgq = self._convert_query(query, params)
+            if (plan.by_server or self._by_server) and not (plan.statement.controls or conn._change):
                 yield from conn._send_before_gen(plan.before)
                 yield from self._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
                 yield from conn._prepared.maintain_gen(conn)
             else:
                 yield from self._send_gen(plan, text, pgq, binary=binary)
             self._last_query = query
+        if plan.statement.controls:
+            conn._follow_session(text, self.statusmessage)
         conn._note_end_within(text)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
+
+    def _read_change(self, query: Query, params: Params | None, pgq: Any) -> Any:
+        """Let the connection know what a statement does to the session; return it with its values in it, as that is read.
+
+        Raises:
+            psycopg.NotSupportedError: it sets what cannot be held.
+        """
+        conn: BaseConnection[Any] = self._conn
+        merged, by_server = pgq, self._by_server and params
+        if by_server:
+            merged = PostgresClientQuery(self._tx)
+            merged.convert(query, params)
+        conn._change = conn._read_change(bytes(merged.query).decode(self._encoding))
+        return self._convert_query(bytes(merged.query)) if by_server and conn._change is not None else pgq
+
+    def _maybe_prepare_gen(self, pgq: Any, *, prepare: bool | None = None, binary: bool | None = None) -> PQGen[None]:
+        # What is prepared under one search_path means other tables under the next.
+        if self._conn._session.now.value_of("search_path") is not None:
+            prepare = False
+        yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
         """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
@@ -142,9 +171,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if not head and not after.parts:
             self._execute_send(pgq, binary=binary)
             return
-        query = pgq.query
+        query, change = pgq.query, self._conn._change
+        sent = query if change is None else change.sent.encode(self._encoding)
         # On a line of its own: the user's text may end in a comment.
-        pgq.query = head + query + (b"\n;" + b";".join(after.parts) if after.parts else b"")
+        pgq.query = head + sent + (b"\n;" + b";".join(after.parts) if after.parts else b"")
         try:
             self._execute_send(pgq, binary=binary)
         finally:
@@ -161,7 +191,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         conn: BaseConnection[Any] = self._conn
         self._make_sure(plan)
         conn._plan = plan
-        before, after = conn._script_before(plan.before), conn._script_after(plan)
+        before, after = conn._script_before(plan.before), conn._script_after(plan, text)
         functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
         self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
         commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
@@ -171,7 +201,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             lost = yield from conn._collect_gen(results)
         else:
             results = yield from conn._answer_gen()
-        done, asks = len(before.parts), plan.after not in (After.NOTHING, After.SETTINGS)
+        done, asks = len(before.parts), plan.after not in _ASKS_NOTHING_HERE
         refused = _first_error(results)
         if functions and len(results) == done + 2 + len(after.parts):
             conn._take_functions(results.pop())
@@ -180,7 +210,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if commits and any(result.command_status == b"COMMIT" for result in results[done:]):
             lost = None  # it is durable; what came after does not matter but for the position
         elif refused is not None:
-            error = _error(refused, results.index(refused), before, self._encoding)
+            error = conn._error_of(refused, results.index(refused), before, after)
             other = yield from conn._plan_after_refusal_gen(plan, text, error)
             if other is not None:
                 return other
@@ -190,6 +220,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self._check_results(results[: done + 1])
         # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
         end = done + 1 if after.parts and plan.statement.count <= 1 else len(results) - len(after.parts)
+        if conn._change is not None:
+            conn._take_session(results[end:], begins=plan.begin)
         asked = results.pop() if asks and len(results) == end + len(after.parts) else None
         if plan.after is After.POSITION and not conn._check_place(asked):
             conn._give_up()
@@ -250,10 +282,11 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self._pgconn = conn.pgconn
         remaining()
         pipeline: Any = conn._pipeline
-        plan = pipeline.plan(self._text(query))
+        text = self._text(query)
+        plan = pipeline.plan(text)
         conn._planned = True
         yield from super()._executemany_gen_pipeline(query, params_seq, returning)
-        pipeline.follow(plan)
+        pipeline.follow(plan, text)
         pipeline.end_many(plan)
 
     def _stream_send_gen(
@@ -352,7 +385,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             pass
         if plan.own_guard and conn.pgconn.transaction_status == pq.TransactionStatus.INERROR:
             yield from conn._exec_command(b"ROLLBACK")
-        return _error(result, at, before, self._encoding)
+        return conn._error_of(result, at, before)
 
     def _begin_delivery(self, plan: Plan, told: PGresult | None) -> None:
         """Note what is known before the first row: how far the server is whose snapshot it is, or that this may write."""
@@ -412,26 +445,6 @@ def _first_error(results: Iterable[PGresult]) -> PGresult | None:
     return None
 
 
-def _error(result: PGresult, at: int, before: Script, encoding: str) -> psycopg.Error:
-    """Return the error that is the result of the command `at` of a message, counted from 0."""
-    error = _error_in_users_text(result, encoding, before)
-    return (behind(error, result) if at == before.guard else None) or error
-
-
-def _error_in_users_text(result: PGresult, encoding: str, before: Script) -> psycopg.Error:
-    """Return the error with its position counted in the user's text, not in the message that carried it."""
-    exc = psycopg.errors.error_from_result(result, encoding=encoding)
-    position = exc.diag.statement_position
-    if not before.parts or position is None:
-        return exc
-    head = before.head().decode(encoding)
-    info: dict[int, bytes | None] = {key: result.error_field(key) for key in pq.DiagnosticField}
-    info[pq.DiagnosticField.STATEMENT_POSITION] = str(int(position) - len(head)).encode()
-    lines = head.count("\n")
-    message = _LINE.sub(lambda match: f"LINE {int(match[1]) - lines}: ", str(exc), count=1)
-    return type(exc)(message, info=info, encoding=encoding)
-
-
 class _SyncMethods(BaseCursor[Any, Row]):
     """What callers call on a sync cursor: connect anew where nothing is open, run psycopg's, and heal where that is safe."""
 
@@ -440,14 +453,19 @@ class _SyncMethods(BaseCursor[Any, Row]):
     def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Execute one statement; the module `connection` tells how it travels and when it is sent again."""
         conn = self._conn
-        if conn._needs_revival():
-            conn.revive()
         try:
-            super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
-        except RETRYABLE as exc:
-            if not conn._may_replay(exc):
-                raise
-            conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
+            if conn._needs_revival():
+                conn.revive()
+            try:
+                super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+            except RETRYABLE as exc:
+                if not conn._may_replay(exc):
+                    raise
+                conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
+        except BaseException:
+            if conn.pgconn.status != OK:
+                conn._note_lost_change(_text(query, self) or "")
+            raise
         return self
 
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
@@ -477,14 +495,19 @@ class _AsyncMethods(BaseCursor[Any, Row]):
     async def execute(self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None) -> Self:
         """Like `Cursor.execute`."""
         conn = self._conn
-        if conn._needs_revival():
-            await conn.revive()
         try:
-            await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
-        except RETRYABLE as exc:
-            if not conn._may_replay(exc):
-                raise
-            await conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
+            if conn._needs_revival():
+                await conn.revive()
+            try:
+                await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
+            except RETRYABLE as exc:
+                if not conn._may_replay(exc):
+                    raise
+                await conn._replay(exc, partial(super().execute, query, params, prepare=prepare, binary=binary))  # type: ignore[misc]
+        except BaseException:
+            if conn.pgconn.status != OK:
+                conn._note_lost_change(_text(query, self) or "")
+            raise
         return self
 
     async def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
@@ -531,7 +554,7 @@ class _NamedMixin(BaseCursor[Any, Row]):
         plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle) if planned else None
         # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
         conn._plan = plan if plan is not None and plan.begin else None
-        if plan is not None and plan.before is Before.GUARD:
+        if plan is not None and (plan.before is Before.GUARD or conn._session.now.owes):
             yield from conn._send_before_gen(plan.before)
         conn._suppress_begin, conn._planned = plan is None, True
         try:

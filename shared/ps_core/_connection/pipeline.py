@@ -11,7 +11,7 @@ from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # where
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
 from ps_core._message.commit import TRANSACTION_SQL
 from ps_core._message.plan import After, Before, Plan, Way
-from ps_core._message.script import Script
+from ps_core._message.script import Script, Setting
 from ps_core.consistency import POSITION_SQL
 from ps_core.context import remaining, unknown_positions
 
@@ -86,6 +86,13 @@ class PipelineMixin(BasePipeline):
                 " pipeline, or connection.commit()"
             )
         plan: Plan = conn._plan_for(text, way=Way.PIPELINE, within=explicit or self._opened)
+        if plan.statement.controls and conn._session.begun is not None:
+            raise psycopg.NotSupportedError(
+                "the transaction has set something for the session, and the end of a transaction or a savepoint by text in a"
+                " pipeline does not say whether that holds: use `with connection.transaction():`, or connection.commit()"
+            )
+        if explicit and conn._session.now.owes:
+            self.ask(Script.set_config(conn._owed()), conn._raise_if_failed)
         if plan.before in (Before.SETTINGS, Before.READ):
             if self.alone and conn.state.tracks and plan.before is Before.SETTINGS and not plan.reads:
                 self._begun = True
@@ -99,12 +106,17 @@ class PipelineMixin(BasePipeline):
                 self._note(plan)
         return plan
 
-    def follow(self, plan: Plan) -> None:
-        """Enqueue what follows a command: the settings of a transaction that it begins; note the end of one."""
+    def follow(self, plan: Plan, text: str) -> None:
+        """Enqueue what follows a command, of which `text` is the caller's.
+
+        The settings of a transaction that it begins; of one that it ends, note that.
+        """
         if plan.statement.ends and self._explicit:
             self._over = not plan.statement.chains  # psycopg syncs behind a BEGIN of its own, so it is known only now
             self._conn._note_end()
         if plan.after is After.SETTINGS and (settings := self._conn._settings()):
+            for mode in self._conn._modes(text=text):
+                self.ask(mode, self._conn._raise_if_failed)
             self.ask(Script.set_config(settings), self._conn._raise_if_failed)
             self._opened = True
 
@@ -144,11 +156,13 @@ class PipelineMixin(BasePipeline):
     def _open(self) -> None:
         """Enqueue the settings, and the guard of a replica, in front of the first command of an implicit transaction."""
         conn = self._conn
+        for mode in conn._modes():
+            self.ask(mode, conn._raise_if_failed)
         settings = conn._settings()
         if conn.state.endpoint.read_only:
-            settings[b"transaction_read_only"] = b"'on'"
+            settings.append(Setting(b"transaction_read_only", b"'on'"))
             guard = conn._guard()
-            if guard and not conn.state.has_snapshot_each:
+            if guard and not conn._has_snapshots():
                 guard = (b"BEGIN", *guard, b"COMMIT")
             self._ask_guard(guard)
         if settings:

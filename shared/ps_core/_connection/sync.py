@@ -226,8 +226,10 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         if self._other_side is None:
             assert replicas is not None  # the first way is away
             self._other_side = type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
-        self._exchange(self._other_side)
+        rest = self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
+        if rest is not None:
+            self.wait(rest)
 
     def close(self) -> None:
         """Close the connection, and the one that is kept for `go_to`."""

@@ -49,6 +49,7 @@ class After(Enum):
     COMMIT = "the COMMIT of our BEGIN, and how far the server is"
     COMMIT_AS_SET = "how it is to commit, the COMMIT of our BEGIN, and how far the server is: the statement may have set it"
     TRANSACTION_ID = "the id of the transaction: behind its first write"
+    SESSION = "the values of what it has set for the session"
 
 
 class Refused(Enum):
@@ -59,6 +60,8 @@ class Refused(Enum):
     SEVERAL_TRANSACTIONS = "a part of it would run in a transaction that carries nothing"
     SEVERAL = "it is several statements, and this way of sending takes one"
     UNGUARDED = "it begins a transaction on an endpoint for reads, and cannot carry the guard"
+    SERIALIZABLE = "the session's transactions are SERIALIZABLE, which no replica has: the primary's"
+    SESSION = "it sets something for the session, and this way of sending cannot take it"
     OPEN_ENDED = "it cannot carry settings, and nobody could end a transaction of ours around it"
 
 
@@ -94,6 +97,14 @@ class Facts:
     """Each statement of the transaction has a snapshot of its own (READ COMMITTED), and no block asks for a real one."""
     known: bool = False
     """The transaction's id is known."""
+    sets_session: bool = False
+    """It sets something for a session that no pooler keeps, and that has to be taken from it."""
+    asks_session: bool = False
+    """Values of what it sets are asked for."""
+    serializable: bool = False
+    """The session holds that level for its transactions."""
+    leaves_session: bool = False
+    """It is how to get out where what is held has become invalid: it travels without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +186,13 @@ def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
         return Refused.SEVERAL_TRANSACTIONS
     if facts.way in (Way.ROWS, Way.COPY) and (statement.count > 1 or statement.chains):
         return Refused.SEVERAL
+    if facts.endpoint_reads and facts.serializable and not (facts.sets_session or statement.is_harmless):
+        return Refused.SERIALIZABLE
+    if facts.sets_session and facts.way is not Way.MESSAGE:
+        return Refused.SESSION
     before, after = _within(statement, facts) if facts.within else _way(statement, facts)
+    if facts.sets_session:
+        before, after = _session(statement, facts, before)
     if before is Before.NOTHING and after is After.NOTHING and not facts.within:
         if facts.way in (Way.ROWS, Way.CURSOR) and facts.has_settings:
             return Refused.OPEN_ENDED
@@ -210,6 +227,18 @@ def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:
     if not (can_tell and statement.single and statement.takes_snapshot) or statement.must_stand_alone:
         return _NOTHING
     return Before.NOTHING, After.NOTHING if statement.reads and not facts.may_write else After.TRANSACTION_ID
+
+
+def _session(statement: Statement, facts: Facts, before: Before) -> tuple[Before, After]:
+    """Return what accompanies what the session has to take; `before`: what it would be, did it set nothing."""
+    after = After.SESSION if facts.asks_session else After.NOTHING
+    if facts.within:
+        return before, after
+    if not facts.autocommit:
+        return Before.TRANSACTION, after
+    if facts.leaves_session:
+        return Before.NOTHING, after
+    return Before.READ if facts.endpoint_reads and not statement.only_sets else Before.SETTINGS, after
 
 
 def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-__all__ = ["NOTHING", "Script"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["NOTHING", "Script", "Setting"]
+
+
+class Setting(NamedTuple):
+    """A setting of one transaction, as it is written in SQL."""
+
+    name: bytes
+    literal: bytes
+    """Its value, as `set_config` takes it."""
+    members: bytes | None = None
+    """What SET takes in its place: the members of a list."""
+    by_function: bool = False
+    """Only `set_config` gives it this value exactly."""
 
 
 class Script:
@@ -33,24 +48,30 @@ class Script:
         return longer
 
     @classmethod
-    def set_local(cls, settings: dict[bytes, bytes]) -> Self:
-        """Return SET LOCALs of name and literal."""
-        return cls(*(b"SET LOCAL %s=%s" % (_quoted(name), literal) for name, literal in _in_order(settings)))
+    def set_local(cls, settings: Iterable[Setting]) -> Self:
+        """Return SET LOCALs, which take no snapshot: modes of the transaction can still be set behind them."""
+        return cls(*(_set_config((one,)) if one.by_function else _set_local(one) for one in _in_order(settings)))
 
     @staticmethod
-    def set_config(settings: dict[bytes, bytes]) -> bytes:
+    def set_config(settings: Iterable[Setting]) -> bytes:
         """Return one SELECT that does the same, for where a message holds one command (the extended protocol)."""
-        return b"SELECT " + b",".join(b"pg_catalog.set_config('%s',%s,true)" % pair for pair in _in_order(settings))
+        return _set_config(_in_order(settings))
 
 
-def _in_order(settings: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-    pairs = []
-    for name, literal in settings.items():
-        if name == b"transaction_timeout" and literal != b"'0'":
+def _set_local(setting: Setting) -> bytes:
+    return b"SET LOCAL %s=%s" % (_quoted(setting.name), setting.members or setting.literal)
+
+
+def _set_config(settings: Iterable[Setting]) -> bytes:
+    return b"SELECT " + b",".join(b"pg_catalog.set_config('%s',%s,true)" % (one.name, one.literal) for one in settings)
+
+
+def _in_order(settings: Iterable[Setting]) -> Iterator[Setting]:
+    for setting in settings:
+        if setting.name == b"transaction_timeout" and setting.literal != b"'0'":
             # A timer that already runs (set for the role or the database) is re-armed only by way of zero.
-            pairs.append((name, b"'0'"))
-        pairs.append((name, literal))
-    return pairs
+            yield Setting(setting.name, b"'0'")
+        yield setting
 
 
 def _quoted(name: bytes) -> bytes:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from sys import intern
 
-__all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "identifiers"]
+__all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "end_of_comment", "identifiers"]
 
 _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"})
 _CONTROL = re.compile(
@@ -94,6 +94,7 @@ _SESSION_STATE = re.compile(
     r"|\b(?:set_config|pg_(?:try_)?advisory_lock\w*)\s*\(|\bINTO\s+TEMP",
     re.IGNORECASE | re.DOTALL,
 )
+_FOR_SESSION = re.compile(r"\s*(?:SET\s+(?!(?:LOCAL|TRANSACTION|CONSTRAINTS)\b)|RESET\b|DISCARD\b)", re.IGNORECASE)
 # A setting and nothing else: Django sends this one with every new connection.
 _LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s[^()]*)\s*", re.IGNORECASE)
 # Of these, what a connection that takes the place of a lost one is given again: the server tells their values.
@@ -163,6 +164,9 @@ class Statement:
     """Must not share a message with others in autocommit. Of several statements none can: they share one already."""
     keeps_state: bool
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
+
+    touches_session: bool
+    """It may set something for the session: `ps_core._message.session` says what."""
 
     primary_only: bool
     """A replica would do it, and it would mean nothing there (advisory locks), or let a write through (READ WRITE)."""
@@ -249,6 +253,7 @@ def _analyse(text: str) -> Statement:
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
         and not (only_sets and _REPORTED.search(text)),
         only_sets=only_sets,
+        touches_session="set_config" in names or any(map(_FOR_SESSION.match, statements)),
         primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (may_name_read_only and any(map(_SETS.match, statements))),
         names=names,
         names_unknown=names_unknown,
@@ -314,7 +319,7 @@ def _without_opaque_parts(text: str) -> str:
     while match := _OPAQUE.search(text, at):
         parts += (text[at : match.start()], " ")
         if match[0] == "/*":
-            at = _end_of_comment(text, match.end())
+            at = end_of_comment(text, match.end())
         elif match["dollar"]:
             end = text.find(match["dollar"], match.end())
             at = len(text) if end < 0 else end + len(match["dollar"])
@@ -324,7 +329,7 @@ def _without_opaque_parts(text: str) -> str:
     return "".join(parts)
 
 
-def _end_of_comment(text: str, at: int) -> int:
+def end_of_comment(text: str, at: int) -> int:
     """Return where the block comment ends whose body starts at `at`. PostgreSQL's comments nest."""
     depth = 1
     while depth:

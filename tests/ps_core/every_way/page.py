@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["PAGE", "Table"]
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "generated" / "every-way.md"
-PROMISES: Final = ("settings", "guard", "after a read", "after a write", "deadline", "lost answer", "after an error")
+PROMISES: Final = (
+    "settings",
+    "what was SET",
+    "guard",
+    "after a read",
+    "after a write",
+    "deadline",
+    "lost answer",
+    "after an error",
+)
 HEAD: Final = """\
 # Every way of sending, and what it keeps
 
@@ -27,6 +36,7 @@ deadline and the lost answer were met on the primary, with one form of text.
 
 - **settings**: timeouts, `limits()`, local settings and the assumed role hold where the statement runs, and it is READ ONLY on
   an endpoint for reads, where a write is refused.
+- **what was SET**: the same where all of these were SET for the session before, on the poolers' endpoints.
 - **guard**: a replica that has not replayed what the caller has seen refuses the read; "later" is a read of a transaction that
   was opened before the caller saw it.
 - **after a read**, **after a write**: a position comes back, so that no later read goes behind it. "pin": none can, and later
