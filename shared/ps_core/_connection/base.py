@@ -133,6 +133,30 @@ _REFUSED: Final = {
         "in autocommit, stream() with parameters that the server binds and a named cursor WITH HOLD would have no timeouts, local"
         " settings or assumed role: use them in `with connection.transaction():`",
     ),
+    **{
+        refused: (
+            psycopg.NotSupportedError,
+            f"{{endpoint!r}} is behind a transaction pooler, where {what} would stay with a server connection that other clients"
+            f' get: {instead}, or use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct"); where there is'
+            ' no such pooler, write pooled=False; session_state="allow" sends it all the same',
+        )
+        for refused, what, instead in (
+            (
+                Refused.LOCK,
+                "a session advisory lock",
+                "take pg_advisory_xact_lock() or pg_try_advisory_xact_lock(), which the end of the transaction releases",
+            ),
+            (Refused.CHANNEL, "what LISTEN asks for", "ask for news in a query"),
+            (
+                Refused.TEMPORARY,
+                "a temporary object",
+                "write CREATE TEMP TABLE ... ON COMMIT DROP in the transaction that uses it",
+            ),
+            (Refused.HELD_CURSOR, "a cursor WITH HOLD", "read it without WITH HOLD in one transaction"),
+            (Refused.PREPARED, "a prepared statement", "send the statement itself each time"),
+            (Refused.LIBRARY, "a library", "write ALTER ROLE ... SET session_preload_libraries"),
+        )
+    },
 }
 """Of each refusal, its class and what to write instead."""
 
@@ -412,7 +436,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self.state.refused_in_batch.add(text)
         return self._plan_for(text, by_server=plan.by_server)
 
-    def _plan_for(self, text: str, *, way: Way = Way.MESSAGE, by_server: bool = False, within: bool = False) -> Plan:
+    def _plan_for(
+        self, text: str, *, way: Way = Way.MESSAGE, by_server: bool = False, within: bool = False, with_hold: bool = False
+    ) -> Plan:
         """Decide how a statement travels.
 
         Raises:
@@ -435,7 +461,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 within=within,
                 autocommit=self._autocommit,
                 by_server=by_server,
+                with_hold=with_hold,
                 endpoint_reads=endpoint.read_only,
+                refuses_session=endpoint.refuses_session,
                 tracks=state.tracks,
                 tracks_reads=state.tracks_reads,
                 may_write=text in state.refused_read_only or named,

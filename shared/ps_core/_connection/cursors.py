@@ -528,7 +528,9 @@ class _NamedMixin(BaseCursor[Any, Row]):
             conn._begin_within(text)
         # Without a transaction, the server refuses what is not WITH HOLD.
         planned = not idle or not conn._autocommit or self._withhold
-        plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle) if planned else None
+        plan = None
+        if planned:
+            plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle, with_hold=self._withhold)
         # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
         conn._plan = plan if plan is not None and plan.begin else None
         if plan is not None and plan.before is Before.GUARD:
