@@ -5,7 +5,10 @@ Those that ask a server run only where Django is told which databases to check (
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,8 +17,10 @@ import psycopg
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
+from django.db.utils import load_backend
 
 from ps_core import Connection
 from ps_core.errors import ConfigurationError
@@ -32,20 +37,27 @@ __all__ = ["check_databases", "check_settings"]
 ROUTER: Final = "ps_django.routers.ReplicaRouter"
 MIDDLEWARE: Final = "ps_django.middleware.ConsistencyMiddleware"
 _BEFORE: Final = "django.contrib.sessions.middleware.SessionMiddleware"
-# What needs a session of its own, in the sources of the project's applications.
-_SESSION: Final = re.compile(r"""\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|["']\s*LISTEN\s""")
-
-
-_ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py"})
+# What needs a session of its own, in the sources of applications: in a file that has none of these words, nothing does.
+_WORDS: Final = re.compile(rb"advisory_(?:un)?lock|LISTEN\s")
+# A string that is SQL with such a call; the name of a function, or a call, that another string completes; or a LISTEN.
+_LOCK: Final = r"pg_(?:try_)?advisory_(?:un)?lock(?:_shared|_all|%s)?"
+_SESSION: Final = re.compile(
+    rf"\s*(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|DO)\b.*?\b{_LOCK}\s*\("
+    rf"|\s*(?:pg_catalog\.)?{_LOCK}\s*(?:\((?!\)\s+\w).*)?\Z"
+    r"|\s*(?-i:LISTEN)\s+\S*\s*;?\s*\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+_ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"})
 """Of an application's sources: what runs on the direct path, or not in production."""
 
 
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
-    ours = {alias: entry for alias, entry in settings.DATABASES.items() if entry.get("ENGINE") == ENGINE}
+    ours = {alias: entry for alias, entry in settings.DATABASES.items() if _is_ours(entry.get("ENGINE") or "")}
     if not ours:
         return []
     found: list[CheckMessage] = [*_of_project(ours)]
+    pooled = []
     for alias, entry in ours.items():
         try:
             endpoint = endpoint_of(alias, entry)
@@ -54,8 +66,18 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
         else:
             found += _of_entry(alias, entry, endpoint)
             if endpoint.role == "primary" and endpoint.pooled:
-                found += _of_applications(alias)
-    return found
+                pooled.append(alias)
+    return [*found, *_of_applications(pooled)]
+
+
+def _is_ours(engine: str) -> bool:
+    """Return whether an ENGINE is this project's backend, or one that derives from it."""
+    if engine == ENGINE:
+        return True
+    try:
+        return issubclass(load_backend(engine).DatabaseWrapper, load_backend(ENGINE).DatabaseWrapper)
+    except (ImproperlyConfigured, ImportError, AttributeError):
+        return False  # Django says it
 
 
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -140,23 +162,71 @@ def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator
         )
 
 
-def _of_applications(alias: str) -> Iterator[CheckMessage]:
+def _of_applications(pooled: list[str]) -> Iterator[CheckMessage]:
+    """Look through the sources of the project's applications, and of installed ones, for what needs a session."""
+    places = list(_places()) if pooled else []
+    for alias in pooled:
+        for place, installed in places:
+            hint = "Use connections['direct'] there, or pg_advisory_xact_lock() in atomic()."
+            if installed:
+                hint = "Let it use the alias 'direct', or locks of a transaction, if it can; else it does not work here."
+            yield Warning(
+                f"{place} uses what needs a session, and {alias!r} is pooled by transaction: a session advisory lock and LISTEN"
+                " are refused there.",
+                hint=hint,
+                obj=alias,
+                id="ps_django.W014",
+            )
+
+
+def _places() -> Iterator[tuple[str, bool]]:
+    """Yield where a session is needed, as "file:line", and whether an installed package does; of each package the first place."""
+    seen: set[Path] = set()  # an application may be in the folder of another
     for config in apps.get_app_configs():
-        folder = Path(config.path)
-        if "site-packages" in folder.parts or config.name.startswith("django."):
+        installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(config.path).parts)
+        if config.name.startswith("django."):
             continue
-        for file in sorted(folder.rglob("*.py")):
-            if not _ELSEWHERE.isdisjoint(file.relative_to(folder).parts):
+        for file in _sources(config.path):
+            if file in seen:
                 continue
-            match = _SESSION.search(text := file.read_text(encoding="utf-8", errors="replace"))
-            if match is not None:
-                yield Warning(
-                    f"{file}:{text.count(chr(10), 0, match.start()) + 1} uses what needs a session, and {alias!r} is pooled by"
-                    " transaction: a lock is held by nobody, a notification reaches nobody.",
-                    hint="Use connections['direct'] there, or pg_advisory_xact_lock() in atomic().",
-                    obj=alias,
-                    id="ps_django.W014",
-                )
+            seen.add(file)
+            line = _line(file)
+            if line is not None:
+                yield f"{file}:{line}", installed
+                if installed:
+                    break
+
+
+def _sources(path: str) -> Iterator[Path]:
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if name not in _ELSEWHERE)
+        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py") and name not in _ELSEWHERE)
+
+
+def _line(file: Path) -> int | None:
+    """Return the line of the first string in a source that needs a session: no comment, and no docstring."""
+    try:
+        source = file.read_bytes()
+        if not _WORDS.search(source):
+            return None
+        with warnings.catch_warnings(action="ignore"):  # of what others wrote
+            tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError):
+        return None  # a broken link, a template of a source
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    lines = (
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in prose and _SESSION.match(_text_of(node))
+    )
+    return min(lines, default=None)
+
+
+def _text_of(node: ast.Constant | ast.JoinedStr) -> str:
+    """Return a string's text; what an f-string is filled with is not known."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    return "".join(_text_of(part) if isinstance(part, ast.Constant) else "%s" for part in node.values)
 
 
 def check_databases(app_configs: Any = None, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
@@ -164,7 +234,7 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection: Any = connections[alias]
-        if connection.settings_dict["ENGINE"] != ENGINE:
+        if not _is_ours(connection.settings_dict["ENGINE"]):
             continue
         for check in (_version, _pooling, _rights, _replica):
             try:

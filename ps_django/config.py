@@ -19,6 +19,7 @@ from ps_core.topology import (
     database_identity,
     parse_consistency,
     parse_flag,
+    parse_session_state,
 )
 from ps_django.path import AS_CONFIGURED, limited
 
@@ -56,6 +57,7 @@ _OWN: Final = frozenset(
         "ps_retry_timeout",
         "ps_application_name",
         "ps_marker_schema",
+        "ps_session_state",
         "ps_identity",
         "ps_consistency",
         *_TIMEOUTS,
@@ -102,6 +104,8 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["ps_marker_schema"] = endpoint.marker_schema
     if endpoint.binding == "server":
         own["server_side_binding"] = True
+    if endpoint.pooled and not endpoint.refuses_session:
+        own["ps_session_state"] = endpoint.session_state
     if len(endpoint.ports) > 1:
         raise ConfigurationError("Django's PORT is one for all hosts: write HOST1,HOST2 with the same port, or one host")
     return {
@@ -162,6 +166,7 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
         timeouts=Timeouts(**timeouts),
         application_name=options.get("ps_application_name"),
         marker_schema=options.get("ps_marker_schema", "public"),
+        session_state=parse_session_state(options.get("ps_session_state"), name=f"DATABASES[{alias!r}]: ps_session_state"),
         assumed_role=options.get("assume_role") if pooled else None,
     )
 

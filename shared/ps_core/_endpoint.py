@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["EndpointState", "StatementMemory"]
 
 _log: Final = logging.getLogger("ps_core.limits")
+_log_of_sessions: Final = logging.getLogger("ps_core")
 
 
 class StatementMemory:
@@ -53,6 +54,8 @@ class StatementMemory:
 
 _functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
 """Those of each branch."""
+_warned: Final[set[str]] = set()
+"""The branches whose `session_state` was warned of."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
@@ -90,7 +93,23 @@ class EndpointState:
         self.functions = _functions.setdefault(self.identity, Functions()) if self.identity else Functions()
         if self.gate is None:
             self.gate = OutageGate(self.endpoint.name)
+        if self.endpoint.pooled and not self.endpoint.refuses_session:
+            self._warn_of_sessions()
         renew_after_fork(self)
+
+    def _warn_of_sessions(self) -> None:
+        """Warn, once for each branch, of what `session_state="allow"` lets through."""
+        endpoint = self.endpoint
+        branch = self.identity or f"{endpoint.host}:{endpoint.port}/{endpoint.dbname}"
+        if branch in _warned:
+            return
+        _warned.add(branch)
+        _log_of_sessions.warning(
+            'endpoint %r: session_state="allow" behind a transaction pooler: session advisory locks, LISTEN, temporary tables,'
+            " cursors WITH HOLD, PREPARE and LOAD act on server connections that other clients get: use the direct endpoint for"
+            ' them, and session_state="refuse"',
+            endpoint.name,
+        )
 
     def forget_threads(self) -> None:
         """Begin with new locks: after a fork, the threads that held them are not there."""

@@ -29,6 +29,7 @@ __all__ = [
     "parse_consistency",
     "parse_flag",
     "parse_retry_timeout",
+    "parse_session_state",
 ]
 
 Consistency: TypeAlias = Literal["monotonic", "read_your_writes", "none"]
@@ -84,6 +85,10 @@ class TopologySettings(TypedDict, total=False):
     pooled: bool | str | None
     """Whether the primary is behind a transaction pooler. By default it is taken to be, unless no port is pooled or the host says
     otherwise (`ps_core.providers`): what works behind a pooler works without one, too."""
+    session_state: str | None
+    """What becomes of statements behind a transaction pooler that leave in the session what nobody can hold: session advisory
+    locks, LISTEN, temporary tables, cursors WITH HOLD, PREPARE, LOAD. "refuse" (the default), or "allow", which sends them all
+    the same, and warns once. Without a pooler, and on the direct endpoint, they work."""
     statement_timeout: Duration | None
     transaction_timeout: Duration | None
     idle_in_transaction_timeout: Duration | None
@@ -138,13 +143,18 @@ class Endpoint:
     """The schema of the table that `commit_check(marker=True)` writes into."""
     binding: Literal["client", "server"] = "client"
     """Where parameters are bound."""
+    session_state: Literal["refuse", "allow"] = "refuse"
+    """Whether what a session would keep is refused behind a transaction pooler."""
     ports: tuple[int | None, ...] = ()
     """As in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
     read_only: bool = field(init=False, repr=False, compare=False)
     """Whether only reads can work here."""
+    refuses_session: bool = field(init=False, repr=False, compare=False)
+    """Whether what a session would keep is refused here."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "read_only", self.role == "replica")
+        object.__setattr__(self, "refuses_session", self.pooled and self.session_state != "allow")
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ConfigurationError(f"weight of {self.name}: write a number from 0 on, not {self.weight!r}")
@@ -155,6 +165,7 @@ class Endpoint:
                 )
         parse_schema(self.marker_schema, name="marker_schema")
         _binding(self.binding, name=f"binding of {self.name}")
+        parse_session_state(self.session_state, name=f"session_state of {self.name}")
         _check_suffix(self)
         _check_params(self)
 
@@ -313,6 +324,7 @@ class Topology:
             application_name=application_name,
             marker_schema=get("marker_schema", "public"),
             binding=get("binding", "client"),
+            session_state=get("session_state", "refuse"),
         )
         primary = endpoint(path(bouncer, work_at), "primary", pooled=use_pooled, timeouts=bounded)
         # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
@@ -361,6 +373,7 @@ def _endpoint(
     application_name: str | None,
     marker_schema: str,
     binding: Literal["client", "server"],
+    session_state: Literal["refuse", "allow"],
 ) -> Endpoint:
     params, dbname = dict(dsn.params), dsn.dbname
     if _is_planetscale(dsn.host):
@@ -383,6 +396,7 @@ def _endpoint(
         application_name=application_name,
         marker_schema=marker_schema,
         binding=binding,
+        session_state=session_state,
     )
 
 
@@ -522,6 +536,17 @@ def _binding(value: str | None, *, name: str) -> str:
     return value or "client"
 
 
+def parse_session_state(value: str | None, *, name: str) -> Literal["refuse", "allow"]:
+    """Return what becomes of what a session would keep; "refuse" where nothing is said.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if value not in (None, "", "refuse", "allow"):
+        raise ConfigurationError(f"{name}: write 'refuse' or 'allow', not {value!r}")
+    return "allow" if value == "allow" else "refuse"
+
+
 def parse_consistency(value: Any, *, name: str) -> Consistency:
     """Return a level of consistency. None is not taken for "none", nor for the default.
 
@@ -641,6 +666,7 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "pooled_port": _port,
     "pooled": parse_flag,
     "binding": _binding,
+    "session_state": parse_session_state,
     "statement_timeout": parse_duration,
     "transaction_timeout": parse_duration,
     "idle_in_transaction_timeout": parse_duration,

@@ -6,6 +6,7 @@ import asyncio
 import re
 import warnings
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["WAYS", "Way", "stock_engine"]
 
 NO_PREPARED: Final[dict[str, Any]] = {"prepare_threshold": None}
+ALLOWED: Final[dict[str, Any]] = {"bouncer": "write-pool", "session_state": "allow"}
+"""One of the forms makes a temporary table, in autocommit, too."""
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def _psycopg(
     lab: Lab, registered: Registered, *, endpoint: str = "primary", autocommit: bool = True, **options: Any
 ) -> Iterator[tuple[Run, Run]]:
     place = getattr(lab.topology, endpoint)
-    link = EndpointState(endpoint=place, identity=lab.branch)
+    link = EndpointState(endpoint=replace(place, session_state="allow"), identity=lab.branch)
     with (
         psycopg.connect(**place.conninfo(), **NO_PREPARED, autocommit=autocommit) as stock,
         Connection.open(link, autocommit=autocommit, **options) as ours,
@@ -63,7 +66,8 @@ def _asyncio(lab: Lab, registered: Registered) -> Iterator[tuple[Run, Run]]:
     place = lab.topology.primary
     with asyncio.Runner() as runner:
         stock: Any = runner.run(psycopg.AsyncConnection.connect(**place.conninfo(), **NO_PREPARED, autocommit=True))
-        ours: Any = runner.run(AsyncConnection.open(EndpointState(endpoint=place, identity=lab.branch), autocommit=True))
+        link = EndpointState(endpoint=replace(place, session_state="allow"), identity=lab.branch)
+        ours: Any = runner.run(AsyncConnection.open(link, autocommit=True))
         runs: list[Run] = []
         for conn in (stock, ours):
             registered.on(conn)
@@ -111,7 +115,7 @@ def _sa_run(conn: sa.Connection, form: str, value: Any) -> Outcome:
 def _sqlalchemy(lab: Lab, registered: Registered, **options: Any) -> Iterator[tuple[Run, Run]]:
     engines = (
         stock_engine(lab, isolation_level="AUTOCOMMIT"),
-        ps_sqlalchemy.create_engine(lab.url, bouncer="write-pool", isolation_level="AUTOCOMMIT", **options),
+        ps_sqlalchemy.create_engine(lab.url, **ALLOWED, isolation_level="AUTOCOMMIT", **options),
     )
     with ExitStack() as stack:
         runs: list[Run] = []
@@ -127,7 +131,7 @@ def _sqlalchemy(lab: Lab, registered: Registered, **options: Any) -> Iterator[tu
 def _sqlalchemy_asyncio(lab: Lab, registered: Registered) -> Iterator[tuple[Run, Run]]:
     engines = (
         stock_engine(lab, "psycopg_async", isolation_level="AUTOCOMMIT"),
-        ps_sqlalchemy.create_async_engine(lab.url, bouncer="write-pool", isolation_level="AUTOCOMMIT"),
+        ps_sqlalchemy.create_async_engine(lab.url, **ALLOWED, isolation_level="AUTOCOMMIT"),
     )
     with asyncio.Runner() as runner:
         runs: list[Run] = []
@@ -156,7 +160,7 @@ def _django(lab: Lab, registered: Registered, **options: Any) -> Iterator[tuple[
 
     ours = connections["default"].copy("default")
     settings = {**ours.settings_dict, "OPTIONS": {**ours.settings_dict["OPTIONS"], **options}}
-    ours.settings_dict = settings
+    ours.settings_dict = {**settings, "OPTIONS": {**settings["OPTIONS"], "ps_session_state": "allow"}}
     place = lab.topology.primary
     stock: Any = DatabaseWrapper(
         {

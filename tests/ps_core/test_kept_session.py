@@ -657,7 +657,7 @@ def test_refused(ps_lab: Lab, connect: Connect, foreign: Callable[[], None], end
             conn.execute(sets)
 
     def in_named_cursor() -> None:
-        with conn.cursor("named", withhold=autocommit) as cursor:
+        with conn.transaction(), conn.cursor("named") as cursor:
             cursor.execute(sets)
 
     for way in (

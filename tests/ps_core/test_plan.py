@@ -10,11 +10,13 @@ from ps_core._message.statement import analyse
 pytestmark = pytest.mark.fast
 
 READ, WRITE = "select a from t where b = %s", "insert into t values (%s)"
+DROPPED = "create temp table t (a int) on commit drop"
 SET_CONFIG = "select set_config('a.b', '1', false)"
 REPLICA = {"endpoint_reads": True, "tracks": True}
 AUTOCOMMIT = {"autocommit": True}
 WITHIN = {"within": True}
 WRITES_ONLY = {"tracks": True, "tracks_reads": False}
+POOLED = {"refuses_session": True}
 BARE = AUTOCOMMIT | {"by_server": True, "has_settings": False}
 ROWS_WAY, COPY, PIPELINE, CURSOR = ({"way": way} for way in (Way.ROWS, Way.COPY, Way.PIPELINE, Way.CURSOR))
 
@@ -303,6 +305,37 @@ REFUSED = [
     ("what must stand alone would lose it", "vacuum t", AUTOCOMMIT | {"has_identity": True}, Refused.NO_ROLE),
     ("but for what touches no data", "listen a", AUTOCOMMIT | {"has_identity": True}, None),
     ("without a role, nothing is lost", "set local work_mem = 1; select 1", AUTOCOMMIT, None),
+    # what a session would keep, behind a transaction pooler
+    ("a session lock would be nobody's", "select pg_advisory_lock(1)", AUTOCOMMIT | POOLED, Refused.LOCK),
+    ("in a transaction, too", "select pg_advisory_lock(1)", POOLED | WITHIN, Refused.LOCK),
+    ("and as the first of one", "select pg_advisory_lock(1)", POOLED, Refused.LOCK),
+    ("and its release", "select pg_advisory_unlock(1)", POOLED, Refused.LOCK),
+    ("in whatever way", "select pg_advisory_lock(1)", AUTOCOMMIT | POOLED | PIPELINE | WITHIN, Refused.LOCK),
+    ("also among others", "select 1; select pg_advisory_lock(1)", AUTOCOMMIT | POOLED, Refused.LOCK),
+    ("one of a transaction is that's", "select pg_advisory_xact_lock(1)", POOLED, None),
+    ("where there is a session, it has a place", "select pg_advisory_lock(1)", AUTOCOMMIT, None),
+    ("on a replica it means nothing at all", "select pg_advisory_lock(1)", REPLICA | POOLED, Refused.MAY_WRITE),
+    ("news would come to somebody else", "listen a", AUTOCOMMIT | POOLED, Refused.CHANNEL),
+    ("also on a replica", "listen a", AUTOCOMMIT | REPLICA | POOLED, Refused.CHANNEL),
+    ("a temporary table would stay", "create temp table t (a int)", AUTOCOMMIT | POOLED, Refused.TEMPORARY),
+    ("also behind its transaction", "create temp table t (a int)", POOLED | WITHIN, Refused.TEMPORARY),
+    ("ON COMMIT DROP nobody could use it alone", DROPPED, AUTOCOMMIT | POOLED, Refused.TEMPORARY),
+    ("nor by a stream", DROPPED, AUTOCOMMIT | POOLED | ROWS_WAY, Refused.TEMPORARY),
+    ("in a transaction one can", DROPPED, POOLED | WITHIN, None),
+    ("also in one of the caller's own in autocommit", DROPPED, AUTOCOMMIT | POOLED | WITHIN, None),
+    ("and as the first of one", DROPPED, POOLED, None),
+    ("what is sent in one text is one", f"{DROPPED}; table t", AUTOCOMMIT | POOLED, None),
+    ("so is a pipeline", DROPPED, AUTOCOMMIT | POOLED | PIPELINE, None),
+    ("a cursor WITH HOLD would stay", "declare c cursor with hold for select 1", POOLED | WITHIN, Refused.HELD_CURSOR),
+    ("also one of psycopg's", READ, POOLED | CURSOR | WITHIN | {"with_hold": True}, Refused.HELD_CURSOR),
+    ("in autocommit as well", READ, AUTOCOMMIT | POOLED | CURSOR | {"with_hold": True, "by_server": True}, Refused.HELD_CURSOR),
+    ("whatever it is made of", DROPPED, AUTOCOMMIT | CURSOR | POOLED | {"with_hold": True}, Refused.HELD_CURSOR),
+    ("one that ends with its transaction does not", READ, POOLED | CURSOR | WITHIN, None),
+    ("where there is a session, it is held", READ, CURSOR | WITHIN | {"with_hold": True}, None),
+    ("a prepared statement is a server connection's", "prepare p as select 1", POOLED, Refused.PREPARED),
+    ("so may be what is executed", "execute p", POOLED | WITHIN, Refused.PREPARED),
+    ("so is a library", "load 'auto_explain'", AUTOCOMMIT | POOLED, Refused.LIBRARY),
+    ("what leaves nothing is sent", READ, POOLED, None),
 ]
 
 

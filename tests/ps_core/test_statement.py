@@ -2,7 +2,7 @@
 
 import pytest
 
-from ps_core._message.statement import analyse, binds_outside_quotes, identifiers
+from ps_core._message.statement import Leaves, analyse, binds_outside_quotes, identifiers
 
 pytestmark = pytest.mark.fast
 
@@ -98,6 +98,125 @@ NOT_FOR_PRIMARY = ["show transaction_read_only", "select 'read write'", "begin r
 def test_primary_only(text: str) -> None:
     """What a standby would grant and must not is told from its text; strings and settings that are shown are not."""
     assert analyse(text).primary_only is (text in FOR_PRIMARY)
+
+
+LEAVES: dict[Leaves | None, list[str]] = {
+    Leaves.LOCK: [
+        "select pg_advisory_lock(1)",
+        "SELECT PG_ADVISORY_LOCK_SHARED (%s, %s)",
+        "select pg_try_advisory_lock(1), 2",
+        "select a from t where pg_try_advisory_lock_shared(a) limit 1",
+        "select pg_advisory_unlock(1)",
+        "select pg_advisory_unlock_shared(1)",
+        "select pg_advisory_unlock_all()",
+        "select pg_catalog.pg_advisory_lock(1)",
+        "select pg_catalog . pg_advisory_lock /* key */ -- here\n (1)",
+        'select "pg_advisory_lock"(1)',
+        'select "pg_catalog"."pg_try_advisory_lock"(1)',
+        "select 1; select pg_advisory_lock(1)",
+        "begin; select pg_advisory_lock(1); commit",
+        "update t set a = 1 where pg_try_advisory_lock(a)",
+        "copy (select pg_advisory_lock(1)) to stdout",
+        "create table t as select pg_try_advisory_lock(1)",
+        "create temp table t on commit drop as select pg_advisory_lock(1)",
+        "select pg_advisory_xact_lock(1), pg_advisory_lock(2)",
+    ],
+    Leaves.CHANNEL: ["listen a", 'LISTEN "a"', "unlisten *", "/* a */ unlisten a;", "select 1; listen a"],
+    Leaves.TEMPORARY: [
+        "create temp table t (a int)",
+        "CREATE TEMPORARY TABLE IF NOT EXISTS t (a int) ON COMMIT DELETE ROWS",
+        "create local temp table t (a int) on commit preserve rows",
+        "create global temporary table t (a int)",
+        "create temp table t as select 1",
+        "explain analyze create temp table t as select 1",
+        "explain (analyze, costs off) create temp table t as select 1",
+        "create temp view v as select 1",
+        "create or replace temp view v as select 1",
+        "create temp recursive view v (n) as select 1",
+        "create temporary sequence s",
+        "select a into temp t from x",
+        "select a into temporary table t from x",
+        'select a into local temp "t" from x',
+        "with y as (insert into temp values (1) returning a) select a into temp t from y",
+        "select a into pg_temp.t from x",
+        "create table pg_temp.t (a int)",
+        'create table if not exists "pg_temp"."t" (a int)',
+        "create or replace function pg_temp.f() returns int language sql as 'select 1'",
+        "create temp table t (a int) on commit drop; create temp table u (a int)",
+        "create temp table t (a text default 'on commit drop')",
+    ],
+    Leaves.TEMPORARY_UNTIL_COMMIT: [
+        "create temp table t (a int) on commit drop",
+        "CREATE LOCAL TEMPORARY TABLE t ON  COMMIT\nDROP AS SELECT 1",
+        "create table pg_temp.t (a int) on commit drop",
+        "create temp table t (a int) on commit drop; insert into t values (1); select * from t",
+    ],
+    Leaves.CURSOR: ["declare c cursor with hold for select 1", 'DECLARE "c" INSENSITIVE NO SCROLL CURSOR WITH HOLD FOR SELECT 1'],
+    Leaves.PREPARED: [
+        "prepare p as select 1",
+        "prepare p (int) as select $1",
+        "execute p",
+        "EXECUTE p(1);",
+        "explain execute p",
+        "explain (analyze) execute p(1)",
+        "create temp table t (a int) on commit drop; execute p",
+    ],
+    Leaves.LIBRARY: ["load 'auto_explain'", "LOAD '$libdir/x';"],
+    None: [
+        "select pg_advisory_xact_lock(1)",
+        "select pg_try_advisory_xact_lock_shared(1)",
+        "select 'pg_advisory_lock(1)'",
+        """select '"pg_advisory_lock"(1)'""",
+        "select 1 -- pg_advisory_lock(1)",
+        "select $$pg_advisory_lock(1)$$",
+        "select pg_advisory_lock from t",
+        'select "PG_ADVISORY_LOCK"(1)',
+        'select "pg_advisory_lock""s"(1)',
+        "select my_pg_advisory_lock(1)",
+        "revoke execute on function pg_advisory_lock(bigint) from public",
+        "comment on function pg_catalog.pg_advisory_lock(bigint) is 'mine'",
+        "create or replace view v as select pg_advisory_lock(1)",
+        "do $$begin perform pg_advisory_lock(1); end$$",
+        "select proname from pg_proc where proname = 'pg_advisory_lock'",
+        "notify a",
+        "select listen from t",
+        "select 'listen a'",
+        "create table temp (a int)",
+        "insert into temp values (1)",
+        "insert into temp (a) select a from t",
+        "merge into temp t using x on true when matched then delete",
+        "insert into pg_temp.t values (1)",
+        "create table t as select a from pg_temp.x",
+        "create index i on pg_temp.t (a)",
+        "create table t (temp int, temporary int)",
+        "select temp from t",
+        "drop table pg_temp.t",
+        "declare c cursor for select 1",
+        "declare c cursor without hold for select 1",
+        "declare c cursor for with hold as (select 1) select * from hold",
+        "prepare transaction 'x'",
+        "commit prepared 'x'",
+        "deallocate p",
+        "deallocate all",
+        "grant execute on function f to app",
+        "create trigger x before insert on t execute function f()",
+        "select load from t",
+        "insert into t values (1)",
+        "",
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "leaves"), [(text, kind) for kind, texts in LEAVES.items() for text in texts])
+def test_leaves(text: str, leaves: Leaves | None) -> None:
+    """What a text leaves in the session that nobody can hold: not what a string, a comment or a name says."""
+    assert analyse(text).leaves is leaves
+
+
+def test_quoted_locks_are_for_the_primary() -> None:
+    """A quoted name is a call as well."""
+    assert analyse('select "pg_advisory_xact_lock"(1)').primary_only
+    assert analyse('select "pg_advisory_lock"(1)').keeps_state
 
 
 REPEATABLE = ["SELECT set_config('TimeZone', %s, false)", "set work_mem = '8MB'", "SET TIME ZONE 'UTC';", "reset all"]

@@ -15,6 +15,7 @@ from django.test import override_settings
 
 import ps_django
 from ps_django.checks import _of_version, check_databases, check_settings
+from ps_django.config import endpoint_of
 from ps_django.settings import Settings
 from ps_lab import Lab
 
@@ -94,29 +95,121 @@ def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any],
     assert ids(check_settings()) == {found}
 
 
-@pytest.mark.parametrize("sql", ["SELECT pg_advisory_lock(1)", "SELECT pg_try_advisory_lock(1, 2)", "LISTEN orders"])
-def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path, sql: str) -> None:
-    """What needs a session, in the sources of the project's applications, is found with its line; not in migrations and tests."""
+def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str]]:
+    """Return the findings in applications with these folders: where, and the hint."""
     from django.apps import AppConfig, apps
 
+    def config(folder: Path) -> AppConfig:
+        return type("Config", (AppConfig,), {"name": "application", "path": str(folder)})("application", pytest)
+
+    patch.setattr(apps, "get_app_configs", lambda: [config(folder) for folder in folders])
+    found = check_settings()
+    assert ids(found) <= {"W014"}
+    told = [message.msg.partition(" uses ") for message in found]
+    assert {what for _, _, what in told} <= {
+        "what needs a session, and 'default' is pooled by transaction: a session advisory lock and LISTEN are refused there."
+    }
+    return [(place, str(message.hint)) for (place, _, _), message in zip(told, found, strict=True)]
+
+
+OURS = "Use connections['direct'] there, or pg_advisory_xact_lock() in atomic()."
+THEIRS = "Let it use the alias 'direct', or locks of a transaction, if it can; else it does not work here."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cursor.execute('SELECT pg_advisory_lock(1)')",
+        "cursor.execute('SELECT pg_try_advisory_lock(1, 2)')",
+        "cursor.execute(f'select pg_advisory_lock({key})')",
+        "cursor.execute(f\"SELECT pg_advisory_lock{'_shared' if shared else ''}(1)\")",
+        "cursor.execute('SELECT ' + 'pg_catalog.pg_advisory_unlock(%s)', [1])",
+        "name = f'pg_advisory_unlock{kind}'",
+        "function = 'pg_try_advisory_lock'",
+        "cursor.execute('LISTEN orders')",
+        "cursor.execute(f'LISTEN {channel};')",
+        "cursor.execute('LISTEN ' + channel)",
+        "cursor.execute(sql.SQL('LISTEN {}').format(channel))",
+    ],
+)
+def test_sources(patch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    """What needs a session, in the sources of the project's applications, is found with its line; not in migrations and tests."""
     source = tmp_path / "tasks.py"
-    text = f"import x\n\n\ndef lock(cursor):\n    cursor.execute('{sql}')\n"
+    text = f"import x\n\n\ndef lock(cursor):\n    {text}\n"
     source.write_text(text)
-
-    class Config(AppConfig):
-        """An application."""
-
-        name = "application"
-        path = str(tmp_path)
-
-    patch.setattr(apps, "get_app_configs", lambda: [Config("application", pytest)])
-    (message,) = check_settings()
-    assert (message.id, f"{source}:5" in message.msg) == ("ps_django.W014", True)
-    source.write_text("cursor.execute('SELECT pg_advisory_xact_lock(1)')")
-    (tmp_path / "migrations").mkdir()
-    for elsewhere in ("migrations/0001_lock.py", "tests.py"):
+    assert of_sources(patch, tmp_path) == [(f"{source}:5", OURS)]
+    source.unlink()
+    for elsewhere in ("migrations/0001_lock.py", "tests.py", "tests/test_lock.py", "node_modules/gyp/x.py"):
+        (tmp_path / elsewhere).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / elsewhere).write_text(text)
-    assert check_settings() == []
+    assert of_sources(patch, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""SELECT pg_advisory_lock(1)"""',
+        "# cursor.execute('SELECT pg_advisory_lock(1)')",
+        "cursor.execute('SELECT pg_advisory_xact_lock(1)')",
+        "cursor.execute('SELECT 1 AS \"LISTEN x\"')",
+        "raise ValueError('pg_advisory_lock() is not for you', 'use pg_advisory_lock(1)', 'Listen to', 'LISTEN to me')",
+        "words = {b'LISTEN x', 'LISTEN', 7}",
+        "{{ template }}: cursor.execute('LISTEN orders')",
+        "pattern = '\\d'  # pg_advisory_lock(1)",
+    ],
+)
+def test_sources_without(patch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    """Comments, docstrings, locks of a transaction and prose are no finding; nor is what is no Python, or cannot be read."""
+    (tmp_path / "tasks.py").write_text(f"{text}\n")
+    (tmp_path / ".#tasks.py").symlink_to("nobody@nowhere")
+    assert of_sources(patch, tmp_path) == []
+
+
+def test_sources_of_packages(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of an installed package, the first place is told, and what can be done about it; of the project's own, each file, once."""
+    package, project = tmp_path / "lib" / "site-packages" / "locks", tmp_path / "shop"
+    for folder in (package, package / "inner", project):
+        folder.mkdir(parents=True)
+        for name in ("a.py", "b.py"):
+            (folder / name).write_text("LOCK = 'SELECT pg_advisory_lock(1)'\n")
+    found = of_sources(patch, package, project, project)
+    assert found == [(f"{package / 'a.py'}:1", THEIRS), (f"{project / 'a.py'}:1", OURS), (f"{project / 'b.py'}:1", OURS)]
+
+
+def test_derived_backends(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A backend that derives from ours is checked as ours; one that does not, or that there is not, is left alone."""
+    engine = tmp_path / "derived_backend"
+    engine.mkdir()
+    (engine / "__init__.py").touch()
+    (engine / "base.py").write_text(
+        "from ps_django.backend import base\n\n\nclass DatabaseWrapper(base.DatabaseWrapper):\n    pass\n"
+    )
+    (tmp_path / "tasks.py").write_text("LOCK = 'LISTEN orders'\n")
+    patch.syspath_prepend(str(tmp_path))
+    patch.setattr(settings, "DATABASES", ps_django.databases(URL))
+    for name, found in (
+        ("derived_backend", [(f"{tmp_path / 'tasks.py'}:1", OURS)]),
+        ("django.db.backends.postgresql", []),
+        ("no_such_backend", []),
+    ):
+        change(patch, "default", ENGINE=name)
+        assert of_sources(patch, tmp_path) == found, name
+
+
+def test_session_state(patch: pytest.MonkeyPatch) -> None:
+    """`session_state` is an option of each alias that is pooled; what is none is found."""
+    entries = ps_django.databases(URL, replica_bouncer="read-pool", session_state="allow")
+    allowed = {alias: entry["OPTIONS"].get("ps_session_state") for alias, entry in entries.items()}
+    assert allowed == {"default": "allow", "replica": "allow", "direct": None}
+    assert {alias: endpoint_of(alias, entry).refuses_session for alias, entry in entries.items()} == dict.fromkeys(entries, False)
+    assert entries == ps_django.databases(f"{URL}?ps_session_state=allow", replica_bouncer="read-pool")
+    plain = ps_django.databases(URL, replica_bouncer="read-pool", session_state="refuse")
+    assert plain == ps_django.databases(URL, replica_bouncer="read-pool")
+    refuses = {alias: endpoint_of(alias, entry).refuses_session for alias, entry in plain.items()}
+    assert refuses == {"default": True, "replica": True, "direct": False}
+    change(patch, "default", OPTIONS={"ps_session_state": "keep"})
+    (message,) = check_settings()
+    assert message.msg == "DATABASES['default']: ps_session_state: write 'refuse' or 'allow', not 'keep'"
 
 
 def test_servers(ps_lab: Lab) -> None:

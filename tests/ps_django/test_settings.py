@@ -3,12 +3,13 @@
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import DatabaseError, InternalError, OperationalError, connections, transaction
+from django.db import DatabaseError, InternalError, NotSupportedError, OperationalError, connections, transaction
+from django.db.models import Func, Value
 from django.test.utils import CaptureQueriesContext
 
 import ps_django
@@ -333,6 +334,37 @@ def test_marker_schema() -> None:
     entries["default"]["OPTIONS"]["ps_marker_schema"] = ""
     with pytest.raises(ConfigurationError, match="no schema's name"):
         link_of("default", entries["default"], entries)
+
+
+def test_what_a_session_would_keep() -> None:
+    """It is refused as Django's NotSupportedError, also in a query; the direct alias has sessions, and it can be allowed."""
+    from ps_cli.shop.models import Product
+
+    lock = "SELECT pg_advisory_lock(1020), pg_advisory_unlock(1020)"
+    dropped = "CREATE TEMP TABLE taken_along ON COMMIT DROP AS SELECT 7 AS a"
+    locked = Product.objects.annotate(locked=Func(Value(1020), function="pg_advisory_lock")).values_list("locked")
+    refused = "^'{}' is behind a transaction pooler, where {} would stay with a server connection that other clients get: "
+    for query, what in (
+        (lock, "a session advisory lock"),
+        ("LISTEN told", "what LISTEN asks for"),
+        ("CREATE TEMP TABLE kept (a int)", "a temporary object"),
+        ("PREPARE one AS SELECT 1", "a prepared statement"),
+    ):
+        for run in (transaction.atomic, nullcontext):
+            with pytest.raises(NotSupportedError, match=refused.format("default", what)), run():
+                ask(connections["default"], query)
+    with pytest.raises(NotSupportedError, match=refused.format("default", "a session advisory lock")) as caught:
+        list(locked.using("default"))
+    assert type(caught.value.__cause__) is psycopg.NotSupportedError
+    assert 'use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct")' in str(caught.value)
+    with transaction.atomic():
+        connections["default"].cursor().execute(dropped)
+        assert ask(connections["default"], "SELECT a FROM taken_along") == (7,)
+    assert ask(connections["direct"], lock)[1] is True
+    with another("default", OPTIONS={"ps_session_state": "allow"}) as connection:
+        assert ask(connection, lock)[1] is True
+    with ps_django.on_direct_path():
+        assert ask(connections["default"], lock)[1] is True
 
 
 def test_retry_timeout() -> None:

@@ -24,6 +24,8 @@ from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
 
 URL = "postgresql://app.branch:secret@host/db"
 
+asynchronously = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
+
 
 @contextmanager
 def engine_for(lab: Lab, **options: Any) -> Iterator[Engine]:
@@ -94,6 +96,62 @@ def test_engine_that_streams(ps_lab: Lab) -> None:
                 result = conn.execute(text("SELECT * FROM generate_series(1, 3)"))
                 assert isinstance(result.cursor, psycopg.ServerCursor)
                 assert result.scalars().all() == [1, 2, 3]
+
+
+@asynchronously
+def test_what_a_session_would_keep(ps_lab: Lab, asynchronous: bool) -> None:
+    """Refused as SQLAlchemy's NotSupportedError, however it is written; the direct engine has sessions, and it can be allowed."""
+    lock = sa.select(sa.func.pg_advisory_lock(1019), sa.func.pg_advisory_unlock(1019))
+    made = sa.Table("kept", sa.MetaData(), sa.Column("a", sa.Integer), prefixes=["TEMPORARY"])
+    dropped = sa.Table(
+        "taken_along", sa.MetaData(), sa.Column("a", sa.Integer), prefixes=["TEMPORARY"], postgresql_on_commit="DROP"
+    )
+    words = {
+        "a session advisory lock": lambda conn: conn.execute(lock),
+        "what LISTEN asks for": lambda conn: conn.execute(text("LISTEN told")),
+        "a temporary object": made.create,
+        "a prepared statement": lambda conn: conn.exec_driver_sql("PREPARE one AS SELECT 1"),
+    }
+
+    def refuses(conn: sa.Connection) -> None:
+        for what, run in words.items():
+            with pytest.raises(sa.exc.NotSupportedError) as caught:
+                run(conn)
+            assert type(caught.value.orig) is psycopg.NotSupportedError
+            assert f"'primary' is behind a transaction pooler, where {what} would stay with" in str(caught.value.orig)
+            assert 'use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct")' in str(caught.value.orig)
+        dropped.create(conn)
+        conn.execute(sa.insert(dropped).values(a=1))
+        assert conn.scalar(sa.select(dropped.c.a)) == 1
+        conn.rollback()
+
+    def sends(conn: sa.Connection) -> None:
+        conn.execute(lock)
+        made.create(conn)
+        conn.rollback()
+
+    def on(engine: Any, run: Any) -> None:
+        if not asynchronous:
+            with engine.connect() as conn:
+                run(conn)
+            return
+
+        async def work() -> None:
+            async with engine.connect() as conn:
+                await conn.run_sync(run)
+            await engine.dispose()
+
+        asyncio.run(work())
+
+    make: Any = ps_sqlalchemy.create_async_engine if asynchronous else ps_sqlalchemy.create_engine
+    for url, run in (("", refuses), ("&ps_session_state=refuse", refuses), ("&ps_session_state=allow", sends)):
+        engine = make(ps_lab.url + url, bouncer="write-pool")
+        try:
+            on(engine, run)
+            on(engine.direct, sends)
+        finally:
+            if not asynchronous:
+                engine.dispose()
 
 
 def test_do_connect_reaches_both_sides(ps_lab: Lab) -> None:

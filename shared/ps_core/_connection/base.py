@@ -156,6 +156,30 @@ _REFUSED: Final = {
         "in autocommit, stream() with parameters that the server binds and a named cursor WITH HOLD would have no timeouts, local"
         " settings or assumed role: use them in `with connection.transaction():`",
     ),
+    **{
+        refused: (
+            psycopg.NotSupportedError,
+            f"{{endpoint!r}} is behind a transaction pooler, where {what} would stay with a server connection that other clients"
+            f' get: {instead}, or use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct"); where there is'
+            ' no such pooler, write pooled=False; session_state="allow" sends it all the same',
+        )
+        for refused, what, instead in (
+            (
+                Refused.LOCK,
+                "a session advisory lock",
+                "take pg_advisory_xact_lock() or pg_try_advisory_xact_lock(), which the end of the transaction releases",
+            ),
+            (Refused.CHANNEL, "what LISTEN asks for", "ask for news in a query"),
+            (
+                Refused.TEMPORARY,
+                "a temporary object",
+                "write CREATE TEMP TABLE ... ON COMMIT DROP in the transaction that uses it",
+            ),
+            (Refused.HELD_CURSOR, "a cursor WITH HOLD", "read it without WITH HOLD in one transaction"),
+            (Refused.PREPARED, "a prepared statement", "send the statement itself each time"),
+            (Refused.LIBRARY, "a library", "write ALTER ROLE ... SET session_preload_libraries"),
+        )
+    },
 }
 """Of each refusal, its class and what to write instead."""
 
@@ -431,6 +455,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         change = read_change(text)
         if isinstance(change, NotHeld):
+            if not self.state.endpoint.refuses_session:
+                return None
             raise psycopg.NotSupportedError(change.why)
         return change
 
@@ -495,7 +521,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Like psycopg's, and able to send a script, whose several results its own would refuse."""
         if not isinstance(command, Script):
             if command in (b"COMMIT", b"ROLLBACK") and not self._pipeline and self.pgconn.transaction_status in IN_TRANSACTION:
-                end = yield from self._end_session_gen(command)
+                end = yield from self._end_gen(command)
                 if self._made_functions:
                     yield from self._ask_functions_gen()
                 return end
@@ -557,8 +583,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self.state.refused_in_batch.add(text)
         return self._plan_for(text, by_server=plan.by_server)
 
-    def _plan_for(self, text: str, *, way: Way = Way.MESSAGE, by_server: bool = False, within: bool = False) -> Plan:
-        """Decide how a statement travels.
+    def _plan_for(
+        self,
+        text: str,
+        *,
+        statement: Statement | None = None,
+        way: Way = Way.MESSAGE,
+        by_server: bool = False,
+        within: bool = False,
+        with_hold: bool = False,
+    ) -> Plan:
+        """Decide how a statement travels. `statement`: what `text` says, where that is known already.
 
         Raises:
             MayWrite: the endpoint is one for reads, and the statement may write.
@@ -570,10 +605,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._unknown_positions = unknown_positions()
         if "timeout" in text or "TIMEOUT" in text:
             self._timeouts_text += text
-        statement, context = analyse(text), current()
+        statement, context = statement or analyse(text), current()
         named = statement.calls_any(functions.may_write)
         change = self._change
-        if change is None and statement.touches_session and endpoint.pooled and way is not Way.MESSAGE:
+        if change is None and statement.touches_session and endpoint.refuses_session and way is not Way.MESSAGE:
             change = self._read_change(text)
         has_identity = endpoint.assumed_role is not None or bool(context.local_settings) or self._session.now.decides
         plan = make_plan(
@@ -583,7 +618,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 within=within,
                 autocommit=self._autocommit,
                 by_server=by_server,
+                with_hold=with_hold,
                 endpoint_reads=endpoint.read_only,
+                refuses_session=endpoint.refuses_session,
                 tracks=state.tracks,
                 tracks_reads=state.tracks_reads,
                 may_write=text in state.refused_read_only or named,
@@ -625,20 +662,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             owed = Script.set_local(self._owed()).parts if self._session.now.owes else ()
             return Script(*owed, *guard, guard=len(owed) if guard else None)
         opening, guard = self._opening(), self._guard()
+        each = self._has_snapshots() if self._session.now.any else self.state.has_snapshot_each
         if before is Before.SETTINGS:
             return opening
-        if before is Before.READ and (not guard or self._has_snapshots()):
+        if before is Before.READ and (not guard or each):
             if not guard:
                 return opening.then(READ_ONLY)
             return Script(*opening.parts, *guard, READ_ONLY, guard=len(opening.parts))
         if before is Before.BEGIN:
             return Script(b"BEGIN", *opening.parts)
-        if before is Before.BEGIN_READ_ONLY and self._has_snapshots():
+        if before is Before.BEGIN_READ_ONLY and each:
             return Script(b"BEGIN READ ONLY", *opening.parts, *guard, guard=1 + len(opening.parts))
         parts = (b"BEGIN", *guard, b"COMMIT") if guard else ()
         if before is Before.BEGIN_READ_ONLY:
             parts = (*parts, b"BEGIN READ ONLY")
-        snapshot = (ONE_SNAPSHOT,) if before is Before.SNAPSHOT and self._has_snapshots() else ()
+        snapshot = (ONE_SNAPSHOT,) if before is Before.SNAPSHOT and each else ()
         if snapshot and self._session.now.any:
             # Of the modes, this is the one that counts, and they come before all that takes a snapshot, as what is held may.
             parts, snapshot = (*parts, *snapshot, *Script.set_local(self._settings()).parts), ()
@@ -773,23 +811,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if not really_open and (self._deferrable or self._num_transactions):
             return False
         level = self._isolation_level
-        return self._has_snapshots() if level is None else level is IsolationLevel.READ_COMMITTED
+        if level is None:
+            return self._has_snapshots() if self._session.now.any else self.state.has_snapshot_each
+        return level is IsolationLevel.READ_COMMITTED
 
     def _has_snapshots(self) -> bool:
         """Return whether each statement has a snapshot of its own at the level that transactions have by themselves."""
-        level = self._session.now.value_of("default_transaction_isolation") if self._session.now.any else None
+        level = self._session.now.value_of("default_transaction_isolation")
         return self.state.has_snapshot_each if level is None else level in ("read committed", "read uncommitted")
 
     # --- the end of a transaction ---
-
-    def _end_session_gen(self, command: bytes) -> PQGen[PGresult | None]:
-        """End a transaction, and with it what it has set for the session, unless it was committed."""
-        session = self._session
-        self._session, self._unsettled_session = session.ended(committed=False), session
-        result = yield from self._end_gen(command)
-        if result is not None and result.command_status == b"COMMIT":
-            self._session = session.ended(committed=True)
-        return result
 
     def _take_end(self, result: PGresult) -> None:
         """Learn in a pipeline how a transaction ended that has set something for the session."""
@@ -808,6 +839,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             yield from self._refuse_late_commit_gen()
         self._ended = True
         known, self._transaction = self._transaction, None
+        session = self._unsettled_session = self._session
+        if session.begun is not None or session.savepoints:
+            self._session = session.ended(committed=False)
         self._unknown_positions = unknown_positions()
         marker = str(uuid.uuid4()) if commits and context.marker and not read_only else None
         schema, encoding = state.endpoint.marker_schema, self.pgconn._encoding
@@ -847,6 +881,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             case Raises.NOTHING:
                 pass
         self._in_block = False
+        if session.begun is not None and ended.outcome is Outcome.COMMITTED:
+            self._session = session.ended(committed=True)
         if ended.is_demoted:
             self._note_demotion()
         if state.tracks and (state.tracks_reads or ended.wrote):

@@ -67,11 +67,12 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             conn._suppress_begin = False
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else self._text(query, pgq)
-        if conn.state.endpoint.pooled and analyse(text).touches_session:
+        statement = None
+        if conn.state.endpoint.pooled and (statement := analyse(text)).touches_session:
             pgq = self._read_change(query, params, pgq)
         if params and self._quotes_hold_values and not binds_outside_quotes(text):
-            text = bytes(pgq.query).decode(self._encoding, "replace")  # with its values: they may be statements
-        plan: Plan | None = conn._plan_for(text, by_server=self._by_server and conn._change is None)
+            text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # with its values: they may be statements
+        plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
         assert plan is not None
         ends = plan.statement.ends
         try:
@@ -104,12 +105,13 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
             pipeline.follow(plan, text)
             return
-        pgq = None
-        if conn.state.endpoint.pooled and analyse(text).touches_session:
+        pgq = statement = None
+        if conn.state.endpoint.pooled and (statement := analyse(text)).touches_session:
             conn._planned = True
             yield from self._start_query(query)
             pgq = self._read_change(query, params, self._convert_query(query, params))
-        plan = conn._plan_for(text, by_server=type(self)._by_server and conn._change is None, within=True)
+        by_server = type(self)._by_server and conn._change is None
+        plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
         conn._planned = True
         if plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
@@ -551,7 +553,9 @@ class _NamedMixin(BaseCursor[Any, Row]):
             conn._begin_within(text)
         # Without a transaction, the server refuses what is not WITH HOLD.
         planned = not idle or not conn._autocommit or self._withhold
-        plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle) if planned else None
+        plan = None
+        if planned:
+            plan = conn._plan_for(text, way=Way.CURSOR, by_server=True, within=not idle, with_hold=self._withhold)
         # Nothing but BEGIN and DECLARE: as safe to send again as the opening statement of a transaction.
         conn._plan = plan if plan is not None and plan.begin else None
         if plan is not None and (plan.before is Before.GUARD or conn._session.now.owes):

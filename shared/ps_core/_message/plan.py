@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from ps_core._message.statement import Leaves
+
 if TYPE_CHECKING:
     from ps_core._message.statement import Statement
 
@@ -63,6 +65,12 @@ class Refused(Enum):
     SERIALIZABLE = "the session's transactions are SERIALIZABLE, which no replica has: the primary's"
     SESSION = "it sets something for the session, and this way of sending cannot take it"
     OPEN_ENDED = "it cannot carry settings, and nobody could end a transaction of ours around it"
+    LOCK = "behind a transaction pooler, it takes or releases a session advisory lock"
+    CHANNEL = "there, it listens to a channel, or no longer"
+    TEMPORARY = "there, it makes a temporary object that outlives its transaction, or that nobody could use"
+    HELD_CURSOR = "there, it declares a cursor WITH HOLD"
+    PREPARED = "there, it prepares a statement, or executes one"
+    LIBRARY = "there, it loads a library"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +83,12 @@ class Facts:
     autocommit: bool = False
     by_server: bool = False
     """The server binds its parameters: nothing can share its message."""
+    with_hold: bool = False
+    """It is declared WITH HOLD, which its text does not say."""
     endpoint_reads: bool = False
     """The endpoint is one for reads."""
+    refuses_session: bool = False
+    """What a session would keep has no place there: a transaction pooler is in between."""
     tracks: bool = False
     """Positions are asked for and heeded."""
     tracks_reads: bool = True
@@ -175,11 +187,16 @@ _NOTHING = Before.NOTHING, After.NOTHING
 def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
     """Decide how a statement travels.
 
-    In this order: what an endpoint for reads must not get; what would run in a transaction that carries nothing; a transaction
-    that is open, or to be opened; what must stand alone; a read; a write that brings its position back; the rest.
+    In this order: what an endpoint for reads must not get; what would leave something in a session that others get; what would
+    run in a transaction that carries nothing; a transaction that is open, or to be opened; what must stand alone; a read; a write
+    that brings its position back; the rest.
     """
     if facts.endpoint_reads and (statement.primary_only or facts.may_write):
         return Refused.MAY_WRITE
+    if facts.refuses_session and (statement.leaves is not None or facts.with_hold):
+        refused = _leaving(statement, facts)
+        if refused is not None:
+            return refused
     if facts.endpoint_reads and (statement.chains or (statement.begins and facts.way is Way.PIPELINE)):
         return Refused.UNGUARDED
     if statement.parted and not facts.held_by_session:
@@ -211,6 +228,28 @@ def make_plan(statement: Statement, facts: Facts) -> Plan | Refused:
         may_write=facts.may_write,
         beside=statement.beside or facts.beside,
     )
+
+
+_LEAVING = {
+    Leaves.LOCK: Refused.LOCK,
+    Leaves.CHANNEL: Refused.CHANNEL,
+    Leaves.TEMPORARY: Refused.TEMPORARY,
+    Leaves.CURSOR: Refused.HELD_CURSOR,
+    Leaves.PREPARED: Refused.PREPARED,
+    Leaves.LIBRARY: Refused.LIBRARY,
+}
+
+
+def _leaving(statement: Statement, facts: Facts) -> Refused | None:
+    """Return why a statement is refused that leaves something in the session; None if its transaction takes that along."""
+    if facts.with_hold:
+        return Refused.HELD_CURSOR
+    if statement.leaves is Leaves.TEMPORARY_UNTIL_COMMIT:
+        # The statements of one message, and those of a pipeline, are one transaction.
+        alone = facts.autocommit and not facts.within and facts.way is not Way.PIPELINE and statement.count == 1
+        return Refused.TEMPORARY if alone else None
+    assert statement.leaves is not None
+    return _LEAVING[statement.leaves]
 
 
 def _within(statement: Statement, facts: Facts) -> tuple[Before, After]:

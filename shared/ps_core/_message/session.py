@@ -81,16 +81,14 @@ class Settings:
     """Whether there is anything to be sent."""
     decides: bool = field(init=False)
     """Whether it decides what a statement sees, or may: none may run without."""
+    owes: bool = field(init=False)
+    """Whether the open transaction lacks something."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "any", bool(self.held) or self.role is not None)
         decides = self.role is not None or any(held.name not in _MAY_BE_MISSING for held in self.held)
         object.__setattr__(self, "decides", decides)
-
-    @property
-    def owes(self) -> bool:
-        """Whether the open transaction lacks something."""
-        return self.owed is None or bool(self.owed)
+        object.__setattr__(self, "owes", self.owed is None or bool(self.owed))
 
     def value_of(self, name: str) -> str | None:
         """Return the value of a setting; None: it is not held."""

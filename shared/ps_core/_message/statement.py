@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from sys import intern
 
-__all__ = ["QUOTE", "Statement", "analyse", "binds_outside_quotes", "end_of_comment", "identifiers"]
+__all__ = ["QUOTE", "Leaves", "Statement", "analyse", "binds_outside_quotes", "end_of_comment", "identifiers"]
 
 _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"})
 _CONTROL = re.compile(
@@ -95,6 +96,34 @@ _SESSION_STATE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _FOR_SESSION = re.compile(r"\s*(?:SET\s+(?!(?:LOCAL|TRANSACTION|CONSTRAINTS)\b)|RESET\b|DISCARD\b)", re.IGNORECASE)
+# The words without which a text leaves nothing that only a session of its own could hold (`Leaves`).
+_LEAVING = frozenset(
+    f"pg_{name}"
+    for name in (
+        *("advisory_lock", "advisory_lock_shared", "try_advisory_lock", "try_advisory_lock_shared"),
+        *("advisory_unlock", "advisory_unlock_shared", "advisory_unlock_all", "temp"),
+    )
+) | {"listen", "unlisten", "temp", "temporary", "hold", "prepare", "execute", "load"}
+_EXPLAIN = r"\s*(?:EXPLAIN\b(?:\s*\([^)]*\)|\s+(?:ANALYZE|VERBOSE)\b)*\s*)?"
+# What only names a function, or keeps a call for later.
+_NAMES_ONLY = r"\s*(?:ALTER|COMMENT|DROP|GRANT|REVOKE|CREATE\s+(?:OR\s+REPLACE\s+)?(?:FUNCTION|PROCEDURE|VIEW))\b"
+_CALLS_LOCK = re.compile(
+    rf"(?!{_NAMES_ONLY}).*?\bpg_(?:try_)?advisory_(?:un)?lock(?:_shared|_all)?\s*\(", re.IGNORECASE | re.DOTALL
+)
+_LISTENS = re.compile(r"\s*(?:UN)?LISTEN\b", re.IGNORECASE)
+_MAKES_TEMPORARY = re.compile(
+    rf"{_EXPLAIN}CREATE\s+(?:(?:OR\s+REPLACE\s+)?(?:(?:GLOBAL|LOCAL)\s+)?TEMP(?:ORARY)?\b"
+    r"|(?:(?!(?:AS|OF|ON)\b)\w+\s+)*pg_temp\s*\.)",
+    re.IGNORECASE,
+)
+# SELECT ... INTO makes a table; INSERT INTO, and MERGE INTO, may have one that is called "temp".
+_INTO_TEMPORARY = re.compile(
+    r"\b(?:INSERT|MERGE)\s+INTO\b|\bINTO\s+(?P<made>(?:(?:GLOBAL|LOCAL)\s+)?TEMP(?:ORARY)?\b|pg_temp\s*\.)", re.IGNORECASE
+)
+_ON_COMMIT_DROP = re.compile(r"\bON\s+COMMIT\s+DROP\b", re.IGNORECASE)
+_DECLARES_HELD = re.compile(r"\s*DECLARE\b.*?\bCURSOR\s+WITH\s+HOLD\b", re.IGNORECASE | re.DOTALL)
+_PREPARES = re.compile(rf"\s*PREPARE\b(?!\s+TRANSACTION\b)|{_EXPLAIN}EXECUTE\b", re.IGNORECASE)
+_LOADS = re.compile(r"\s*LOAD\b", re.IGNORECASE)
 # A setting and nothing else: Django sends this one with every new connection.
 _LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s[^()]*)\s*", re.IGNORECASE)
 # Of these, what a connection that takes the place of a lost one is given again: the server tells their values.
@@ -102,10 +131,11 @@ _REPORTED = re.compile(
     r"\bset_config\s*\(\s*'(?:TimeZone|DateStyle)'|^\s*SET\s+(?:SESSION\s+)?(?:TIME\s+ZONE|TimeZone|DateStyle)\b", re.IGNORECASE
 )
 # The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, and dollar quotes end with their tag:
-# these have loops of their own. What is not ended goes on to the end of the text, so that no text is searched twice.
+# these have loops of their own. What is not ended goes on to the end of the text, so that no text is searched twice. The quoted
+# names of what a session would keep stay, without their quotes.
 _OPAQUE = re.compile(
     r"""(?<![\w$\x80-\U0010ffff])[eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z)(?:\s*[\r\n]\s*'(?:[^'\\]|''|\\.)*+(?:'|\Z))*+"""
-    r"""|'(?:[^']|'')*+(?:'|\Z)|"(?:[^"]|"")*+(?:"|\Z)"""
+    r"""|'(?:[^']|'')*+(?:'|\Z)|"(?P<name>pg_(?:temp|(?:try_)?advisory_\w+))"(?!")|"(?:[^"]|"")*+(?:"|\Z)"""
     r"""|(?<![\w$\x80-\U0010ffff])(?P<dollar>\$(?:[^\W\d]\w*)?\$)|--[^\r\n]*|/\*""",
     re.DOTALL,
 )
@@ -144,6 +174,18 @@ _TRAILING = "; \t\r\n\f\v"
 _CACHED_LENGTH = 16_384
 
 
+class Leaves(Enum):
+    """What a text leaves in the session that a transaction pooler gives to somebody else."""
+
+    LOCK = "a session advisory lock, taken or released"
+    CHANNEL = "a channel that is listened to, or no longer"
+    TEMPORARY = "a temporary object that outlives its transaction"
+    TEMPORARY_UNTIL_COMMIT = "a temporary table ON COMMIT DROP: outside of a transaction nobody could use it"
+    CURSOR = "a cursor WITH HOLD"
+    PREPARED = "a prepared statement, made or executed"
+    LIBRARY = "a library"
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """What is known of one text."""
@@ -164,6 +206,8 @@ class Statement:
     """Must not share a message with others in autocommit. Of several statements none can: they share one already."""
     keeps_state: bool
     """The session may hold something after it (SET, LISTEN, a temporary table, an advisory lock)."""
+    leaves: Leaves | None
+    """What it leaves in the session that no client can hold instead."""
 
     touches_session: bool
     """It may set something for the session: `ps_core._message.session` says what."""
@@ -252,6 +296,7 @@ def _analyse(text: str) -> Statement:
         must_stand_alone=len(statements) == 1 and _BARE.match(head) is not None,
         keeps_state=any(_SESSION_STATE.search(part.lstrip()) for part in statements)
         and not (only_sets and _REPORTED.search(text)),
+        leaves=None if _LEAVING.isdisjoint(names) else _leaves(statements),
         only_sets=only_sets,
         touches_session="set_config" in names or any(map(_FOR_SESSION.match, statements)),
         primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (may_name_read_only and any(map(_SETS.match, statements))),
@@ -285,6 +330,35 @@ def _transactions(statements: list[str]) -> tuple[bool, bool, bool, bool]:
         else:
             in_body, chains = _ATOMIC.match(part) is not None, False
     return controls, ended, parted, chains
+
+
+_LEFT_BY = {
+    Leaves.LOCK: _CALLS_LOCK,
+    Leaves.CHANNEL: _LISTENS,
+    Leaves.CURSOR: _DECLARES_HELD,
+    Leaves.PREPARED: _PREPARES,
+    Leaves.LIBRARY: _LOADS,
+}
+
+
+def _leaves(statements: list[str]) -> Leaves | None:
+    """Return `leaves` of a text's statements. What would be allowed somewhere counts last."""
+    found = None
+    for part in statements:
+        kind = _leaves_of(part)
+        if kind is not None and kind is not Leaves.TEMPORARY_UNTIL_COMMIT:
+            return kind
+        found = found or kind
+    return found
+
+
+def _leaves_of(part: str) -> Leaves | None:
+    for kind, pattern in _LEFT_BY.items():
+        if pattern.match(part):
+            return kind
+    if _MAKES_TEMPORARY.match(part) or any(found["made"] for found in _INTO_TEMPORARY.finditer(part)):
+        return Leaves.TEMPORARY_UNTIL_COMMIT if _ON_COMMIT_DROP.search(part) else Leaves.TEMPORARY
+    return None
 
 
 _remembered = lru_cache(maxsize=1024)(_analyse)
@@ -324,6 +398,8 @@ def _without_opaque_parts(text: str) -> str:
             end = text.find(match["dollar"], match.end())
             at = len(text) if end < 0 else end + len(match["dollar"])
         else:
+            if match["name"]:
+                parts.append(match["name"])
             at = match.end()
     parts.append(text[at:])
     return "".join(parts)

@@ -67,7 +67,7 @@ def entry(endpoint: Endpoint, engine: str, database: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(endpoint.params)
     more: dict[str, Any] = {}
     if engine == "ps_django.backend":
-        options |= {"ps_role": endpoint.role, "ps_pooled": endpoint.pooled}
+        options |= {"ps_role": endpoint.role, "ps_pooled": endpoint.pooled, "ps_session_state": "allow"}  # as with stock
     else:
         more["DISABLE_SERVER_SIDE_CURSORS"] = endpoint.pooled  # what Django's documentation tells those behind a pooler
     return {

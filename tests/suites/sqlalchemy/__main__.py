@@ -57,7 +57,7 @@ def urls(lab: Lab) -> dict[str, sa.URL]:
     """Return a URL for each dialect, each with a database of its own; all name the primary's dedicated bouncer."""
     primary = lab.topology.primary
     stock = sa.URL.create("postgresql", primary.user, primary.password, primary.host, primary.port, query=dict(primary.params))
-    ours = sa.make_url(lab.url).update_query_dict({"ps_bouncer": "write-pool"})
+    ours = sa.make_url(lab.url).update_query_dict({"ps_bouncer": "write-pool", "ps_session_state": "allow"})  # as with stock
     return {
         name: url.set(drivername=f"postgresql+{name}", database=f"suite_{name}")
         for pair in PAIRS
