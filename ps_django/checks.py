@@ -14,12 +14,15 @@ import psycopg
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
+from django.db.utils import load_backend
 
 from ps_core import Connection
 from ps_core.errors import ConfigurationError
-from ps_django.config import ENGINE, consistency_of, endpoint_of
+from ps_django.backend.base import DatabaseWrapper
+from ps_django.config import ENGINE, consistency_of, endpoint_of, families
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,10 +45,16 @@ _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py"})
 
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
-    ours = {alias: entry for alias, entry in settings.DATABASES.items() if entry.get("ENGINE") == ENGINE}
+    entries = settings.DATABASES
+    ours = {alias: entry for alias, entry in entries.items() if _is_ours(entry.get("ENGINE"))}
+    found: list[CheckMessage] = [*_of_other_engines(entries, ours)]
     if not ours:
-        return []
-    found: list[CheckMessage] = [*_of_project(ours)]
+        return found
+    found += _of_project(ours)
+    try:
+        families(entries)
+    except ConfigurationError as exc:
+        found.append(Error(str(exc), hint="The message says what to write.", obj="DATABASES", id="ps_django.E001"))
     for alias, entry in ours.items():
         try:
             endpoint = endpoint_of(alias, entry)
@@ -56,6 +65,28 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
             if endpoint.role == "primary" and endpoint.pooled:
                 found += _of_applications(alias)
     return found
+
+
+def _is_ours(engine: str | None) -> bool:
+    """Return whether an ENGINE is our backend, or derived from it."""
+    if engine is None or engine == ENGINE:
+        return engine is not None
+    try:
+        wrapper = load_backend(engine).DatabaseWrapper
+    except (ImproperlyConfigured, AttributeError):
+        return False  # Django says that, when the alias is used
+    return issubclass(wrapper, DatabaseWrapper)
+
+
+def _of_other_engines(entries: dict[str, Any], ours: dict[str, Any]) -> Iterator[CheckMessage]:
+    for alias, entry in entries.items():
+        if alias not in ours and "ps_role" in (entry.get("OPTIONS") or {}):
+            yield Error(
+                f"{alias!r} has options of ps_django, and its ENGINE {entry.get('ENGINE')!r} is not derived from {ENGINE!r}.",
+                hint=f"Write ORIGINAL_BACKEND = {ENGINE!r} for django_tenants.postgresql_backend; else ENGINE = {ENGINE!r}.",
+                obj=alias,
+                id="ps_django.E016",
+            )
 
 
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -164,7 +195,7 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection: Any = connections[alias]
-        if connection.settings_dict["ENGINE"] != ENGINE:
+        if not isinstance(connection, DatabaseWrapper):
             continue
         for check in (_version, _pooling, _rights, _replica):
             try:
