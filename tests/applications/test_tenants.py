@@ -124,7 +124,8 @@ def test_reads(ps_lab: Lab, project: tuple[Path, dict[str, str]], limit: dict[st
     assert set(strangers(ps_lab)) == {('"$user", public', "app")}
 
 
-def test_replica_follows(project: tuple[Path, dict[str, str]]) -> None:
+@pytest.mark.parametrize("limit", [{}, {"LIMIT": "1"}], ids=["each-cursor", "once"])
+def test_replica_follows(project: tuple[Path, dict[str, str]], limit: dict[str, str]) -> None:
     """A replica's alias is in its primary's tenant, whatever the primary's was before, and wherever it is asked."""
     script = """
     from tools import *
@@ -134,6 +135,9 @@ def test_replica_follows(project: tuple[Path, dict[str, str]]) -> None:
         with schema_context("tenant2"):
             found["inner"] = where()[0], texts(Note.objects.using("replica"))
         found["after"] = where()[0]
+        with schema_context("tenant2"):
+            where("default")  # where the primary's connection is now, and not the replica's
+        found["apart"] = where()[0]
         connections["default"].set_schema("tenant1", include_public=False)
         found["alone"] = where()[0]
     with Customer.objects.get(schema_name="tenant3"):
@@ -143,11 +147,12 @@ def test_replica_follows(project: tuple[Path, dict[str, str]]) -> None:
     found["last"] = where()[0]
     tell(**found)
     """
-    assert ran(project, script) == {
+    assert ran(project, script, **limit) == {
         "first": ["public", True],
         "tenant": [["tenant1, public", True], "tenant1", ["tenant1"], "replica"],
         "inner": ["tenant2, public", ["tenant2"]],
         "after": "tenant1, public",
+        "apart": "tenant1, public",
         "alone": "tenant1",
         "atomic": ["tenant3"],
         "iterator": ["tenant3"],
