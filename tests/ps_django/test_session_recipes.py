@@ -288,14 +288,15 @@ def test_role_for_a_while(ps_lab: Lab) -> None:
 
 def test_timeout_of_a_report(ps_lab: Lab, product: None) -> None:
     """A session's own timeout replaces ours until it is reset, and `set_config(..., NULL, false)` is a reset."""
-    shown = "SELECT current_setting('statement_timeout')"
+    shown = "SELECT current_setting('statement_timeout'), current_setting('transaction_timeout')"
     with strangers(ps_lab, "statement_timeout"):
-        assert ask("default", shown) == ("2s",)
+        assert ask("default", shown) == ("2s", "3s")
         with connection.cursor() as cursor:
             cursor.execute("SET statement_timeout = '60s'")
-        assert ask("default", shown) == ("1min",)
-        assert ask("replica", shown) == ("1min",)  # as every setting of its primary's
+        # Not below the transaction's, which would disable it: as with `limits(statement="60s")`.
+        assert ask("default", shown) == ("1min", "0")
+        assert ask("replica", shown) == ("1min", "0")  # as every setting of its primary's
         with ps_django.limits(statement="5s"):
-            assert ask("default", shown) == ("5s",)
+            assert ask("default", shown) == ("5s", "0")
         ask("default", "SELECT set_config('statement_timeout', NULL, false)")
-        assert ask("default", shown) == ask("replica", shown) == ("2s",)
+        assert ask("default", shown) == ask("replica", shown) == ("2s", "3s")
