@@ -1,6 +1,7 @@
 """django-tenants behind the bouncers, with replicas: schemas are made and migrated, and no read sees another tenant's."""
 
 import json
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +261,40 @@ def test_other_connections(project: tuple[Path, dict[str, str]], limit: dict[str
         "forked": 0,
         "stood in": [["tenant5, public"]],
     }
+
+
+def test_failed_switch(ps_lab: Lab, project: tuple[Path, dict[str, str]]) -> None:
+    """A SET search_path that is lost, which django-tenants swallows, leaves no connection that is in the tenant before."""
+    folder, env = project
+    script = """
+    from tools import *
+    with schema_context("tenant1"):
+        found = [texts(Note.objects.using("default"))]
+    print("read", flush=True), sys.stdin.readline()
+    with schema_context("tenant2"):
+        cursor = connection.cursor()  # sets the search path; its errors are not raised
+        print("set", flush=True), sys.stdin.readline()
+        try:
+            cursor.execute("SELECT text FROM notes_note")
+        except django.db.Error as exc:
+            found.append(type(exc).__name__)
+        else:
+            found.append(cursor.fetchall())
+        connection.close()
+        found.append(texts(Note.objects.using("default")))
+    tell(found=found)
+    """
+    with start(folder, "-c", textwrap.dedent(script), stdin=subprocess.PIPE, PS_RETRY_TIMEOUT="0", **env) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "read\n"
+        with ps_lab.edge.refuse("57P03", "the database system is starting up"):
+            ps_lab.edge.cut()
+            print(file=process.stdin, flush=True)
+            assert process.stdout.readline() == "set\n"
+        out, err = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, err
+    assert tenancy.told(out)["found"] == [["tenant1"], "OperationalError", ["tenant2"]]
 
 
 def test_requests(ps_lab: Lab, project: tuple[Path, dict[str, str]]) -> None:

@@ -163,6 +163,18 @@ def test_direct_path(ps_lab: Lab) -> None:
         assert ask("default") == ("datamart", "7", "app", 2)
 
 
+def test_set_before_the_direct_path(ps_lab: Lab) -> None:
+    """What a connection was told holds on the direct path: a schema editor would work in another schema, as another role."""
+    with strangers(ps_lab, "app.tenant"):
+        for sql in ("SET search_path = datamart", "SET app.tenant = '7'", "SET ROLE rls_reader"):
+            ask("default", sql)
+        with ps_django.on_direct_path():
+            assert ask("default") == ("datamart", "7", "rls_reader", 3)
+        with connection.schema_editor():
+            assert ask("default") == ("datamart", "7", "rls_reader", 3)
+        assert ask("default") == ("datamart", "7", "rls_reader", 3)
+
+
 def routed(primary: str = "default") -> tuple[bool, Any]:
     """Return whether a read of the ORM went to the replica, and the tenant that it saw there."""
     from ps_cli.shop.models import Product
