@@ -396,20 +396,30 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         if self._ps_follows:
             self._ps_follow_primary()
         if self.settings_dict["TEST"].get("MIRROR") is None or self.ps_mirrors is None:
-            return super()._cursor(name)  # type: ignore[misc] # not in the stubs
+            cursor = super()._cursor(name)  # type: ignore[misc] # not in the stubs
+            if self._ps_is_replica:
+                # Whoever sets something says so to the primary's alias, and does not know where their reads will be answered.
+                # A tenant's search path is set by each wrapper itself: the primary's connection may still be in another one.
+                primary = connections[self.settings_dict["OPTIONS"]["ps_primary"]].connection
+                except_for = ("search_path",) if self._ps_follows else ()
+                self.connection.beside = None if primary is None else (primary, except_for)
+            return cursor
         tenants.forget_what_was_set(self)  # on the primary's connection, which its own wrapper may bring elsewhere
         mirrored = self.ps_lagging or connections[self.ps_mirrors]
         mirrored.ensure_connection()
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
     @cached_property
+    def _ps_is_replica(self) -> bool:
+        options = self.settings_dict["OPTIONS"]
+        return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings
+
+    @cached_property
     def _ps_follows(self) -> bool:
-        return self.settings_dict["OPTIONS"].get("ps_role") == "replica" and tenants.keeps_tenant(self)
+        return self._ps_is_replica and tenants.keeps_tenant(self)
 
     def _ps_follow_primary(self) -> None:
-        primary = self.settings_dict["OPTIONS"].get("ps_primary")
-        if primary in connections.settings:
-            tenants.follow(self, connections[primary])
+        tenants.follow(self, connections[self.settings_dict["OPTIONS"]["ps_primary"]])
 
     def make_cursor(self, cursor: Any) -> Any:
         """Return the wrapper that may go on with another cursor, on the primary."""
@@ -494,6 +504,8 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _close(self) -> None:
         kept, self._ps_kept = self._ps_kept, None
         self._ps_visits = False
+        if self.connection is not None:
+            self.connection.beside = None  # it may be a pool's
         try:
             super()._close()  # type: ignore[misc]
         finally:

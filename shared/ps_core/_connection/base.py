@@ -154,6 +154,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _other_side: Any = None
     """A connection to the endpoints that this one is not at; see `go_to`."""
     _on_replicas = False
+    beside: tuple[BaseConnection[Any], tuple[str, ...]] | None = None
+    """Another connection of the same work, whose session settings hold here, too, but for those of these names."""
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
