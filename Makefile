@@ -34,7 +34,7 @@ test-suite-django: .venv/ready
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
 
-# Applications of others (Wagtail) on the lab.
+# Applications and packages of others (Wagtail, django-tenants, django-pgactivity, django-pglock) on the lab.
 test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
 	.venv/bin/pytest tests/applications

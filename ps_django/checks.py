@@ -24,7 +24,8 @@ from django.db.utils import load_backend
 
 from ps_core import Connection
 from ps_core.errors import ConfigurationError
-from ps_django.config import ENGINE, consistency_of, endpoint_of
+from ps_django.backend.base import DatabaseWrapper
+from ps_django.config import ENGINE, consistency_of, endpoint_of, families
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,10 +54,16 @@ _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"
 
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
-    ours = {alias: entry for alias, entry in settings.DATABASES.items() if _is_ours(entry.get("ENGINE") or "")}
+    entries = settings.DATABASES
+    ours = {alias: entry for alias, entry in entries.items() if _is_ours(entry.get("ENGINE"))}
+    found: list[CheckMessage] = [*_of_other_engines(entries, ours)]
     if not ours:
-        return []
-    found: list[CheckMessage] = [*_of_project(ours)]
+        return found
+    found += _of_project(ours)
+    try:
+        families(entries)
+    except ConfigurationError as exc:
+        found.append(Error(str(exc), hint="The message says what to write.", obj="DATABASES", id="ps_django.E001"))
     pooled = []
     for alias, entry in ours.items():
         try:
@@ -70,14 +77,26 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     return [*found, *_of_applications(pooled)]
 
 
-def _is_ours(engine: str) -> bool:
-    """Return whether an ENGINE is this project's backend, or one that derives from it."""
-    if engine == ENGINE:
-        return True
+def _is_ours(engine: str | None) -> bool:
+    """Return whether an ENGINE is our backend, or derived from it."""
+    if engine is None or engine == ENGINE:
+        return engine is not None
     try:
-        return issubclass(load_backend(engine).DatabaseWrapper, load_backend(ENGINE).DatabaseWrapper)
+        wrapper = load_backend(engine).DatabaseWrapper
     except (ImproperlyConfigured, ImportError, AttributeError):
-        return False  # Django says it
+        return False  # Django says that, when the alias is used
+    return issubclass(wrapper, DatabaseWrapper)
+
+
+def _of_other_engines(entries: dict[str, Any], ours: dict[str, Any]) -> Iterator[CheckMessage]:
+    for alias, entry in entries.items():
+        if alias not in ours and "ps_role" in (entry.get("OPTIONS") or {}):
+            yield Error(
+                f"{alias!r} has options of ps_django, and its ENGINE {entry.get('ENGINE')!r} is not derived from {ENGINE!r}.",
+                hint=f"Write ORIGINAL_BACKEND = {ENGINE!r} for django_tenants.postgresql_backend; else ENGINE = {ENGINE!r}.",
+                obj=alias,
+                id="ps_django.E016",
+            )
 
 
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -234,7 +253,7 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection: Any = connections[alias]
-        if not _is_ours(connection.settings_dict["ENGINE"]):
+        if not isinstance(connection, DatabaseWrapper):
             continue
         for check in (_version, _pooling, _rights, _replica):
             try:

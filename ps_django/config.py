@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from ps_core._registry import policy_for, replicas_at, state_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of"]
 
 ENGINE: Final = "ps_django.backend"
+_DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
 _NOT_LIBPQ: Final = frozenset(
     {"assume_role", "isolation_level", "pool", "server_side_binding", "context", "cursor_factory", "prepare_threshold", "service"}
@@ -65,16 +67,23 @@ _OWN: Final = frozenset(
 )
 
 
-def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[TopologySettings]) -> dict[str, dict[str, Any]]:
+def databases(
+    url: str | Mapping[str, str] | None = None, *, engine: str = ENGINE, **settings: Unpack[TopologySettings]
+) -> dict[str, dict[str, Any]]:
     """Return `DATABASES`: `default` (the primary), `replica` (`replica-2`, ... where there are more), `direct`.
 
     `url` is a role's URL; a mapping, or nothing at all, means an environment (`os.environ`): PS_URL or DATABASE_URL, and `PS_*`.
     `settings` are `ps_core.topology.TopologySettings`, as in `bouncer="write-pool"`. Add to the entries what Django has for
-    them (CONN_MAX_AGE, ATOMIC_REQUESTS, ...).
+    them (CONN_MAX_AGE, ATOMIC_REQUESTS, ...). `engine` is the ENGINE of all of them, where it is a backend that is derived from
+    ours: `engine="django_tenants.postgresql_backend"`, with `ORIGINAL_BACKEND = "ps_django.backend"`.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
+    if not _DOTTED.fullmatch(engine or ""):
+        raise ConfigurationError(f"engine: write the dotted path of a backend, as in {ENGINE!r}, not {engine!r}")
+    if engine.startswith("django."):
+        raise ConfigurationError(f"engine: {engine!r} is Django's own: write {ENGINE!r}, or a backend that is derived from it")
     if isinstance(url, str):
         topology = Topology.from_url(url, **settings)
     else:
@@ -91,6 +100,8 @@ def databases(url: str | Mapping[str, str] | None = None, **settings: Unpack[Top
     entries = {"default": _entry(topology.primary, ps_direct="direct", **of_primary, **common)}
     for endpoint in (*topology.replicas, topology.direct):
         entries[endpoint.name] = _entry(endpoint, ps_primary="default", **common) | {"TEST": {"MIRROR": "default"}}
+    for entry in entries.values():
+        entry["ENGINE"] = engine
     return entries
 
 
@@ -236,7 +247,7 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the primary's alias for the alias of each replica and direct path.
 
     Raises:
-        ConfigurationError: an entry names a primary that there is not.
+        ConfigurationError: an entry names a primary that there is not, or a replica's ENGINE is not its primary's.
     """
     found = {}
     for alias, entry in tuple(entries.items()):
@@ -244,6 +255,12 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         if primary is not None:
             if primary not in entries:
                 raise ConfigurationError(f"DATABASES[{alias!r}]: ps_primary={primary!r}: write one of {', '.join(entries)}")
+            engines = entry.get("ENGINE"), entries[primary].get("ENGINE")
+            if entry["OPTIONS"].get("ps_role") == "replica" and engines[0] != engines[1]:
+                raise ConfigurationError(
+                    f"DATABASES[{alias!r}]: ENGINE={engines[0]!r}, and that of its primary {primary!r} is {engines[1]!r}: write"
+                    f" the same, or reads on the replica are without what the primary's backend does"
+                )
             found[alias] = primary
     return found
 

@@ -23,7 +23,7 @@ from django.db.backends.postgresql import base
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
 from ps_core.errors import ReplicaBehind
-from ps_django.config import databases
+from ps_django.config import ENGINE, databases
 from ps_django.path import MARK
 
 if TYPE_CHECKING:
@@ -146,21 +146,21 @@ def lagging_replica(alias: str = "replica") -> Iterator[LaggingReplica]:
 
 
 @contextmanager
-def databases_at(url: str, **topology: Unpack[TopologySettings]) -> Iterator[None]:
+def databases_at(url: str, *, engine: str = ENGINE, **topology: Unpack[TopologySettings]) -> Iterator[None]:
     """Let the project's aliases lead somewhere else in the block, as to a `ps_lab.Lab`: to real replicas, not to mirrors.
 
     `with databases_at(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool"): ...`
 
-    `topology` is what `ps_django.databases()` takes. What a project has in its entries besides (ATOMIC_REQUESTS, CONN_MAX_AGE,
-    TIME_ZONE, ...) stays. Path and limits are those of production, which tests are else without. Nothing is made or removed
-    there: `call_command("migrate")` comes first. For all threads that first use a connection in the block; not in a `TestCase`,
-    whose transactions are on the connections outside.
+    `engine` and `topology` are what `ps_django.databases()` takes. What a project has in its entries besides (ATOMIC_REQUESTS,
+    CONN_MAX_AGE, TIME_ZONE, ...) stays. Path and limits are those of production, which tests are else without. Nothing is made or
+    removed there: `call_command("migrate")` comes first. For all threads that first use a connection in the block; not in a
+    `TestCase`, whose transactions are on the connections outside.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
     usual, usual_settings = settings.DATABASES, connections.settings
-    entries = databases(url, **topology)
+    entries = databases(url, engine=engine, **topology)
     for alias, entry in entries.items():
         entry |= {name: value for name, value in usual.get(alias, {}).items() if name not in _LEADS_THERE}
         entry["TEST"] = {**entry.get("TEST", {}), MARK: "own"}

@@ -20,13 +20,14 @@ from psycopg import pq
 from ps_core import Connection as PSConnection
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
+from ps_core._message.statement import analyse
 from ps_core._notes import carry_notes
 from ps_core._retry.deadline import GRACE
 from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, classify
-from ps_django import path
+from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
 
@@ -102,9 +103,15 @@ class _Pool:
 
 
 class _FallingBack(CursorWrapper):
-    """Run on the primary what the replica could not do (`FOR_PRIMARY`)."""
+    """Run on the primary what the replica could not do (`FOR_PRIMARY`), or would do with other settings of the session."""
+
+    _away = False
+    """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
+        sets = isinstance(sql, str) and analyse(sql).touches_session  # which is for this alias itself
+        if self._away if sets else not (self._away or self.db.ps_holds_as_primary()):
+            self._go(away=not self._away)
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
@@ -120,11 +127,15 @@ class _FallingBack(CursorWrapper):
             ):
                 raise
             emit_fallback(self.db.alias, failure)
-        self.cursor.close()
-        other = connections[primary]
-        other.ensure_connection()
-        self.cursor = other.create_cursor()
+        self._go(away=True)
         return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
+
+    def _go(self, *, away: bool) -> None:
+        self.cursor.close()
+        self._away = away
+        # Through its wrapper's own method: a derived one brings the connection into its tenant's schema there.
+        wrapper: Any = connections[self.db.settings_dict["OPTIONS"]["ps_primary"]] if away else self.db
+        self.cursor = wrapper._cursor().cursor
 
 
 class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
@@ -218,7 +229,16 @@ class _ErrorWrapper(DatabaseErrorWrapper):
             raise
 
 
-class DatabaseWrapper(base.DatabaseWrapper):
+class _Kind(type):
+    """Lets a wrapper know the tenant with which it was made, so that one that it is given later is known for that."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        wrapper = super().__call__(*args, **kwargs)
+        wrapper.ps_tenant = tenants.tenant_of(wrapper)
+        return wrapper
+
+
+class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     """Django's wrapper; the connection inside opens, bounds and heals its transactions."""
 
     SchemaEditorClass = DatabaseSchemaEditor
@@ -226,6 +246,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
     creation_class = DatabaseCreation
     ps_lagging: Any = None
     """The connection that answers instead, in a `ps_django.test.lagging_replica()` block."""
+
+    ps_tenant: tuple[Any, bool] | None = None
+    """The tenant that this wrapper has by itself or, on a replica's alias, was given last: see `ps_django.tenants`."""
 
     _ps_decision: PathDecision | None = None
     """The decision with which the open connection was made."""
@@ -298,6 +321,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """Connect as the work here and now asks for."""
         self._ps_decision = self.ps_decide()
         self._ps_visits = self._ps_decision.direct and self._ps_decision.limits == "endpoint"
+        tenants.forget_what_was_set(self)
         super().connect()
         if self._ps_decision.limits == "command" and self._ps_transactions is None and self.ps_state.endpoint.pooled:
             self._ps_transactions = LongTransactions(self)
@@ -381,11 +405,40 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _cursor(self, name: str | None = None) -> Any:
         if _WATCH.on or self._ps_visits or len(_MODULES) != _WATCH.modules:
             self.ps_take_path()
+        if self._ps_follows:
+            self._ps_follow_primary()
         if self.settings_dict["TEST"].get("MIRROR") is None or self.ps_mirrors is None:
             return super()._cursor(name)  # type: ignore[misc] # not in the stubs
+        tenants.forget_what_was_set(self)  # on the primary's connection, which its own wrapper may bring elsewhere
         mirrored = self.ps_lagging or connections[self.ps_mirrors]
         mirrored.ensure_connection()
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
+
+    @cached_property
+    def _ps_is_replica(self) -> bool:
+        options = self.settings_dict["OPTIONS"]
+        return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings
+
+    @cached_property
+    def _ps_follows(self) -> bool:
+        return self._ps_is_replica and tenants.keeps_tenant(self)
+
+    def ps_holds_as_primary(self) -> bool:
+        """Return whether reads here are as on the primary, as far as it goes by what was SET for the session.
+
+        Whoever SETs something says so to the primary's alias, and does not know where their reads will be answered.
+        """
+        if not self._ps_is_replica:
+            return True
+        primary = connections[self.settings_dict["OPTIONS"]["ps_primary"]].connection
+        # In a transaction here somebody asked for this very alias. A tenant's search path is set by each wrapper itself.
+        but_for = ("search_path",) if self._ps_follows else ()
+        if primary is None or self.connection is None or self.in_atomic_block:
+            return True
+        return bool(self.connection.holds_as(primary, but_for=but_for))
+
+    def _ps_follow_primary(self) -> None:
+        tenants.follow(self, connections[self.settings_dict["OPTIONS"]["ps_primary"]])
 
     def make_cursor(self, cursor: Any) -> Any:
         """Return the wrapper that may go on with another cursor, on the primary."""
@@ -442,9 +495,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _ps_go_direct(self) -> None:
         # A wrapper of the same class makes the connection: subclasses (PostGIS) prepare theirs, and so do receivers of
         # `connection_created`. It is not the pool's, whose connections are on the alias's own path.
-        twin: Any = type(self)(self.settings_dict, self.alias)
+        twin: Any = type(self)({**self.settings_dict}, self.alias)
         twin._ps_blocks = 1
         twin.ensure_connection()
+        if (session := self.connection.session_sql()) is not None:
+            with twin.connection.transaction():  # what holds behind the pooler holds there: it is the same work
+                twin.connection.execute(session)
         self._ps_kept, self.connection = (self.connection, self._ps_decision), twin.connection
         self._ps_decision, twin.connection = twin._ps_decision, None
         self._ps_visits = True
@@ -463,6 +519,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         self._ps_carry_over()
 
     def _ps_carry_over(self) -> None:
+        tenants.forget_what_was_set(self)
         if self.connection.autocommit is not self.autocommit:
             self.connection.autocommit = self.autocommit
 

@@ -27,13 +27,14 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def start(folder: Path, *command: str, **environment: str) -> "subprocess.Popen[str]":
-    """Start Python with a command there."""
+def start(folder: Path, *command: str, stdin: int | None = None, **environment: str) -> "subprocess.Popen[str]":
+    """Start Python with a command there; `stdin=subprocess.PIPE` is for talking to it."""
     paths = os.pathsep.join([str(folder), *(path for path in sys.path if path)])
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, "DJANGO_SETTINGS_MODULE": "project", **environment},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -63,7 +63,12 @@ def of_django(module: str) -> Iterator[Setup]:
 
     os.environ["DJANGO_SETTINGS_MODULE"] = module
     entries: dict[str, dict[str, Any]] = _of_application(lambda: dict(settings.DATABASES))
-    ours = {alias: entry for alias, entry in entries.items() if entry.get("ENGINE") == ENGINE}
+    # Whether another ENGINE is derived from ours cannot be told without the project's applications: its options tell.
+    ours = {
+        alias: entry
+        for alias, entry in entries.items()
+        if entry.get("ENGINE") == ENGINE or "ps_role" in (entry.get("OPTIONS") or {})
+    }
     if not ours:
         raise UnreadableError(f"no entry of DATABASES has the ENGINE {ENGINE!r}")
     primary_of = families(ours)

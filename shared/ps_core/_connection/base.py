@@ -65,7 +65,7 @@ from ps_core.events import Event, Name, emit
 from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
@@ -446,6 +446,22 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return bytes(pq.Escaping(self.pgconn).escape_literal(value.encode(self.pgconn._encoding)))
 
     # --- the session -----------------------------------------------------------------------------------------------------------
+
+    def holds_as(self, other: BaseConnection[Any], *, but_for: Sequence[str] = ()) -> bool:
+        """Return whether what was SET here and on `other` decides the same: what statements see, and what they may.
+
+        `but_for`: names of settings that do not count.
+        """
+        mine, theirs = self._session.now, other._session.now
+        return not (mine.decides or theirs.decides) or mine.deciding(but_for) == theirs.deciding(but_for)
+
+    def session_sql(self) -> bytes | None:
+        """Return what sets in a real session all that is held of this one; None: nothing is."""
+        settings = [
+            Setting(one.name.encode(), self._literal(one.value))
+            for one in self._session.now.assignments(self.state.endpoint.assumed_role, timeouts=True)
+        ]
+        return Script.set_config(settings, local=False) if settings else None
 
     def _read_change(self, text: str) -> Change | None:
         """Return what a text, values included, does to a session that the pooler does not keep.

@@ -53,17 +53,21 @@ class Script:
         return cls(*(_set_config((one,)) if one.by_function else _set_local(one) for one in _in_order(settings)))
 
     @staticmethod
-    def set_config(settings: Iterable[Setting]) -> bytes:
-        """Return one SELECT that does the same, for where a message holds one command (the extended protocol)."""
-        return _set_config(_in_order(settings))
+    def set_config(settings: Iterable[Setting], *, local: bool = True) -> bytes:
+        """Return one SELECT that does the same, for where a message holds one command (the extended protocol).
+
+        Not `local`: for the session.
+        """
+        return _set_config(_in_order(settings), local=local)
 
 
 def _set_local(setting: Setting) -> bytes:
     return b"SET LOCAL %s=%s" % (_quoted(setting.name), setting.members or setting.literal)
 
 
-def _set_config(settings: Iterable[Setting]) -> bytes:
-    return b"SELECT " + b",".join(b"pg_catalog.set_config('%s',%s,true)" % (one.name, one.literal) for one in settings)
+def _set_config(settings: Iterable[Setting], *, local: bool = True) -> bytes:
+    until = b"true" if local else b"false"
+    return b"SELECT " + b",".join(b"pg_catalog.set_config('%s',%s,%s)" % (one.name, one.literal, until) for one in settings)
 
 
 def _in_order(settings: Iterable[Setting]) -> Iterator[Setting]:

@@ -14,7 +14,7 @@ from ps_core._message.change import MODES, ROLE, SEARCH_PATH, read_savepoints
 from ps_core.timeouts import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from ps_core._message.change import Change
 
@@ -102,11 +102,16 @@ class Settings:
         """Return the modes that a transaction has where it names none itself."""
         return {MODES[held.name]: held.value for held in self.held if held.name in MODES}
 
-    def assignments(self, own_role: str | None) -> Iterator[Assignment]:
-        """Yield what sets all but timeouts for a transaction that so far runs as `own_role` (None: whoever logged in)."""
+    def deciding(self, but_for: Collection[str] = ()) -> tuple[str | None, dict[str, tuple[str, str | None]]]:
+        """Return what decides what a statement sees, and may: the role, and values with the roles under which they were set."""
+        left_out = _MAY_BE_MISSING.union(but_for)
+        return self.role, {one.name: (one.value, one.role) for one in self.held if one.name not in left_out}
+
+    def assignments(self, own_role: str | None, *, timeouts: bool = False) -> Iterator[Assignment]:
+        """Yield what sets all for a transaction that so far runs as `own_role` (None: whoever logged in); `timeouts`, too."""
         role = None
         for held in self.held:
-            if held.name in _TIMEOUTS:
+            if held.name in _TIMEOUTS and not timeouts:
                 continue
             if held.role != role:
                 role = held.role
