@@ -109,9 +109,11 @@ class _FallingBack(CursorWrapper):
     """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
-        sets = isinstance(sql, str) and analyse(sql).touches_session  # which is for this alias itself
-        if self._away if sets else not (self._away or self.db.ps_holds_as_primary()):
-            self._go(away=not self._away)
+        if PSConnection.any_session and self.db._ps_is_replica:
+            # What sets something is for this very alias.
+            away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
+            if away is not self._away:
+                self._go(away=away)
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
@@ -323,6 +325,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         self._ps_visits = self._ps_decision.direct and self._ps_decision.limits == "endpoint"
         tenants.forget_what_was_set(self)
         super().connect()
+        self.connection.begin_session()  # what `connection_created` sets is older than the work
         if self._ps_decision.limits == "command" and self._ps_transactions is None and self.ps_state.endpoint.pooled:
             self._ps_transactions = LongTransactions(self)
 
@@ -423,19 +426,17 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _ps_follows(self) -> bool:
         return self._ps_is_replica and tenants.keeps_tenant(self)
 
-    def ps_holds_as_primary(self) -> bool:
-        """Return whether reads here are as on the primary, as far as it goes by what was SET for the session.
+    def ps_lacks_of_primary(self) -> bool:
+        """Return whether something was SET on the primary's alias that does not hold on this one of a replica.
 
         Whoever SETs something says so to the primary's alias, and does not know where their reads will be answered.
         """
-        if not self._ps_is_replica:
-            return True
         primary = connections[self.settings_dict["OPTIONS"]["ps_primary"]].connection
         # In a transaction here somebody asked for this very alias. A tenant's search path is set by each wrapper itself.
         but_for = ("search_path",) if self._ps_follows else ()
         if primary is None or self.connection is None or self.in_atomic_block:
-            return True
-        return bool(self.connection.holds_as(primary, but_for=but_for))
+            return False
+        return bool(self.connection.lacks(primary, but_for=but_for))
 
     def _ps_follow_primary(self) -> None:
         tenants.follow(self, connections[self.settings_dict["OPTIONS"]["ps_primary"]])

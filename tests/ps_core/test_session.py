@@ -245,3 +245,36 @@ def test_savepoints() -> None:
     assert again.followed("RELEASE one").followed("ROLLBACK TO one").now == owing
     assert session.followed("ROLLBACK TO one").ended(committed=False) == Session(A)
     assert session.ended(committed=True) == Session(C)
+
+
+LATE, EARLY = Held("a.a", "x", at=5), Held("a.a", "y", at=3)
+LACKS: list[tuple[str, Settings, Settings, bool]] = [
+    ("nothing is lacking of nothing", Settings((EARLY,), "r"), Settings(), False),
+    ("a setting is", Settings(), Settings((EARLY,)), True),
+    ("not the same one", Settings((EARLY,)), Settings((Held("a.a", "y", "r", by_set=False, at=9),)), False),
+    ("one that was set later is", Settings((EARLY,)), Settings((LATE,)), True),
+    ("one that was replaced later is not", Settings((LATE,)), Settings((EARLY,)), False),
+    ("at the same time, the other one counts", Settings((LATE._replace(value="z"),)), Settings((LATE,)), True),
+    ("also behind one that is the same", Settings((EARLY,)), Settings((EARLY, Held("a.b", "1"))), True),
+    ("a role is", Settings(), Settings(role="r"), True),
+    ("not the same one, as it is in force", Settings(role="r"), Settings(role="r", role_at=4), False),
+    ("not one that was replaced later", Settings(role="s", role_at=5), Settings(role="r", role_at=4), False),
+    ("nor left later", Settings(role_at=5), Settings(role="r", role_at=4), False),
+    ("a name is not", Settings(), Settings((Held("application_name", "a", at=1),)), False),
+    ("nor what does not count", Settings(), Settings((Held("search_path", "a", at=1),)), False),
+    ("but what is beside it", Settings(), Settings((Held("search_path", "a", at=1), EARLY)), True),
+]
+
+
+@pytest.mark.parametrize(("mine", "other", "lacks"), [row[1:] for row in LACKS], ids=[row[0] for row in LACKS])
+def test_lacks(mine: Settings, other: Settings, lacks: bool) -> None:
+    """Whether another connection holds what this one does not."""
+    assert mine.lacks(other, but_for=("search_path",)) is lacks
+
+
+def test_when() -> None:
+    """What is set has a time; what came first has none."""
+    settings = Settings().changed(change("SET a.a = 1"), ["1"], at=3).changed(change("SET ROLE r"), ["r"], at=4)
+    assert settings == Settings((Held("a.a", "1", at=3),), "r", role_at=4)
+    assert settings.changed(change("RESET ROLE"), [], at=5).role_at == 5
+    assert settings.earliest() == Settings((Held("a.a", "1"),), "r")

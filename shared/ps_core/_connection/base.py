@@ -9,7 +9,8 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 from weakref import ReferenceType, ref
 
 import psycopg
@@ -238,6 +239,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _sync_wait_cancelled = False
     _made_functions = False
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
+    any_session: ClassVar[bool] = False
+    """Whether any connection of this process ever held something."""
     _session = Session()
     """What is held of the session, which the pooler does not keep."""
     _unsettled_session = Session()
@@ -447,13 +450,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     # --- the session -----------------------------------------------------------------------------------------------------------
 
-    def holds_as(self, other: BaseConnection[Any], *, but_for: Sequence[str] = ()) -> bool:
-        """Return whether what was SET here and on `other` decides the same: what statements see, and what they may.
+    def lacks(self, other: BaseConnection[Any], *, but_for: Sequence[str] = ()) -> bool:
+        """Return whether `other` holds what was SET for its session, and this connection does not, nor anything later.
 
-        `but_for`: names of settings that do not count.
+        `but_for`: names of settings that do not count; nor does `application_name`.
         """
-        mine, theirs = self._session.now, other._session.now
-        return not (mine.decides or theirs.decides) or mine.deciding(but_for) == theirs.deciding(but_for)
+        return self._session.now.lacks(other._session.now, but_for=but_for)
+
+    def begin_session(self) -> None:
+        """Let all that was SET until now count as earlier than what is SET on other connections."""
+        if self._session.now.any:
+            self._session = Session(self._session.now.earliest())
 
     def session_sql(self) -> bytes | None:
         """Return what sets in a real session all that is held of this one; None: nothing is."""
@@ -530,7 +537,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if change is None:
             return
         values = [bytes(answer.get_value(0, 0) or b"").decode(self.pgconn._encoding) for answer in answers]
-        settings = self._session.now.changed(change, values, begins=begins)
+        settings = self._session.now.changed(change, values, begins=begins, at=next(_COUNT))
+        BaseConnection.any_session = BaseConnection.any_session or settings.any
         self._session = self._session.changed(settings, in_transaction=self.pgconn.transaction_status != IDLE)
 
     def _exec_command(self, command: Any, result_format: pq.Format = pq.Format.TEXT) -> PQGen[PGresult | None]:
@@ -1270,6 +1278,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._parameters = None
 
 
+_COUNT: Final = count(1)
+"""Of what is SET in this process."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 _LOCAL: Final = re.compile(r"(?im)^(LINE \d+: .*?\bSET) LOCAL(.*\n)( +)")
 _NAME_SET: Final = re.compile(rb"SET LOCAL ([^=]+)=|SELECT pg_catalog\.set_config\('([^']+)'")

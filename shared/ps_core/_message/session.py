@@ -55,6 +55,8 @@ class Held(NamedTuple):
     """The role under which it was set, and is set again; None: the one that the connection has by itself."""
     by_set: bool = True
     """By SET; else by `set_config`."""
+    at: int = 0
+    """When it was set, by a count of this process."""
 
 
 class Assignment(NamedTuple):
@@ -75,6 +77,8 @@ class Settings:
     held: tuple[Held, ...] = ()
     role: str | None = None
     """By SET ROLE; None: the one that the connection has by itself."""
+    role_at: int = 0
+    """When that was set."""
     owed: frozenset[str] | None = frozenset()
     """What the open transaction lacks until the next statement sets it again, since a RESET or a SET has taken it; None: all."""
     any: bool = field(init=False)
@@ -102,10 +106,23 @@ class Settings:
         """Return the modes that a transaction has where it names none itself."""
         return {MODES[held.name]: held.value for held in self.held if held.name in MODES}
 
-    def deciding(self, but_for: Collection[str] = ()) -> tuple[str | None, dict[str, tuple[str, str | None]]]:
-        """Return what decides what a statement sees, and may: the role, and values with the roles under which they were set."""
-        left_out = _MAY_BE_MISSING.union(but_for)
-        return self.role, {one.name: (one.value, one.role) for one in self.held if one.name not in left_out}
+    def lacks(self, other: Self, *, but_for: Collection[str] = ()) -> bool:
+        """Return whether `other` holds something that does not hold here, nor was replaced here by a later SET.
+
+        `but_for`: names of settings that do not count; nor does `application_name`.
+        """
+        own = {one.name: one for one in self.held}
+        for theirs in other.held:
+            mine = own.get(theirs.name)
+            if theirs.name in but_for or theirs.name == "application_name":
+                continue
+            if mine is None or (mine.value != theirs.value and mine.at <= theirs.at):
+                return True
+        return other.role not in (None, self.role) and self.role_at <= other.role_at
+
+    def earliest(self) -> Self:
+        """Return the same as if it had been set before all that is set elsewhere."""
+        return replace(self, held=tuple(one._replace(at=0) for one in self.held), role_at=0)
 
     def assignments(self, own_role: str | None, *, timeouts: bool = False) -> Iterator[Assignment]:
         """Yield what sets all for a transaction that so far runs as `own_role` (None: whoever logged in); `timeouts`, too."""
@@ -120,16 +137,19 @@ class Settings:
         if self.role != role:
             yield Assignment(ROLE, self.role or own_role or "none")
 
-    def changed(self, change: Change, values: Sequence[str], *, begins: bool = False) -> Self:
-        """Return what holds after `change`. `values` answers its questions; `begins`: it is the first of a transaction."""
+    def changed(self, change: Change, values: Sequence[str], *, begins: bool = False, at: int = 0) -> Self:
+        """Return what holds after `change`.
+
+        `values` answers its questions; `begins`: it is the first of a transaction; `at`: when it was made.
+        """
         held = {} if change.drops_all else {one.name: one for one in self.held if one.name not in change.drops}
-        role = None if change.drops_role else self.role
+        role, role_at = (None, at) if change.drops_role else (self.role, self.role_at)
         for name, value in zip(change.asks, values, strict=True):
             if name == ROLE:
-                role = None if value == "none" else value
+                role, role_at = None if value == "none" else value, at
                 continue
             held.pop(name, None)  # the order is that of the last time
-            held[name] = Held(name, value, role, change.by_set)
+            held[name] = Held(name, value, role, change.by_set, at)
         owed = self.owed
         if change.drops_all or (begins and change.is_way_out):
             owed = None
@@ -137,7 +157,7 @@ class Settings:
             taken = {*change.drops, *change.asks}
             owed |= {ROLE} if change.drops_role or (ROLE in change.asks and role is None) else set()
             owed |= set(_TIMEOUTS) if not taken.isdisjoint(_TIMEOUTS) else set()
-        return replace(self, held=tuple(held.values()), role=role, owed=owed)
+        return replace(self, held=tuple(held.values()), role=role, role_at=role_at, owed=owed)
 
     def paid(self) -> Self:
         """Return the same where the open transaction lacks nothing."""
