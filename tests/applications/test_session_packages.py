@@ -138,8 +138,8 @@ def test_lock_is_refused(ps_lab: Lab, folder: Path) -> None:
             assert message == (
                 "'default' is behind a transaction pooler, where a session advisory lock would stay with a server connection that"
                 " other clients get: take pg_advisory_xact_lock() or pg_try_advisory_xact_lock(), which the end of the"
-                ' transaction releases, or use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct"); where there is no'
-                ' such pooler, write pooled=False; session_state="allow" sends it all the same'
+                ' transaction releases, or use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct"); where'
+                ' there is no such pooler, write pooled=False; session_state="allow" sends it all the same'
             )
 
 

@@ -166,6 +166,9 @@ def test_what_it_says() -> None:
     assert not Settings().decides
     assert Settings(role="r").any
     assert Settings(role="r").decides
+    assert not Settings((Held("a.a", "1"),)).sets_role
+    assert Settings(role="r").sets_role
+    assert Settings((Held("a.a", "1"), Held("a.b", "1", "r"))).sets_role
     timeouts = Settings((Held("lock_timeout", "5ms"), Held("application_name", "a")))
     assert timeouts.any
     assert not timeouts.decides

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as Stock
 from django.db.backends.signals import connection_created
 from django.db.models.expressions import RawSQL
 from django.db.utils import DataError, ProgrammingError
+from django.test import override_settings
 
 import ps_django
+from ps_django.backend.base import DatabaseWrapper
 from ps_lab import Lab
 from tests.strangers import strangers
 
@@ -319,3 +322,43 @@ def test_timeout_of_a_report(ps_lab: Lab, product: None) -> None:
             assert ask("default", shown) == ("5s", "0")
         ask("default", "SELECT set_config('statement_timeout', NULL, false)")
         assert ask("default", shown) == ask("replica", shown) == ("2s", "3s")
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_time_zones(ps_lab: Lab, use_tz: bool, zone: str) -> None:
+    """Times are those of stock on the direct path: in autocommit, in transactions, on the replica, after a lost connection."""
+    sees = "SELECT timestamptz '2026-07-01 12:00+00', timestamp '2026-07-01 12:00', current_setting('TimeZone')"
+
+    def seen(wrapper: Any) -> list[Any]:
+        found = []
+        for lost in (False, True):
+            if lost and not isinstance(wrapper, Stock):
+                ps_lab.edge.cut()
+            with wrapper.cursor() as cursor:
+                cursor.execute(sees)
+                found.append(cursor.fetchone())
+            if lost:
+                continue
+            wrapper.set_autocommit(False)
+            with wrapper.cursor() as cursor:
+                cursor.execute("SET TIME ZONE 'Europe/Berlin'")
+                cursor.execute(sees)
+                found.append(cursor.fetchone())
+            wrapper.rollback()
+            wrapper.set_autocommit(True)
+            with wrapper.cursor() as cursor:
+                cursor.execute(sees)
+                found.append(cursor.fetchone())
+        wrapper.close()
+        return found
+
+    entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    usual = connections["default"].settings_dict
+    own = {"TIME_ZONE": zone if use_tz else None}
+    with override_settings(USE_TZ=use_tz, TIME_ZONE=zone):
+        direct = {name: value for name, value in entries["direct"]["OPTIONS"].items() if not name.startswith("ps_")}
+        wanted = seen(Stock({**usual, **entries["direct"], **own, "OPTIONS": direct}, "stock"))
+        for alias in ("default", "replica"):
+            assert seen(DatabaseWrapper({**usual, **entries[alias], **own, "TEST": usual["TEST"]}, alias)) == wanted
+    assert len({row[2] for row in wanted}) == 2

@@ -341,3 +341,20 @@ async def test_asyncio(ps_lab: Lab) -> None:
             await session.commit()
             assert (await session.scalars(sa.select(Place.name))).all() == ["tenant7"]
         await engine.dispose()
+
+
+def test_serializable(ps_lab: Lab) -> None:
+    """An event that makes all transactions SERIALIZABLE: no replica has that, so that the primary answers."""
+    with ours(ps_lab) as (engine, _):
+
+        @event.listens_for(engine, "connect")
+        def all_serializable(dbapi_connection: Any, record: Any) -> None:
+            with dbapi_connection.cursor() as cursor:
+                cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+            dbapi_connection.commit()
+
+        with ps_sqlalchemy.Session(engine) as session:
+            sees = "SELECT pg_is_in_recovery(), current_setting('transaction_isolation')"
+            for _ in range(2):
+                assert session.execute(text(sees)).one() == (False, "serializable")
+                session.commit()

@@ -517,7 +517,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if match is None or error.sqlstate is None or error.diag.statement_position is not None:
             return None  # what cannot be parsed is the caller's own, and fails the whole message
         name, held = (match[1] or match[2]).replace(b'"', b"").decode(), self._session.now
-        if name != ROLE and held.value_of(name) is None:
+        if held.value_of(name) is None and not (name == ROLE and held.sets_role):
             return None
         # RESET of one setting may need the right that is missing; RESET ALL needs none.
         way_out = "SET ROLE NONE, or SET ROLE to another one," if name == ROLE else "RESET ALL"

@@ -94,6 +94,11 @@ class Settings:
         object.__setattr__(self, "decides", decides)
         object.__setattr__(self, "owes", self.owed is None or bool(self.owed))
 
+    @property
+    def sets_role(self) -> bool:
+        """Whether a role is sent: the one in force, or one under which something was set."""
+        return self.role is not None or any(held.role is not None for held in self.held)
+
     def value_of(self, name: str) -> str | None:
         """Return the value of a setting; None: it is not held."""
         return next((held.value for held in self.held if held.name == name), None)
