@@ -80,6 +80,7 @@ VERDICTS: dict[str, set[Verdict]] = {
     "results_hidden_by_driver": {_LOST},
     "pipeline_wedged": {_LOST},
     "connection_lost": {_LOST},
+    "session_setting_refused": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
     "statement_error": {(Kind.PERMANENT, Ran.ROLLED_BACK, True)},
 }
 
