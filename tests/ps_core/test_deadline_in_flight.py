@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_lab import Lab
 
-AFTER = 0.1
+AFTER = 0.05
 """Seconds of the deadlines."""
-GRACE = 0.1
+GRACE = 0.05
 """Seconds of the grace in these tests: what is shown is that it ends, and shorter is sooner."""
 SLACK = 0.5
 """Seconds beyond the deadline and its grace: two looks at the clock, and the machine's own time."""

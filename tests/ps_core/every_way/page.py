@@ -30,9 +30,9 @@ HEAD: Final = """\
 <!-- Written by tests/ps_core/test_every_way.py with PS_WRITE_DOCS=1; not by hand. -->
 
 However you send a statement, the same promises hold, or the statement is refused. Each cell was met on real servers, by the sync
-and the asyncio connection, with a text given as `str`, `bytes` and `sql.Composable`: settings and positions on the primary, a
-replica, the primary in a replica's place, and the direct endpoint; the guard on a replica; errors on all but the stand-in. The
-deadline and the lost answer were met on the primary, with one form of text.
+connection with a text given as `str`, `bytes` and `sql.Composable`, and by the asyncio connection: settings and positions on the
+primary, a replica, the primary in a replica's place, and the direct endpoint; the guard on a replica; errors on all but the
+stand-in. The deadline and the lost answer were met on the primary; they and what was SET with one form of text.
 
 - **settings**: timeouts, `limits()`, local settings and the assumed role hold where the statement runs, and it is READ ONLY on
   an endpoint for reads, where a write is refused.
