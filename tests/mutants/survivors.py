@@ -13,6 +13,22 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "is_due",
         "if now < self._due.get(endpoint, 0.0): => if now < self._due.get(endpoint, -1.0):",
     ): "The clock is never below 0.",
+    ("_message/change.py", "_tokens", "at = 0 => at = -1"): "A pattern that is to match behind the beginning matches at it.",
+    (
+        "_message/change.py",
+        "_tokens",
+        "at = len(text) if end < 0 else end + len(match[0]) => at = len(text) if end < 1 else end + len(match[0])",
+    ): "The end of a dollar quote is behind its beginning.",
+    (
+        "_message/change.py",
+        "_tokens",
+        "at = len(text) if end < 0 else end + len(match[0]) => at = len(text) if end <= 0 else end + len(match[0])",
+    ): "The end of a dollar quote is behind its beginning.",
+    (
+        "_message/session.py",
+        "split_list",
+        'items, at, separator = [], 0, "," => items, at, separator = [], -1, ","',
+    ): "A pattern that is to match behind the beginning matches at it.",
     ("_message/script.py", "Script", "@staticmethod => "): "It is called on the class, where it makes no difference.",
     (
         "_message/script.py",

@@ -21,6 +21,11 @@ SETS: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("whatever case they are in", 'SET App."Te""n" = 1', 'SET LOCAL App."Te""n" = 1', ('app.te"n',)),
     ("old names are those of today", "SET sort_mem = 8", "SET LOCAL sort_mem = 8", ("work_mem",)),
     ("both", "SET vacuum_mem = 8", "SET LOCAL vacuum_mem = 8", ("maintenance_work_mem",)),
+    ("a keyword may begin a name", "SET session.tenant = 1", "SET LOCAL session.tenant = 1", ("session.tenant",)),
+    ("any", "SET local . tenant = 1", "SET LOCAL local . tenant = 1", ("local.tenant",)),
+    ("of them", "SET SESSION role.a = default, 1", "SET LOCAL   role.a = default, 1", ("role.a",)),
+    ("TIME alone is one", "SET time.zone = 1", "SET LOCAL time.zone = 1", ("time.zone",)),
+    ("an unfinished name is the server's to refuse", "SET app. = 1", "SET LOCAL app. = 1", ("app",)),
     ("SCHEMA is the search_path", "SET SCHEMA 'a'", "SET LOCAL SCHEMA 'a'", ("search_path",)),
     ("unless it is a name", "SET schema = 'a'", "SET LOCAL schema = 'a'", ("schema",)),
     ("XML OPTION has a name of its own", "SET XML OPTION DOCUMENT", "SET LOCAL XML OPTION DOCUMENT", ("xmloption",)),
@@ -89,6 +94,24 @@ SETS: list[tuple[str, str, str, tuple[str, ...]]] = [
         ("a.b",),
     ),
     (
+        "what has another number of arguments is none",
+        "select set_config('a.b', false), set_config('a.b', 'x', false)",
+        "select set_config('a.b', false), set_config('a.b', 'x', true )",
+        ("a.b",),
+    ),
+    (
+        "a cast may be to a quoted name",
+        "select set_config('a.b'::\"text\", 'x', false)",
+        "select set_config('a.b'::\"text\", 'x', true )",
+        ("a.b",),
+    ),
+    (
+        "a table may be called function",
+        "create table function as select set_config('a.b', 'x', false)",
+        "create table function as select set_config('a.b', 'x', true )",
+        ("a.b",),
+    ),
+    (
         "intervals by the function",
         "select set_config('intervalstyle', 'postgres', false)",
         "select set_config('intervalstyle', 'postgres', true )",
@@ -102,6 +125,7 @@ DROPS: list[tuple[str, str, Change]] = [
     ("so does DEFAULT", "SET app.a TO DEFAULT", Change("SET app.a TO DEFAULT", drops=("app.a",), is_way_out=True)),
     ("RESET ALL of all settings", "RESET ALL", Change("RESET ALL", drops_all=True, is_way_out=True)),
     ("but a name of two parts is one", 'RESET "all".a', Change('RESET "all".a', drops=("all.a",), is_way_out=True)),
+    ("a keyword may begin a name", "RESET session.a", Change("RESET session.a", drops=("session.a",), is_way_out=True)),
     ("RESET ROLE of the role", "reset role", Change("reset role", drops_role=True, is_way_out=True)),
     ("as DEFAULT", "SET role = DEFAULT", Change("SET role = DEFAULT", drops_role=True, is_way_out=True)),
     ("DISCARD ALL of both", "DISCARD ALL", Change("DISCARD ALL", drops_all=True, drops_role=True, is_way_out=True)),
@@ -147,6 +171,8 @@ NOTHING = [
     "select set_config('transaction_isolation', 'serializable', false)",
     "select set_config(a, b, true) from t",
     "select set_config(a, b, 't'::bool) from t",
+    "select f('a.b', 'x', false)",
+    "select set_config('a.b', $a$;, false)",
     "create function f() returns text begin atomic select set_config('a.b', 'x', false); end",
     "create or replace procedure p() begin atomic select set_config('a.b', 'x', false); end",
     "alter function f() set search_path = a",
@@ -203,6 +229,10 @@ REFUSED: list[tuple[str, str]] = [
     ("set_config() for", "select set_config('a.b', 'x', $1)"),
     ("set_config() for", "select set_config('a.b', 'x', is_local => false)"),
     ("set_config() for", "select set_config(NULL, 'x', false)"),
+    ("set_config() for", "select set_config('a.b', 'x', )"),
+    ("set_config() for", "select set_config($$a.b$$, 'x', false)"),
+    ("set_config() for", "select set_config(\"a.b\", 'x', false)"),
+    ("set_config() for", "select set_config('a.b', 'x', \"false\")"),
 ]
 
 
@@ -216,6 +246,7 @@ def test_sets(text: str, sent: str, asks: tuple[str, ...]) -> None:
     assert change.is_way_out == (asks == ("role",))
     assert change.by_set == text.lower().lstrip("/*ab ").startswith("set")
     # Where the text was made longer, and by how much.
+    assert change.at == 0 or change.longer
     assert len(sent) - len(text) == change.longer
     assert sent[: change.at] + sent[change.at + change.longer :] == (text if change.longer else sent)
 
@@ -266,6 +297,7 @@ def test_questions() -> None:
         ("ROLLBACK WORK TO SAVEPOINT a", [("rollback", "a")]),
         ("ROLLBACK TRANSACTION TO a;", [("rollback", "a")]),
         ("ROLLBACK TO a; RELEASE a -- b", [("rollback", "a"), ("release", "a")]),
+        ("select 1; SAVEPOINT a", [("savepoint", "a")]),
         ("ROLLBACK", []),
         ("ROLLBACK AND NO CHAIN", []),
         ("COMMIT", []),

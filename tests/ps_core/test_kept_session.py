@@ -55,7 +55,8 @@ PROBE = (
     "SELECT "
     + ", ".join(f"current_setting('{name}')" for name in SHOWN)
     # Who never set it may read an empty string: it was set on this server connection before.
-    + ", nullif(current_setting('app.tenant', true), ''), nullif(current_setting('App.Other', true), ''), current_user"
+    + ", nullif(current_setting('app.tenant', true), ''), nullif(current_setting('App.Other', true), ''),"
+    " nullif(current_setting('session.tenant', true), ''), nullif(current_setting('local.tenant', true), ''), current_user"
 )
 
 MODE = "SELECT set_config('app.probe', '', true), current_setting('transaction_read_only')"
@@ -68,6 +69,8 @@ FORMS: dict[str, Sequence[Any]] = {
     "SET of an empty list": ["SET search_path = ''"],
     "SET of a list of another kind": ["SET temp_tablespaces = ''"],
     "SET of the application's own": ["SET app.tenant = '42'", "SET \"App\".\"Other\" = 'a''b\\c'"],
+    "SET of names that begin with a keyword": ["SET session.tenant = '1'", "SET local.tenant = '2'", "SET role.a = '3'"],
+    "SET LOCAL of one": ["SET LOCAL session.tenant = '1'", "SET SESSION local.tenant = '2'"],
     "SET of a number": ["SET extra_float_digits = 2", "SET work_mem = 12345"],
     "SET TO DEFAULT": ["SET work_mem = '8MB'", "SET work_mem TO DEFAULT"],
     "SET FROM CURRENT": ["SET work_mem FROM CURRENT"],
@@ -316,7 +319,16 @@ def differing(met: Any, wanted: Any) -> Any:
     """Return what differs, for whoever reads the failure."""
     if not (isinstance(met, list) and isinstance(wanted, list)):
         return None if met == wanted else (met, wanted)
-    names = (*SHOWN, "app.tenant", "App.Other", "current_user", "app.probe", "transaction_read_only")
+    names = (
+        *SHOWN,
+        "app.tenant",
+        "App.Other",
+        "session.tenant",
+        "local.tenant",
+        "current_user",
+        "app.probe",
+        "transaction_read_only",
+    )
     return {name: pair for name, *pair in zip(names, met[0], wanted[0], strict=True) if pair[0] != pair[1]}
 
 

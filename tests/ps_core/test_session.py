@@ -27,48 +27,45 @@ def after(*texts: tuple[str, str] | str) -> Settings:
     return settings.paid()
 
 
-HOLDS: list[tuple[str, Settings, Settings]] = [
-    ("a SET is held as the server shows it", after(("SET work_mem = 8192", "8MB")), Settings((Held("work_mem", "8MB"),))),
+HOLDS: list[tuple[str, list[tuple[str, str] | str], Settings]] = [
+    ("a SET is held as the server shows it", [("SET work_mem = 8192", "8MB")], Settings((Held("work_mem", "8MB"),))),
     (
         "so is what the function sets",
-        after(("select set_config('a.b', 'x', false)", "x")),
+        [("select set_config('a.b', 'x', false)", "x")],
         Settings((Held("a.b", "x", by_set=False),)),
     ),
     (
         "in the order of the last time",
-        after(("SET a.a = 1", "1"), ("SET a.b = 2", "2"), ("SET a.a = 3", "3")),
+        [("SET a.a = 1", "1"), ("SET a.b = 2", "2"), ("SET a.a = 3", "3")],
         Settings((Held("a.b", "2"), Held("a.a", "3"))),
     ),
-    ("a role is apart", after(("SET ROLE clerk", "clerk")), Settings(role="clerk")),
-    ("NONE is none", after(("SET ROLE clerk", "clerk"), ("SET ROLE NONE", "none")), Settings()),
+    ("a role is apart", [("SET ROLE clerk", "clerk")], Settings(role="clerk")),
+    ("NONE is none", [("SET ROLE clerk", "clerk"), ("SET ROLE NONE", "none")], Settings()),
     (
         "a setting remembers its role",
-        after(("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), ("SET ROLE NONE", "none")),
+        [("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), ("SET ROLE NONE", "none")],
         Settings((Held("a.a", "1", "clerk"),)),
     ),
-    (
-        "also in one statement",
-        Settings().changed(
-            change("select set_config('a.a', '1', false), set_config('role', 'clerk', false), set_config('a.b', '2', false)"),
-            ["1", "clerk", "2"],
-        ),
-        Settings((Held("a.a", "1", by_set=False), Held("a.b", "2", "clerk", by_set=False)), "clerk"),
-    ),
-    ("RESET lets go of one", after(("SET a.a = 1", "1"), ("SET a.b = 2", "2"), "RESET a.a"), Settings((Held("a.b", "2"),))),
-    (
-        "RESET ALL of all but the role",
-        after(("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), "RESET ALL"),
-        Settings(role="clerk"),
-    ),
-    ("RESET ROLE of the role", after(("SET ROLE clerk", "clerk"), "RESET ROLE"), Settings()),
-    ("DISCARD ALL of both", after(("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), "DISCARD ALL"), Settings()),
+    ("RESET lets go of one", [("SET a.a = 1", "1"), ("SET a.b = 2", "2"), "RESET a.a"], Settings((Held("a.b", "2"),))),
+    ("RESET ALL of all but the role", [("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), "RESET ALL"], Settings(role="clerk")),
+    ("RESET ROLE of the role", [("SET ROLE clerk", "clerk"), "RESET ROLE"], Settings()),
+    ("DISCARD ALL of both", [("SET ROLE clerk", "clerk"), ("SET a.a = 1", "1"), "DISCARD ALL"], Settings()),
 ]
 
 
-@pytest.mark.parametrize(("met", "wanted"), [row[1:] for row in HOLDS], ids=[row[0] for row in HOLDS])
-def test_holds(met: Settings, wanted: Settings) -> None:
+@pytest.mark.parametrize(("steps", "wanted"), [row[1:] for row in HOLDS], ids=[row[0] for row in HOLDS])
+def test_holds(steps: list[tuple[str, str] | str], wanted: Settings) -> None:
     """What is held after one change after another."""
-    assert met == wanted
+    assert after(*steps) == wanted
+
+
+def test_holds_of_one_statement() -> None:
+    """What one statement sets is set in its order, and each has a value."""
+    both = change("select set_config('a.a', '1', false), set_config('role', 'clerk', false), set_config('a.b', '2', false)")
+    wanted = Settings((Held("a.a", "1", by_set=False), Held("a.b", "2", "clerk", by_set=False)), "clerk")
+    assert Settings().changed(both, ["1", "clerk", "2"]) == wanted
+    with pytest.raises(ValueError, match="zip"):
+        Settings().changed(both, ["1"])
 
 
 OWES: list[tuple[str, str, list[str], bool, frozenset[str] | None]] = [
@@ -105,6 +102,12 @@ def test_owes(text: str, values: list[str], begins: bool, owed: frozenset[str] |
 SENDS: list[tuple[str, Settings, str | None, list[Assignment]]] = [
     ("nothing", Settings(), "assumed", []),
     ("a setting", Settings((Held("a.a", "1"),)), None, [Assignment("a.a", "1")]),
+    (
+        "what comes behind a timeout is sent",
+        Settings((Held("lock_timeout", "5ms"), Held("a.a", "1"))),
+        None,
+        [Assignment("a.a", "1")],
+    ),
     ("but no timeout, which is ours to send", Settings((Held("lock_timeout", "5ms"),)), None, []),
     (
         "a list that SET wrote",
@@ -186,6 +189,11 @@ def test_what_it_says() -> None:
 def test_timeouts(shown: str, seconds: float | None) -> None:
     """A timeout in seconds, from PostgreSQL's own spelling."""
     assert Settings((Held("statement_timeout", shown), Held("a.a", "1"))).timeouts() == {"statement": seconds}
+    with pytest.raises(AssertionError):
+        Settings((Held("statement_timeout", f"{shown} more"),)).timeouts()
+    assert Assignment("statement_timeout", shown) in list(
+        Settings((Held("statement_timeout", shown),)).assignments(None, timeouts=True)
+    )
 
 
 @pytest.mark.parametrize(

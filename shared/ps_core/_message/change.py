@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ps_core._message.statement import end_of_comment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["MODES", "ROLE", "SEARCH_PATH", "Change", "NotHeld", "modes_named", "read_change", "read_savepoints"]
 
@@ -139,14 +139,12 @@ class NotHeld:
 
 def read_change(text: str) -> Change | NotHeld | None:
     """Return what `text`, values included, does to the session; None: nothing that this side has to hold."""
-    tokens = list(_tokens(text))
-    statements = _statements(tokens)
-    if len(statements) == 1:
-        return _read(text, statements[0])
-    for statement in statements:
-        if _read(text, statement) is not None:
-            return NotHeld(_SEVERAL)
-    return None
+    changes = [_read(text, statement) for statement in _statements(_tokens(text))]
+    match changes:
+        case [change]:
+            return change
+        case _:
+            return NotHeld(_SEVERAL) if any(changes) else None
 
 
 def _read(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
@@ -157,17 +155,14 @@ def _read(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
             return _read_reset(text, tokens)
         case "discard":
             return Change(text, drops_all=True, drops_role=True, is_way_out=True) if _word(tokens, 1) == "all" else None
-        case "create" | "alter" if any(token.word in ("function", "procedure") for token in tokens[1:4]):
+        case "create" if _word(tokens, 3 if _word(tokens, 1) == "or" else 1) in ("function", "procedure"):
             return None  # a body runs when it is called
     return _read_functions(text, tokens)
 
 
 def _read_set(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
-    at = 1
-    if _word(tokens, 1) == "session" and _word(tokens, 2) not in ("characteristics", "authorization"):
-        at = 2
-    names: tuple[str, ...]
-    match _word(tokens, at), _word(tokens, at + 1):
+    at = 2 if _keyword(tokens, 1) == "session" and _word(tokens, 2) not in ("characteristics", "authorization") else 1
+    match _keyword(tokens, at), _word(tokens, at + 1):
         case ("local" | "transaction" | "constraints" | "names", _):
             return None
         case ("time", "zone"):
@@ -176,36 +171,36 @@ def _read_set(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
             return NotHeld(_REFUSED["session_authorization"])
         case ("session", "characteristics"):
             named = modes_named(text)
-            names = tuple(name for name, mode in MODES.items() if mode in named)
+            names = [name for name, mode in MODES.items() if mode in named]
         case ("schema", after) if after != "to" and _text(tokens, at + 1) != "=":
-            names = (SEARCH_PATH,)
+            names = [SEARCH_PATH]
         case ("xml", "option"):
-            names = ("xmloption",)
-        case ("role", after) if after != "to" and _text(tokens, at + 1) != "=":
-            names = (ROLE,)
+            names = ["xmloption"]
         case _:
             name, end = _dotted(tokens, at)
             if not name or name in _KEPT_BY_POOLER or name in _OF_TRANSACTION:
                 return None
             value = tokens[end + 1 :]
-            if _word(tokens, end + 1) == "default" and len(value) == 1:
+            if [token.word for token in value] == ["default"]:
                 return _dropping(text, name)
             if name in _REFUSED and not (name == "intervalstyle" and _is_postgres(value)):
                 return NotHeld(_REFUSED[name])
-            names = (name,)
+            names = [name]
+    way_out = ROLE in names
     if at == 2:
         scope = tokens[1]
-        return Change(text[: scope.start] + "LOCAL  " + text[scope.end :], names, by_set=True, is_way_out=ROLE in names)
+        sent = text[: scope.start] + "LOCAL".ljust(len("SESSION")) + text[scope.end :]
+        return Change(sent, tuple(names), by_set=True, is_way_out=way_out)
     end, local = tokens[0].end, " LOCAL"
     sent = text[:end] + local + text[end:]
-    return Change(sent, names, by_set=True, at=end, longer=len(local), is_way_out=ROLE in names)
+    return Change(sent, tuple(names), by_set=True, at=end, longer=len(local), is_way_out=way_out)
 
 
 def _read_reset(text: str, tokens: Sequence[_Token]) -> Change | None:
-    match _word(tokens, 1), _word(tokens, 2):
-        case ("all", ""):
+    match _keyword(tokens, 1):
+        case "all":
             return Change(text, drops_all=True, is_way_out=True)
-        case ("session" | "transaction" | "time", _):
+        case "session" | "transaction" | "time":
             return None
     name, _ = _dotted(tokens, 1)
     return None if not name or name in _KEPT_BY_POOLER or name in _OF_TRANSACTION else _dropping(text, name)
@@ -256,7 +251,7 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
 
 def _is_own(tokens: Sequence[_Token], at: int) -> bool:
     """Return whether the function at `at` is PostgreSQL's, as far as its schema says."""
-    return _text(tokens, at - 1) != "." or at < 2 or tokens[at - 2].name == "pg_catalog"
+    return _text(tokens, at - 1) != "." or _name(tokens, at - 2) == "pg_catalog"
 
 
 def _arguments(tokens: Sequence[_Token], at: int) -> list[list[_Token]]:
@@ -280,9 +275,7 @@ def _arguments(tokens: Sequence[_Token], at: int) -> list[list[_Token]]:
 def _literal(argument: Sequence[_Token]) -> _Token | None:
     """Return the literal that an argument is, in parentheses or with a cast; None: it is more, or another thing."""
     tokens = [token for token in argument if token.text not in ("(", ")")]
-    if not tokens or tokens[0].kind not in ("plain", "word", "number"):
-        return None
-    return tokens[0] if len(tokens) == 1 or tokens[1].text == "::" else None
+    return tokens[0] if tokens and _text(tokens, 1) in ("", "::") else None
 
 
 def _value(literal: _Token | None) -> str:
@@ -292,7 +285,7 @@ def _value(literal: _Token | None) -> str:
 
 
 def _is_postgres(value: Sequence[_Token]) -> bool:
-    return len(value) == 1 and (value[0].name or _value(value[0])) == "postgres"
+    return [token.name or _value(token) for token in value] == ["postgres"]
 
 
 def _key(name: str) -> str:
@@ -310,18 +303,23 @@ def _dotted(tokens: Sequence[_Token], at: int) -> tuple[str, int]:
 
 
 def _word(tokens: Sequence[_Token], at: int) -> str:
-    return tokens[at].word if at < len(tokens) else ""
+    return "".join(token.word for token in tokens[at : at + 1])
+
+
+def _keyword(tokens: Sequence[_Token], at: int) -> str:
+    """Return the keyword at `at`: no part of a setting's name, as in SET session.user = 1."""
+    return "" if _text(tokens, at + 1) == "." else _word(tokens, at)
 
 
 def _name(tokens: Sequence[_Token], at: int) -> str:
-    return tokens[at].name if at < len(tokens) else ""
+    return "".join(token.name for token in tokens[at : at + 1])
 
 
 def _text(tokens: Sequence[_Token], at: int) -> str:
-    return tokens[at].text if 0 <= at < len(tokens) else ""
+    return "".join(token.text for token in tokens[at : at + 1])
 
 
-def _statements(tokens: Sequence[_Token]) -> list[list[_Token]]:
+def _statements(tokens: Iterable[_Token]) -> list[list[_Token]]:
     statements: list[list[_Token]] = [[]]
     for token in tokens:
         if token.text == ";":
@@ -332,7 +330,7 @@ def _statements(tokens: Sequence[_Token]) -> list[list[_Token]]:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """Yield the tokens of `text`, without blanks and comments; a dollar-quoted string is one."""
+    """Yield the tokens of `text`, without blanks, comments and dollar-quoted strings."""
     at = 0
     while match := _TOKEN.match(text, at):
         kind, at = match.lastgroup or "", match.end()
@@ -341,7 +339,6 @@ def _tokens(text: str) -> Iterator[_Token]:
         elif kind == "dollar":
             end = text.find(match[0], at)
             at = len(text) if end < 0 else end + len(match[0])
-            yield _Token(kind, text[match.start() : at], match.start(), at)
         elif kind != "blank":
             yield _Token(kind, match[0], match.start(), at)
 
@@ -349,17 +346,17 @@ def _tokens(text: str) -> Iterator[_Token]:
 def read_savepoints(text: str) -> list[tuple[str, str]]:
     """Return what a text does to savepoints, in order: ("savepoint" | "release" | "rollback", name)."""
     done = []
-    for statement in _statements(list(_tokens(text))):
-        words = [
-            token.name for token in statement if token.word not in ("work", "transaction", "savepoint") or token is statement[-1]
-        ]
-        match statement[0].word, words:
-            case ("savepoint", _) if len(statement) > 1:
-                done.append(("savepoint", statement[-1].identifier))
-            case ("release", _) if len(statement) > 1:
-                done.append(("release", statement[-1].identifier))
-            case ("rollback" | "abort", [_, "to", *_]):
-                done.append(("rollback", statement[-1].identifier))
+    for statement in _statements(_tokens(text)):
+        match [token.word for token in statement[:-1]]:
+            case ["savepoint"]:
+                what = "savepoint"
+            case ["release", *_]:
+                what = "release"
+            case ["rollback" | "abort", *rest] if "to" in rest:
+                what = "rollback"
+            case _:
+                continue
+        done.append((what, statement[-1].identifier))
     return done
 
 

@@ -35,14 +35,12 @@ def split_list(value: str) -> tuple[str, ...] | None:
     """
     if not value.strip():
         return ()
-    items, at = [], 0
-    while match := _LIST_ITEM.match(value, at):
+    items, at, separator = [], 0, ","
+    while separator and (match := _LIST_ITEM.match(value, at)):
         quoted, plain, separator = match.groups()
         items.append(plain.lower() if quoted is None else quoted.replace('""', '"'))
         at = match.end()
-        if not separator:
-            return tuple(items)
-    return None
+    return None if separator else tuple(items)
 
 
 class Held(NamedTuple):
@@ -176,8 +174,8 @@ def _assignment(held: Held) -> Assignment:
     return Assignment(held.name, held.value, items, by_function=items is None)
 
 
-_UNITS: Final = {"us": 0.000001, "ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
-_SHOWN: Final = re.compile(r"(\d+)(us|ms|s|min|h|d)?")
+_UNITS: Final = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_SHOWN: Final = re.compile(r"(\d+)(ms|s|min|h|d)?")
 
 
 def _seconds(value: str) -> float | None:

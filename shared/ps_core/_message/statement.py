@@ -95,7 +95,7 @@ _SESSION_STATE = re.compile(
     r"|\b(?:set_config|pg_(?:try_)?advisory_lock\w*)\s*\(|\bINTO\s+TEMP",
     re.IGNORECASE | re.DOTALL,
 )
-_FOR_SESSION = re.compile(r"\s*(?:SET\s+(?!(?:LOCAL|TRANSACTION|CONSTRAINTS)\b)|RESET\b|DISCARD\b)", re.IGNORECASE)
+_FOR_SESSION = re.compile(r"\s*(?:SET\b(?!\s+(?:LOCAL|TRANSACTION|CONSTRAINTS)\b(?!\s*\.))|RESET\b|DISCARD\b)", re.IGNORECASE)
 # The words without which a text leaves nothing that only a session of its own could hold (`Leaves`).
 _LEAVING = frozenset(
     f"pg_{name}"
