@@ -99,7 +99,7 @@ def stranger(dsn: dict[str, Any], over: threading.Event) -> tuple[int, int]:
 
 def test_nobody_has_anothers_settings() -> None:
     """Tenants and strangers share few server connections, which are given out in turn."""
-    with Lab(pgbouncer_settings={"server_round_robin": 1, "default_pool_size": 5}) as lab:
+    with Lab(server_round_robin=1, default_pool_size=5) as lab:
         for number in range(CLIENTS):
             lab.sql(f"CREATE ROLE leak_{number}")
             lab.sql(f"GRANT leak_{number} TO app")
