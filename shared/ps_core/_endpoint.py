@@ -141,6 +141,9 @@ class EndpointState:
             role = {name: value for name, value in role.items() if name not in {SETTINGS[field] for field in held}}
         limits = dict(context.limits.values) if context.limits else {}
         wanted = own.limited(limits, remaining()).settings(server_version=server_version)
+        if held and (whole := held.get("transaction")) is not None and limits.keys().isdisjoint(("statement", "transaction")):
+            # One that was SET ends what takes longer, whatever the statement's is: PostgreSQL then does not heed that.
+            wanted["transaction_timeout"] = format_ms(whole)
         # What was switched off is said, too: another client may have left something on the pooler's server connection.
         own_settings = self.endpoint.timeouts.settings(server_version=server_version)
         names = dict.fromkeys((*own_settings, *wanted, *(SETTINGS[field] for field in held or ())))

@@ -29,6 +29,12 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "split_list",
         'items, at, separator = [], 0, "," => items, at, separator = [], -1, ","',
     ): "A pattern that is to match behind the beginning matches at it.",
+    (
+        "_message/plan.py",
+        "_leaving",
+        "assert statement.leaves is not None => pass",
+    ): "It is for the type checker.",
+    ("_message/statement.py", "_leaves_of", "return None => pass"): "Without it, None is returned as well.",
     ("_message/script.py", "Script", "@staticmethod => "): "It is called on the class, where it makes no difference.",
     (
         "_message/script.py",

@@ -84,6 +84,18 @@ SETS: list[tuple[str, str, str, tuple[str, ...]]] = [
         "select set_config('TimeZone', 'UTC', false), set_config('a.c', 'x', true )",
         ("a.c",),
     ),
+    (
+        "a string with escapes goes on in the next line",
+        "select E'a'\n'it\\'s', set_config('a.b', 'x', false)",
+        "select E'a'\n'it\\'s', set_config('a.b', 'x', true )",
+        ("a.b",),
+    ),
+    (
+        "what is explained by doing it is done",
+        "explain (analyze) select set_config('a.b', 'x', false)",
+        "explain (analyze) select set_config('a.b', 'x', true )",
+        ("a.b",),
+    ),
     ("a semicolon in a string is none", "select set_config('a.b', ';', false)", "select set_config('a.b', ';', true )", ("a.b",)),
     ("nor in a dollar quote", "select set_config('a.b', $a$;$a$, false)", "select set_config('a.b', $a$;$a$, true )", ("a.b",)),
     ("nor with an escape", r"select set_config('a.b', E'\';', false)", r"select set_config('a.b', E'\';', true )", ("a.b",)),
@@ -172,6 +184,14 @@ NOTHING = [
     "select set_config(a, b, true) from t",
     "select set_config(a, b, 't'::bool) from t",
     "select f('a.b', 'x', false)",
+    "update t set setting = (select setting from pg_settings limit 1)",
+    "update t set a = 1 from only pg_settings",
+    "create view v as select set_config('a.b', 'x', true)",
+    "create table t (a text default set_config('a.b', 'x', false))",
+    "explain select set_config('a.b', 'x', false)",
+    "declare c cursor for select set_config('a.b', 'x', true)",
+    "select E'a'\n'\\', set_config(''a.b'',''v'',false)'",
+    "select E'a' -- c'\n -- d\n'\\', set_config(''a.b'',''v'',false)'",
     "select set_config('a.b', $a$;, false)",
     "create function f() returns text begin atomic select set_config('a.b', 'x', false); end",
     "create or replace procedure p() begin atomic select set_config('a.b', 'x', false); end",
@@ -228,6 +248,12 @@ REFUSED: list[tuple[str, str]] = [
     ("set_config() for", "select set_config('a.b', 'x', not true)"),
     ("set_config() for", "select set_config('a.b', 'x', $1)"),
     ("set_config() for", "select set_config('a.b', 'x', is_local => false)"),
+    ("UPDATE pg_settings", "UPDATE pg_settings SET setting = '8MB' WHERE name = 'work_mem'"),
+    ("UPDATE pg_settings", 'with a as (update only pg_catalog."pg_settings" set setting = 1 returning 1) select 1 from a'),
+    ("set_config() of one", "select set_config('a.b', 'x', true), set_config('a.b', 'y', false)"),
+    ("set_config() of one", "select set_config('a.b', 'x', true), set_config('a.b', NULL, false)"),
+    ("a cursor", "declare c cursor for select set_config('a.b', 'x', false)"),
+    ("set_config() for", "select set_config('a\\b', 'x', false)"),
     ("set_config() for", "select set_config(NULL, 'x', false)"),
     ("set_config() for", "select set_config('a.b', 'x', )"),
     ("set_config() for", "select set_config($$a.b$$, 'x', false)"),
@@ -279,7 +305,9 @@ def test_refused(why: str, text: str) -> None:
 
 def test_questions() -> None:
     """Each value is asked for by its quoted name."""
-    assert Change("", ("work_mem", 'app.te"n')).questions() == (b'SHOW "work_mem"', b'SHOW "app"."te""n"')
+    assert Change("", ("work_mem", 'app.te"n'), by_set=True).questions() == (b'SHOW "work_mem"', b'SHOW "app"."te""n"')
+    by_function = b"SELECT pg_catalog.current_setting('app.a',true)"
+    assert Change("", ("app.a",)).questions() == (by_function,)
     assert Change("").questions() == ()
 
 
@@ -297,6 +325,8 @@ def test_questions() -> None:
         ("ROLLBACK WORK TO SAVEPOINT a", [("rollback", "a")]),
         ("ROLLBACK TRANSACTION TO a;", [("rollback", "a")]),
         ("ROLLBACK TO a; RELEASE a -- b", [("rollback", "a"), ("release", "a")]),
+        (f"SAVEPOINT {'a' * 70}", [("savepoint", "a" * 63)]),
+        (f"SAVEPOINT {'ä' * 70}", [("savepoint", "ä" * 31)]),
         ("select 1; SAVEPOINT a", [("savepoint", "a")]),
         ("ROLLBACK", []),
         ("ROLLBACK AND NO CHAIN", []),
@@ -325,3 +355,17 @@ def test_savepoints(text: str, done: list[tuple[str, str]]) -> None:
 def test_modes(text: str, modes: tuple[str, ...]) -> None:
     """The modes that a BEGIN names."""
     assert modes_named(text) == modes
+
+
+ESCAPES = "select 'x\\' , ' || set_config('a.b', 'v', false) -- '"
+
+
+def test_escapes_in_every_string() -> None:
+    """Where `standard_conforming_strings` is off, a string ends elsewhere."""
+    assert read_change(ESCAPES) is None
+    change = read_change(ESCAPES, escapes=True)
+    assert isinstance(change, Change)
+    assert change.asks == ("a.b",)
+    text = "select 'it\\'s; SET work_mem = 1'"
+    assert isinstance(read_change(text), NotHeld)
+    assert read_change(text, escapes=True) is None

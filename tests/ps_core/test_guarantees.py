@@ -279,7 +279,7 @@ ON_PRIMARY: dict[Callable[[Connection[Any]], None], tuple[list[str], ...]] = {
         ["BEGIN READ ONLY; settings", "SELECT 5", "SELECT 6", "COMMIT; position"],
         *2 * (["BEGIN READ ONLY; settings", "SELECT 5", "SELECT 6", "COMMIT"],),
     ),
-    sets: (*3 * (["settings; SELECT set_config('a.b', 'c', true ); SHOW \"a\".\"b\""],),),
+    sets: (*3 * (["settings; SELECT set_config('a.b', 'c', true ); SELECT pg_catalog.current_setting('a.b',true)"],),),
     write: (
         *2 * (["BEGIN; settings; INSERT INTO item VALUES (1); COMMIT; position"],),
         ["settings; INSERT INTO item VALUES (1)"],

@@ -121,6 +121,18 @@ FORMS: dict[str, Sequence[Any]] = {
     ],
     "SET of strings": ["SET standard_conforming_strings = off"],
     "IntervalStyle as it is": ["SET IntervalStyle = postgres"],
+    "a call that is not reached": [
+        "SELECT CASE WHEN false THEN set_config('app.tenant', '1', false) END",
+        "SELECT set_config('app.tenant', '1', false) WHERE false",
+        "EXPLAIN (COSTS off) SELECT set_config('work_mem', '8MB', false)",
+    ],
+    "a string that goes on in the next line": ["SELECT E'a'\n'it\\'s', set_config('app.tenant', '1', false)"],
+    "a string in which there is a call": ["SELECT E'a' -- '\n'\\', set_config(''app.tenant'',''1'',false)'"],
+    "backslashes in strings": [
+        "SET standard_conforming_strings = off",
+        "SELECT 'x\\' , ' || set_config('app.tenant', '1', false) -- '",
+        "SELECT 'it\\'s; SET work_mem = 1'",
+    ],
     "an unknown name": ["SET nonsense = 1"],
     "an invalid value": ["SET work_mem = 'much'"],
     "a parameter of the server's start": ["SET shared_buffers = '1GB'"],
@@ -265,6 +277,41 @@ def released(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
     yield from by_text(conn, form, end="RELEASE a")
 
 
+def chained(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
+    """In transactions that begin as others end, by ROLLBACK, by COMMIT, and by a COMMIT that is a rollback."""
+    for end in ("ROLLBACK AND CHAIN", "COMMIT AND CHAIN"):
+        conn.execute("BEGIN")
+        run(conn, ["SET app.tenant = 'before'", "SET ROLE kept_clerk"])
+        yield run(conn, form)
+        if conn.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
+            end = "COMMIT AND CHAIN"  # noqa: PLW2901 - which rolls back
+        conn.execute(end)
+        yield probe(conn)
+        conn.execute("COMMIT")
+        yield probe(conn)
+        run(conn, ["RESET ALL", "RESET ROLE"])
+
+
+def ended_by_text(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
+    """In a transaction whose end is the last of several statements."""
+    conn.execute("BEGIN")
+    yield run(conn, form)
+    if conn.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
+        conn.execute("ROLLBACK")
+    else:
+        conn.execute("SELECT 1; COMMIT")
+    yield probe(conn)
+    conn.execute("BEGIN")
+    run(conn, ["SET ROLE kept_clerk", "SET LOCAL ROLE NONE", "RESET ALL"])
+    yield probe(conn)
+    conn.execute("SAVEPOINT " + "s" * 70)
+    run(conn, ["SET app.tenant = 'undone'"])
+    conn.execute("ROLLBACK TO " + "s" * 65)
+    yield probe(conn)
+    conn.execute("COMMIT")
+    yield probe(conn)
+
+
 def in_failed_transaction(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
     """In a transaction that has failed, and whose COMMIT is a rollback."""
     conn.execute("BEGIN")
@@ -274,7 +321,17 @@ def in_failed_transaction(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
     yield probe(conn)
 
 
-STATES = (in_autocommit, committed, rolled_back, back_to_the_first, back_to_the_second, released, in_failed_transaction)
+STATES = (
+    in_autocommit,
+    committed,
+    rolled_back,
+    back_to_the_first,
+    back_to_the_second,
+    released,
+    chained,
+    ended_by_text,
+    in_failed_transaction,
+)
 
 
 def by_methods(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
@@ -287,6 +344,8 @@ def by_methods(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
     yield run(conn, form)
     yield probe(conn)
     conn.commit()
+    yield probe(conn)
+    conn.execute("ROLLBACK AND CHAIN")
     yield probe(conn)
     conn.rollback()
     yield run(conn, ["SET work_mem = '7MB'"])
@@ -413,6 +472,12 @@ def test_healing(ps_lab: Lab, roles: None, foreign: Callable[[], None], asynchro
             conn.execute("SELECT 1")
         conn.rollback()
         assert probe(conn) == before
+        for undone in ("SET TIME ZONE 'Europe/Rome'", "SET LOCAL DateStyle = 'German'", "SET client_encoding = 'UTF8'"):
+            conn.execute("BEGIN")
+            conn.execute(undone)
+            ps_lab.edge.cut()
+            conn.rollback()
+            assert probe(conn) == before
     foreign()
 
 
@@ -452,6 +517,12 @@ def test_timeouts(ps_lab: Lab, foreign: Callable[[], None], asynchronous: bool) 
             assert conn.execute(LIMITS).fetchone() == ("1s", "90500ms")
         with deadline(20):
             assert conn.execute("SELECT current_setting('statement_timeout')::interval <= '20 s'").fetchone() == (True,)
+        # PostgreSQL heeds no statement timeout that is not below the transaction's.
+        conn.execute("SET transaction_timeout = '200ms'")
+        assert conn.execute(LIMITS).fetchone() == ("1min", "200ms")
+        with limits(statement=1):
+            assert conn.execute(LIMITS).fetchone() == ("1s", "0")
+        conn.execute("SET transaction_timeout = 90500")
         conn.execute("SET statement_timeout = 0")
         assert conn.execute(LIMITS).fetchone() == ("0", "90500ms")
         conn.execute("RESET transaction_timeout")
@@ -592,6 +663,31 @@ def test_commit_that_is_lost(ps_lab: Lab, connect: Connect, table: str, settled:
         conn.execute("SELECT 1")
 
 
+def test_role_that_is_dropped_and_not_in_force(ps_lab: Lab, connect: Connect) -> None:
+    """What was set under a role is set under it again: where that is gone, the advice is to let go of what was set."""
+    ps_lab.sql("CREATE ROLE kept_gone")
+    ps_lab.sql("GRANT kept_gone TO app")
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
+    assert run(conn, ["SET ROLE kept_gone", "SET work_mem = '9MB'", "RESET ROLE"]) is None
+    ps_lab.sql("DROP ROLE kept_gone")
+    with pytest.raises(SessionSettingRefused, match=r"RESET ALL lets go of it; so does DISCARD ALL$"):
+        conn.execute("SELECT 1")
+    assert run(conn, ["RESET ALL", "SELECT 1"]) is None
+
+
+def test_value_that_the_encoding_does_not_have(ps_lab: Lab, connect: Connect) -> None:
+    """A value that cannot be sent is an error of its own, which names it and says how to get out."""
+    conn = connect(tracking(ps_lab, "primary"), autocommit=True)
+    assert run(conn, ["SET app.tenant = '€'", "SET client_encoding = 'LATIN1'"]) is None
+    with pytest.raises(SessionSettingRefused) as raised:
+        conn.execute("SELECT 1")
+    assert str(raised.value) == (
+        "'app.tenant' was SET for the session, and client_encoding iso8859-1 has not all of its characters. The statement did not"
+        " run. RESET app.tenant lets go of it"
+    )
+    assert run(conn, ["RESET app.tenant", "SELECT 1"]) is None
+
+
 def test_setting_that_is_refused_later(ps_lab: Lab, roles: None, connect: Connect) -> None:
     """So it is with a setting whose role has lost the right to it; RESET lets go of it."""
     conn = connect(tracking(ps_lab, "primary"), autocommit=True)
@@ -635,6 +731,17 @@ REFUSED = {
     "SET idle_session_timeout = 5000": (
         "SET idle_session_timeout: behind a transaction pooler it would end the server connection of others: let the pooler end"
         " idle clients (client_idle_timeout), or use a direct connection"
+    ),
+    "UPDATE pg_settings SET setting = '8MB' WHERE name = 'work_mem'": (
+        "UPDATE pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could hold"
+        " it: write SET, or set_config('name', value, false)"
+    ),
+    "DECLARE c CURSOR FOR SELECT set_config('app.tenant', '1', false)": (
+        "a cursor sets something for the session when it is fetched, where nobody could take it: write set_config(..., true), or"
+        " a statement of its own"
+    ),
+    "SELECT set_config('app.tenant', '1', true), set_config('app.tenant', '2', false)": (
+        "set_config() of one setting for the session and for the transaction in one statement: write two statements"
     ),
     "SELECT 1; SET work_mem = '8MB'": (
         "a text of several statements sets something for the session, which a transaction pooler does not keep: send each"
@@ -808,7 +915,9 @@ def test_pipeline_at_a_held_level(ps_lab: Lab, connect: Connect) -> None:
     assert first.fetchone() == second.fetchone() == ("repeatable read", "42")
     with conn.transaction():
         conn.execute("SET app.tenant = '43'")
-        with conn.pipeline():
+        with conn.pipeline() as pipeline:
+            conn.execute("SELECT 1")
+            pipeline.sync()
             third = conn.execute(sees)
             with pytest.raises(psycopg.NotSupportedError, match="does not say whether that holds"):
                 conn.execute("COMMIT")

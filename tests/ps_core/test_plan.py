@@ -11,6 +11,10 @@ pytestmark = pytest.mark.fast
 
 READ, WRITE = "select a from t where b = %s", "insert into t values (%s)"
 DROPPED = "create temp table t (a int) on commit drop"
+SET, CALLS = "set search_path = a", "select set_config('a.b', name, false) from t"
+SETS = {"sets_session": True, "asks_session": True}
+LEAVES = {"sets_session": True, "leaves_session": True}
+SERIALIZABLE = {"serializable": True}
 SET_CONFIG = "select set_config('a.b', '1', false)"
 REPLICA = {"endpoint_reads": True, "tracks": True}
 AUTOCOMMIT = {"autocommit": True}
@@ -222,6 +226,32 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("so does a text that ends it", "select 1; commit", REPLICA | WITHIN, Before.GUARD, After.POSITION),
     ("also as the first of it", "select 1; commit", REPLICA, Before.TRANSACTION, After.POSITION),
     ("what another transaction follows sets that one", "commit and chain", WITHIN, Before.NOTHING, After.SETTINGS),
+    # what is set for a session that no pooler keeps
+    ("a SET carries the settings, and its value is asked for", SET, AUTOCOMMIT | SETS, Before.SETTINGS, After.SESSION),
+    ("on a replica as well", SET, AUTOCOMMIT | SETS | REPLICA, Before.SETTINGS, After.SESSION),
+    ("what else a function's caller does there is READ ONLY", CALLS, AUTOCOMMIT | SETS | REPLICA, Before.READ, After.SESSION),
+    ("but not on the primary", CALLS, AUTOCOMMIT | SETS, Before.SETTINGS, After.SESSION),
+    ("first in a transaction, it begins that", SET, SETS, Before.TRANSACTION, After.SESSION),
+    ("within one it is accompanied by nothing", SET, WITHIN | SETS, Before.NOTHING, After.SESSION),
+    ("but by the guard, where it reads", CALLS, WITHIN | SETS | REPLICA, Before.GUARD, After.SESSION),
+    ("what lets go goes alone", "reset all", AUTOCOMMIT | LEAVES, Before.NOTHING, After.NOTHING),
+    ("a role does, and is asked for", "set role r", AUTOCOMMIT | LEAVES | SETS, Before.NOTHING, After.SESSION),
+    ("first in a transaction, it begins that, too", "reset all", LEAVES, Before.TRANSACTION, After.NOTHING),
+    ("a function that lets go carries the settings", CALLS, AUTOCOMMIT | {"sets_session": True}, Before.SETTINGS, After.NOTHING),
+    (
+        "a chain that is first in a transaction begins one, and the next",
+        "commit and chain",
+        {},
+        Before.TRANSACTION,
+        After.SETTINGS,
+    ),
+    (
+        "but not where the server binds",
+        "commit and chain",
+        {"by_server": True},
+        Before.TRANSACTION,
+        After.NOTHING,
+    ),
 ]
 
 
@@ -253,6 +283,19 @@ def test_apart(text: str, facts: dict[str, Any], apart: bool) -> None:
 
 
 REFUSED = [
+    ("a stream cannot take a SET", CALLS, WITHIN | SETS | ROWS_WAY, Refused.SESSION),
+    ("nor can a pipeline", SET, WITHIN | SETS | PIPELINE, Refused.SESSION),
+    ("a message can", SET, WITHIN | SETS, None),
+    ("a pipeline can take what sets nothing", READ, WITHIN | PIPELINE, None),
+    (
+        "a session that is SERIALIZABLE does not read on a replica",
+        READ,
+        AUTOCOMMIT | REPLICA | SERIALIZABLE,
+        Refused.SERIALIZABLE,
+    ),
+    ("but on the primary", READ, AUTOCOMMIT | SERIALIZABLE, None),
+    ("and may set something there, to get out", SET, AUTOCOMMIT | REPLICA | SERIALIZABLE | SETS, None),
+    ("and what changes nothing", "rollback", AUTOCOMMIT | REPLICA | SERIALIZABLE, None),
     ("an advisory lock means nothing on a replica", "select pg_advisory_xact_lock(1)", REPLICA, Refused.MAY_WRITE),
     ("what may write has no place on a replica", READ, REPLICA | {"may_write": True}, Refused.MAY_WRITE),
     ("nor in autocommit", READ, AUTOCOMMIT | REPLICA | {"may_write": True}, Refused.MAY_WRITE),

@@ -68,7 +68,7 @@ def test_holds_of_one_statement() -> None:
         Settings().changed(both, ["1"])
 
 
-OWES: list[tuple[str, str, list[str], bool, frozenset[str] | None]] = [
+OWES: list[tuple[str, str, list[str], bool, frozenset[str]]] = [
     ("a SET takes nothing away", "SET work_mem = 8", ["8MB"], False, frozenset()),
     ("nor a role", "SET ROLE clerk", ["clerk"], False, frozenset()),
     ("but leaving one may be leaving ours", "SET ROLE NONE", ["none"], False, frozenset({"role"})),
@@ -76,27 +76,38 @@ OWES: list[tuple[str, str, list[str], bool, frozenset[str] | None]] = [
     ("a timeout has to be seen beside the others", "SET lock_timeout = 5", ["5ms"], False, frozenset(TIMEOUTS)),
     ("also when it is reset", "RESET lock_timeout", [], False, frozenset(TIMEOUTS)),
     ("RESET of something else takes nothing", "RESET work_mem", [], False, frozenset({"work_mem"}) - {"work_mem"}),
-    ("RESET ALL takes everything", "RESET ALL", [], False, None),
-    ("what is first in its transaction and lets go went without all", "RESET work_mem", [], True, None),
-    ("as a role", "SET ROLE clerk", ["clerk"], True, None),
+    ("RESET ALL takes everything but the role", "RESET ALL", [], False, frozenset({"*"})),
+    ("what is first in its transaction and lets go went without all", "RESET work_mem", [], True, frozenset({"*", "role"})),
+    ("as a role", "SET ROLE clerk", ["clerk"], True, frozenset({"*", "role"})),
     ("but not what sets", "SET work_mem = 8", ["8MB"], True, frozenset()),
 ]
 
 
 @pytest.mark.parametrize(("text", "values", "begins", "owed"), [row[1:] for row in OWES], ids=[row[0] for row in OWES])
-def test_owes(text: str, values: list[str], begins: bool, owed: frozenset[str] | None) -> None:
+def test_owes(text: str, values: list[str], begins: bool, owed: frozenset[str]) -> None:
     """What an open transaction lacks after a change, which the next statement brings."""
     settings = Settings().changed(change(text), values, begins=begins)
     assert settings.owed == owed
     assert settings.owes is (owed != frozenset())
     assert not settings.paid().owes
     # What is owed already stays owed.
-    assert replace(Settings(), owed=None).changed(change(text), values).owed is None
-    assert (
-        replace(Settings(), owed=frozenset({"x"})).changed(change(text), values).owed
-        in (None, (settings.owed or frozenset()) | {"x"})
-        or begins
-    )
+    assert replace(Settings(), owed=frozenset({"x"})).changed(change(text), values, begins=begins).owed == owed | {"x"}
+
+
+@pytest.mark.parametrize(
+    ("owed", "lacks"),
+    [({"a"}, {"a"}), ({"*"}, {"a", "b"}), ({"role"}, {"role"}), ({"*", "role"}, {"a", "b", "role"}), (set(), set())],
+)
+def test_lacks_of_transaction(owed: set[str], lacks: set[str]) -> None:
+    """What the open transaction lacks, by name."""
+    settings = Settings(owed=frozenset(owed))
+    assert {name for name in ("a", "b", "role") if settings.lacks_of_transaction(name)} == lacks
+
+
+def test_what_was_not_reached() -> None:
+    """A call that was not reached sets nothing, where its setting does not exist; what is set beside it is."""
+    both = change("select set_config('a.a', '1', false), set_config('a.b', '2', false)")
+    assert Settings().changed(both, [None, "2"]) == Settings((Held("a.b", "2", by_set=False),))
 
 
 SENDS: list[tuple[str, Settings, str | None, list[Assignment]]] = [
@@ -224,13 +235,13 @@ def test_outside_of_a_transaction() -> None:
     session = Session().changed(A, in_transaction=False)
     assert session == Session(A)
     assert session.ended(committed=False) == session
-    owing = Session().changed(replace(A, owed=None), in_transaction=False)
+    owing = Session().changed(replace(A, owed=frozenset({"*"})), in_transaction=False)
     assert owing == Session(A)
 
 
 def test_end_of_a_transaction() -> None:
     """COMMIT keeps what was set in it, everything else undoes it, however often it was set."""
-    session = Session(A).changed(B, in_transaction=True).changed(replace(C, owed=None), in_transaction=True)
+    session = Session(A).changed(B, in_transaction=True).changed(replace(C, owed=frozenset({"*"})), in_transaction=True)
     assert session.now.held == C.held
     assert session.ended(committed=True) == Session(C)
     assert session.ended(committed=False) == Session(A)
@@ -240,7 +251,7 @@ def test_end_of_a_transaction() -> None:
 
 def test_savepoints() -> None:
     """ROLLBACK TO undoes what was set since, and RELEASE undoes nothing."""
-    owing = replace(A, owed=None)
+    owing = replace(A, owed=frozenset({"*"}))
     session = Session(owing).followed("SAVEPOINT one").changed(B, in_transaction=True).followed('SAVEPOINT "Two"')
     session = session.changed(C, in_transaction=True)
     assert session.followed('ROLLBACK TO "Two"').now == B

@@ -547,3 +547,35 @@ def test_identifiers() -> None:
     assert not analyse(f"select {'x' * 63}()").names_unknown
     assert analyse(f"select {'x' * 64}()").names_unknown
     assert not analyse('select U&"\\0070ing"(1)').calls_any(frozenset()), "where no function may write, none does"
+
+
+TOUCHES = [
+    "set a = 1",
+    " /* a */ set a.b to 1",
+    "set session a = 1",
+    "set time zone 'UTC'",
+    "set local.a = 1",
+    "set transaction . a = 1",
+    "reset a",
+    "discard all",
+    "select 1; set a = 1",
+    "select set_config('a.b', '1', true)",
+    "select \"set_config\"('a.b', '1', true)",
+    "update pg_settings set setting = 1",
+]
+TOUCHES_NOTHING = [
+    "set local a = 1",
+    "set  transaction read only",
+    "set constraints all deferred",
+    "settle",
+    "update t set a = 1",
+    "select * from pg_settings",
+    "select 'set a = 1'",
+    "show a",
+]
+
+
+@pytest.mark.parametrize("text", TOUCHES + TOUCHES_NOTHING)
+def test_touches_session(text: str) -> None:
+    """What may set something for the session: `read_change` says what."""
+    assert analyse(text).touches_session is (text in TOUCHES)

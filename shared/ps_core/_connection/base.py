@@ -99,7 +99,9 @@ ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatu
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
-KEPT_BY_POOLER: Final = (b"TimeZone", b"DateStyle", b"client_encoding", b"standard_conforming_strings")
+ESCAPES: Final = b"standard_conforming_strings"
+"""Off: a backslash is an escape in every string."""
+KEPT_BY_POOLER: Final = (b"TimeZone", b"DateStyle", b"client_encoding", ESCAPES)
 """Settings of a session that PgBouncer keeps by client, so that they are really set and leak to nobody."""
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
@@ -205,6 +207,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
+    _watches_escapes = False
+    """Whether `standard_conforming_strings` was off, or named in a statement: it may be off, and the server is to be asked."""
+    _parameters_before: dict[bytes, bytes | None] | None = None
+    """The session's, before the open transaction may have set some."""
     _suppress_begin = False
     _keeps_state = False
     _in_block = False
@@ -266,6 +272,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._pid = os.getpid()
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
+        self._watches_escapes = self._escapes()
         self.add_notice_handler(partial(BaseConnection._on_notice, ref(self)))
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
@@ -430,8 +437,15 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         else:
             settings = self.state.settings(self.pgconn.server_version, held.timeouts())
             for name, value, members, by_function in held.assignments(self.state.endpoint.assumed_role):
-                listed = None if members is None else b",".join(map(self._literal, members))
-                settings.append(Setting(name.encode(), self._literal(value), listed, by_function))
+                try:
+                    listed = None if members is None else b",".join(map(self._literal, members))
+                    settings.append(Setting(name.encode(), self._literal(value), listed, by_function))
+                except UnicodeEncodeError:
+                    raise SessionSettingRefused(
+                        f"{name!r} was SET for the session, and client_encoding {self.pgconn._encoding} has not all of its"
+                        f" characters. The statement did not run. RESET {name} lets go of it",
+                        setting=name,
+                    ) from None
         for name, value in current().local_settings:
             members = split_list(value) if name == SEARCH_PATH else None
             listed = None if not members else b",".join(map(self._literal, members))
@@ -440,8 +454,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _owed(self) -> list[Setting]:
         """Return what the open transaction lacks, and note that it gets it."""
-        owed = self._session.now.owed
-        settings = [one for one in self._settings() if owed is None or one.name.decode() in owed]
+        now = self._session.now
+        settings = [one for one in self._settings() if now.lacks_of_transaction(one.name.decode())]
         self._session = self._session.paid()
         return settings
 
@@ -476,12 +490,23 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         Raises:
             psycopg.NotSupportedError: it sets what cannot be held.
         """
-        change = read_change(text)
+        change = read_change(text, escapes=self._escapes())
+        if "conforming" in text.lower():
+            self._watches_escapes = True
         if isinstance(change, NotHeld):
             if not self.state.endpoint.refuses_session:
                 return None
             raise psycopg.NotSupportedError(change.why)
         return change
+
+    def _escapes(self) -> bool:
+        """Return whether a backslash is an escape in every string: what a text says is told differently then."""
+        return self.pgconn.parameter_status(ESCAPES) == b"off"
+
+    def _note_parameters(self) -> None:
+        """Note what a transaction found that may set what the pooler keeps."""
+        if self._parameters_before is None:
+            self._parameters_before = self._read_parameters()
 
     def _note_lost_change(self, text: str) -> None:
         """Use a lost connection no more where the statement that failed was to set something: what is held is not what is wanted.
@@ -520,7 +545,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if held.value_of(name) is None and not (name == ROLE and held.sets_role):
             return None
         # RESET of one setting may need the right that is missing; RESET ALL needs none.
-        way_out = "SET ROLE NONE, or SET ROLE to another one," if name == ROLE else "RESET ALL"
+        alone = name == ROLE and not any(one.role for one in held.held)
+        way_out = "SET ROLE NONE, or SET ROLE to another one," if alone else "RESET ALL"
         refused = SessionSettingRefused(
             f"{name!r} was SET for the session, and the server refuses it now: {str(error).splitlines()[0]}. The statement did"
             f" not run. {way_out} lets go of it; so does DISCARD ALL",
@@ -536,7 +562,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         change, self._change = self._change, None
         if change is None:
             return
-        values = [bytes(answer.get_value(0, 0) or b"").decode(self.pgconn._encoding) for answer in answers]
+        told = [answer.get_value(0, 0) for answer in answers]
+        values = [None if value is None else bytes(value).decode(self.pgconn._encoding) for value in told]
         settings = self._session.now.changed(change, values, begins=begins, at=next(_COUNT))
         BaseConnection.any_session = BaseConnection.any_session or settings.any
         self._session = self._session.changed(settings, in_transaction=self.pgconn.transaction_status != IDLE)
@@ -630,10 +657,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if "timeout" in text or "TIMEOUT" in text:
             self._timeouts_text += text
         statement, context = statement or analyse(text), current()
+        if (statement.touches_session or statement.verb == "SET") and "conforming" in text.lower():
+            self._watches_escapes = True
         named = statement.calls_any(functions.may_write)
         change = self._change
-        if change is None and statement.touches_session and endpoint.refuses_session and way is not Way.MESSAGE:
-            change = self._read_change(text)
+        if change is None and endpoint.refuses_session and way is not Way.MESSAGE:
+            change = self._read_change(text) if statement.touches_session or self._escapes() else None
         has_identity = endpoint.assumed_role is not None or bool(context.local_settings) or self._session.now.decides
         plan = make_plan(
             statement,
@@ -738,7 +767,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if after is After.SESSION:
             assert self._change is not None  # it planned this
             return Script(*self._change.questions())
-        opening = self._opening(begun_by=text)
+        session = self._session
+        if plan.statement.chains:  # what follows is the next transaction's, and the end of this one may have undone something
+            undone = (
+                plan.statement.verb in ("ROLLBACK", "ABORT") or self.pgconn.transaction_status != pq.TransactionStatus.INTRANS
+            )
+            self._session = session.ended(committed=not undone)
+        opening, self._session = self._opening(begun_by=text), session
         return Script(*opening.parts, READ_ONLY) if self.state.endpoint.read_only else opening
 
     def _ask_functions_gen(self) -> PQGen[None]:
@@ -1061,6 +1096,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
             self._began_idle, self._writing, self._cancelling = status == IDLE, False, False
         if status == IDLE:
+            self._parameters_before = None
             self._opened_in = context = current()
             if context.deadline is not None:
                 self._opened_at = time.monotonic()
@@ -1228,8 +1264,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _give_up(self) -> None:
         """Close the libpq connection as lost. What is to outlive it is read before."""
-        self._parameters = self._read_parameters()
+        self._parameters = self._session_parameters()
         self.pgconn.finish()
+
+    def _session_parameters(self) -> dict[bytes, bytes | None]:
+        """Return the session's, as the open transaction found them: it is undone where its connection is lost."""
+        return self._parameters or self._parameters_before or self._read_parameters()
 
     def _read_parameters(self) -> dict[bytes, bytes | None]:
         return {name: self.pgconn.parameter_status(name) for name in KEPT_BY_POOLER}
@@ -1239,7 +1279,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
         Returns what is still to be run: session parameters that a framework had set, such as its time zone.
         """
-        values = self._parameters or self._read_parameters()
+        values = self._session_parameters()
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
@@ -1262,7 +1302,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
-        values = self._parameters or self._read_parameters()
+        values = self._session_parameters()
         for name in ("pgconn", "state", "_home", "_generation", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)

@@ -68,13 +68,17 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else self._text(query, pgq)
         statement = None
-        if conn.state.endpoint.pooled and (statement := analyse(text)).touches_session:
+        if conn.state.endpoint.pooled and (
+            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+        ):
             pgq = self._read_change(query, params, pgq)
         if params and self._quotes_hold_values and not binds_outside_quotes(text):
             text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # with its values: they may be statements
         plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
         assert plan is not None
-        ends = plan.statement.ends
+        controls, ends = plan.statement.controls, plan.statement.ends
+        if (plan.statement.verb == "SET" or plan.statement.touches_session) and plan.begin:
+            conn._note_parameters()
         try:
             while plan is not None:
                 if plan.apart:
@@ -86,6 +90,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
+        if controls:
+            conn._follow_session(text, self._last_tag())
         if ends:
             conn._note_end_within(text)
         if conn._made_functions:
@@ -106,13 +112,17 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             pipeline.follow(plan, text)
             return
         pgq = statement = None
-        if conn.state.endpoint.pooled and (statement := analyse(text)).touches_session:
+        if conn.state.endpoint.pooled and (
+            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+        ):
             conn._planned = True
             yield from self._start_query(query)
             pgq = self._read_change(query, params, self._convert_query(query, params))
         by_server = type(self)._by_server and conn._change is None
         plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
         conn._planned = True
+        if plan.statement.verb == "SET" or plan.statement.touches_session:
+            conn._note_parameters()
         if plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes):
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
@@ -127,7 +137,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
                 yield from self._send_gen(plan, text, pgq, binary=binary)
             self._last_query = query
         if plan.statement.controls:
-            conn._follow_session(text, self.statusmessage)
+            conn._follow_session(text, self._last_tag())
         conn._note_end_within(text)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
@@ -151,6 +161,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if self._conn._session.now.value_of("search_path") is not None:
             prepare = False
         yield from super()._maybe_prepare_gen(pgq, prepare=prepare, binary=binary)
+
+    def _last_tag(self) -> str:
+        """Return how the server calls what the last statement of a text did."""
+        return bytes(self._results[-1].command_status or b"").decode() if self._results else ""
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
         """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""

@@ -63,6 +63,8 @@ class PipelineMixin(BasePipeline):
 
     def __init__(self, conn: Any, **kwargs: Any) -> None:
         super().__init__(conn, **kwargs)
+        self._in_transaction: bool = self.pgconn.transaction_status in IN_TRANSACTION
+        """An explicit transaction was open when it began, or was begun by text: libpq says no more than that it is busy."""
         self.alone: bool = conn._many
         """It is `executemany`'s own."""
 
@@ -111,7 +113,10 @@ class PipelineMixin(BasePipeline):
 
         The settings of a transaction that it begins; of one that it ends, note that.
         """
+        if plan.statement.begins:
+            self._in_transaction = True
         if plan.statement.ends and self._explicit:
+            self._in_transaction = self._in_transaction and plan.statement.chains
             self._over = not plan.statement.chains  # psycopg syncs behind a BEGIN of its own, so it is known only now
             self._conn._note_end()
         if plan.after is After.SETTINGS and (settings := self._conn._settings()):
@@ -151,7 +156,8 @@ class PipelineMixin(BasePipeline):
     def _is_explicit(self) -> bool:
         """Return whether an explicit transaction is open, or is about to be."""
         conn = self._conn
-        return not conn._autocommit or bool(conn._num_transactions) or self.pgconn.transaction_status in IN_TRANSACTION
+        status = self.pgconn.transaction_status
+        return not conn._autocommit or bool(conn._num_transactions) or self._in_transaction or status in IN_TRANSACTION
 
     def _open(self) -> None:
         """Enqueue the settings, and the guard of a replica, in front of the first command of an implicit transaction."""

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ps_core._message.statement import end_of_comment
+from ps_core._message.statement import ESCAPED, LONGEST_NAME, end_of_comment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,15 +65,26 @@ _UNKNOWN: Final = (
     " pooler nobody could hold it: write set_config('name', value, false) with both as literals, or true for the transaction"
     " alone"
 )
-
-_TOKEN: Final = re.compile(
-    r"""(?P<blank>\s+|--[^\r\n]*)|(?P<comment>/\*)"""
-    r"""|(?P<plain>'(?:[^']|'')*+(?:'|\Z))|(?P<string>(?:[bBnNxX]|[uU]&)'(?:[^']|'')*+(?:'|\Z))"""
-    r"""|(?P<escape>[eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z))"""
-    r"""|(?P<quoted>"(?:[^"]|"")*+(?:"|\Z))|(?P<dollar>\$(?:[^\W\d]\w*)?\$)"""
-    r"""|(?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)|(?P<number>[0-9][0-9.]*)|(?P<symbol>::|=>|:=|.)""",
-    re.DOTALL,
+_BOTH: Final = "set_config() of one setting for the session and for the transaction in one statement: write two statements"
+_LATER: Final = (
+    "a cursor sets something for the session when it is fetched, where nobody could take it: write set_config(..., true), or"
+    " a statement of its own"
 )
+_UPDATED: Final = (
+    "UPDATE pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could hold it:"
+    " write SET, or set_config('name', value, false)"
+)
+_CREATES_NOW: Final = frozenset({"as", "execute"})
+
+_PLAIN: Final = r"""'(?:[^']|'')*+(?:'|\Z)"""
+_TOKENS: Final = (
+    rf"""(?P<blank>\s+|--[^\r\n]*)|(?P<comment>/\*)|(?P<plain>{_PLAIN})|(?P<string>(?:[bBnNxX]|[uU]&){_PLAIN})|(?P<escape>[eE]{ESCAPED})"""
+    r"""|(?P<quoted>"(?:[^"]|"")*+(?:"|\Z))|(?P<dollar>\$(?:[^\W\d]\w*)?\$)"""
+    r"""|(?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)|(?P<number>[0-9][0-9.]*)|(?P<symbol>::|=>|:=|.)"""
+)
+_TOKEN: Final = re.compile(_TOKENS, re.DOTALL)
+_TOKEN_OF_ESCAPES: Final = re.compile(_TOKENS.replace(rf"(?P<plain>{_PLAIN})", rf"(?P<plain>{ESCAPED})"), re.DOTALL)
+"""Where `standard_conforming_strings` is off."""
 _NO: Final = frozenset({"false", "null", "f", "no", "off", "n", "0"})
 _YES: Final = frozenset({"true", "t", "yes", "on", "y", "1"})
 
@@ -123,7 +134,13 @@ class Change:
     """It travels without what is held: where that has become invalid, this is how to get out."""
 
     def questions(self) -> tuple[bytes, ...]:
-        """Return what asks for the values, as PostgreSQL would show them."""
+        """Return what asks for the values, as PostgreSQL would show them.
+
+        SHOW takes no snapshot, so that SET TRANSACTION may follow; a function's call has taken one, and may not have been
+        reached, so that the setting need not exist.
+        """
+        if not self.by_set:
+            return tuple(b"SELECT pg_catalog.current_setting('%s',true)" % name.replace("'", "''").encode() for name in self.asks)
         return tuple(
             b"SHOW " + b".".join(b'"%s"' % part.replace('"', '""').encode() for part in name.split(".")) for name in self.asks
         )
@@ -137,9 +154,12 @@ class NotHeld:
     """And what to write instead."""
 
 
-def read_change(text: str) -> Change | NotHeld | None:
-    """Return what `text`, values included, does to the session; None: nothing that this side has to hold."""
-    changes = [_read(text, statement) for statement in _statements(_tokens(text))]
+def read_change(text: str, *, escapes: bool = False) -> Change | NotHeld | None:
+    """Return what `text`, values included, does to the session; None: nothing that this side has to hold.
+
+    `escapes`: a backslash is one in every string (`standard_conforming_strings` is off).
+    """
+    changes = [_read(text, statement) for statement in _statements(_tokens(text, escapes=escapes))]
     match changes:
         case [change]:
             return change
@@ -157,6 +177,14 @@ def _read(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
             return Change(text, drops_all=True, drops_role=True, is_way_out=True) if _word(tokens, 1) == "all" else None
         case "create" if _word(tokens, 3 if _word(tokens, 1) == "or" else 1) in ("function", "procedure"):
             return None  # a body runs when it is called
+        case "create" if not _CREATES_NOW.isdisjoint(token.word for token in tokens):
+            pass
+        case "create":
+            return None  # a view, a default: they run when they are used
+        case "explain" if "analyze" not in [token.word for token in tokens] and "analyse" not in [token.word for token in tokens]:
+            return None
+        case "declare" if isinstance(_read_functions(text, tokens), Change):
+            return NotHeld(_LATER)
     return _read_functions(text, tokens)
 
 
@@ -217,6 +245,7 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
     """Read the calls of set_config() in a statement of any kind."""
     names: list[str] = []
     dropped: list[str] = []
+    of_transaction: list[str] = []
     sent = text
     for at, token in enumerate(tokens):
         if token.name != "set_config" or _text(tokens, at + 1) != "(" or not _is_own(tokens, at):
@@ -227,6 +256,7 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
         name, value, is_local = map(_literal, arguments)
         local = _value(is_local)
         if local in _YES:
+            of_transaction.append(_key(_value(name)))
             continue
         key = _key(_value(name))
         if key in _KEPT_BY_POOLER or key in _OF_TRANSACTION:
@@ -243,10 +273,22 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
         literal = "true" if is_local.kind == "word" else "'t'"
         sent = sent[: is_local.start] + literal.ljust(is_local.end - is_local.start) + sent[is_local.end :]
     if not (names or dropped):
-        return None
+        return NotHeld(_UPDATED) if _updates_settings(tokens) else None
+    if not {*names, *dropped}.isdisjoint(of_transaction):
+        return NotHeld(_BOTH)
     drops = tuple(name for name in dropped if name != ROLE)
     way_out = ROLE in names or ROLE in dropped
     return Change(sent, tuple(names), drops, drops_role=ROLE in dropped, is_way_out=way_out)
+
+
+def _updates_settings(tokens: Sequence[_Token]) -> bool:
+    """Return whether UPDATE is given the view of all settings."""
+    for at, token in enumerate(tokens):
+        if token.word == "update":
+            names = [one.name for one in tokens[at + 1 : at + 5] if one.name not in ("only", "pg_catalog", "")]
+            if names[:1] == ["pg_settings"]:
+                return True
+    return False
 
 
 def _is_own(tokens: Sequence[_Token], at: int) -> bool:
@@ -275,7 +317,7 @@ def _arguments(tokens: Sequence[_Token], at: int) -> list[list[_Token]]:
 def _literal(argument: Sequence[_Token]) -> _Token | None:
     """Return the literal that an argument is, in parentheses or with a cast; None: it is more, or another thing."""
     tokens = [token for token in argument if token.text not in ("(", ")")]
-    return tokens[0] if tokens and _text(tokens, 1) in ("", "::") else None
+    return tokens[0] if tokens and "\\" not in tokens[0].text and _text(tokens, 1) in ("", "::") else None
 
 
 def _value(literal: _Token | None) -> str:
@@ -329,10 +371,11 @@ def _statements(tokens: Iterable[_Token]) -> list[list[_Token]]:
     return [statement for statement in statements if statement]
 
 
-def _tokens(text: str) -> Iterator[_Token]:
+def _tokens(text: str, *, escapes: bool = False) -> Iterator[_Token]:
     """Yield the tokens of `text`, without blanks, comments and dollar-quoted strings."""
     at = 0
-    while match := _TOKEN.match(text, at):
+    pattern = _TOKEN_OF_ESCAPES if escapes else _TOKEN
+    while match := pattern.match(text, at):
         kind, at = match.lastgroup or "", match.end()
         if kind == "comment":
             at = end_of_comment(text, at)
@@ -356,7 +399,8 @@ def read_savepoints(text: str) -> list[tuple[str, str]]:
                 what = "rollback"
             case _:
                 continue
-        done.append((what, statement[-1].identifier))
+        name = statement[-1].identifier.encode()[:LONGEST_NAME].decode(errors="ignore")  # as PostgreSQL cuts it
+        done.append((what, name))
     return done
 
 

@@ -286,6 +286,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return _other_way(statement, facts)
     reads, by_server, for_reads = statement.reads and not facts.may_write, facts.by_server, facts.endpoint_reads
     position = After.POSITION if facts.tracks and facts.tracks_reads else After.NOTHING
+    if not facts.autocommit and statement.chains and not by_server:
+        return Before.TRANSACTION, After.SETTINGS
     if not facts.autocommit and not (reads and for_reads and facts.snapshot_each and not by_server):
         if by_server or for_reads or not statement.single:
             ends = for_reads and statement.ends and not by_server

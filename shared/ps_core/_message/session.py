@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Assignment", "Held", "Session", "Settings", "split_list"]
 
+REST: Final = "*"
+"""All settings but the role, which RESET ALL leaves alone."""
 _LISTS: Final = frozenset({SEARCH_PATH, "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"})
 """GUC_LIST_QUOTE: what SET takes as several values, and `set_config` as one text."""
 _TIMEOUTS: Final = {name: field for field, name in SETTINGS.items()}
@@ -77,8 +79,8 @@ class Settings:
     """By SET ROLE; None: the one that the connection has by itself."""
     role_at: int = 0
     """When that was set."""
-    owed: frozenset[str] | None = frozenset()
-    """What the open transaction lacks until the next statement sets it again, since a RESET or a SET has taken it; None: all."""
+    owed: frozenset[str] = frozenset()
+    """What the open transaction lacks until the next statement, since a RESET or a SET has taken it; `REST` may be in it."""
     any: bool = field(init=False)
     """Whether there is anything to be sent."""
     decides: bool = field(init=False)
@@ -90,7 +92,7 @@ class Settings:
         object.__setattr__(self, "any", bool(self.held) or self.role is not None)
         decides = self.role is not None or any(held.name not in _MAY_BE_MISSING for held in self.held)
         object.__setattr__(self, "decides", decides)
-        object.__setattr__(self, "owes", self.owed is None or bool(self.owed))
+        object.__setattr__(self, "owes", bool(self.owed))
 
     @property
     def sets_role(self) -> bool:
@@ -140,27 +142,33 @@ class Settings:
         if self.role != role:
             yield Assignment(ROLE, self.role or own_role or "none")
 
-    def changed(self, change: Change, values: Sequence[str], *, begins: bool = False, at: int = 0) -> Self:
+    def lacks_of_transaction(self, name: str) -> bool:
+        """Return whether the open transaction lacks a setting."""
+        return name in self.owed or (REST in self.owed and name != ROLE)
+
+    def changed(self, change: Change, values: Sequence[str | None], *, begins: bool = False, at: int = 0) -> Self:
         """Return what holds after `change`.
 
-        `values` answers its questions; `begins`: it is the first of a transaction; `at`: when it was made.
+        `values` answers its questions (None: it is not set); `begins`: it is the first of a transaction; `at`: when it was made.
         """
         held = {} if change.drops_all else {one.name: one for one in self.held if one.name not in change.drops}
         role, role_at = (None, at) if change.drops_role else (self.role, self.role_at)
         for name, value in zip(change.asks, values, strict=True):
+            if value is None:
+                continue  # a call that was not reached
             if name == ROLE:
                 role, role_at = None if value == "none" else value, at
                 continue
             held.pop(name, None)  # the order is that of the last time
             held[name] = Held(name, value, role, change.by_set, at)
-        owed = self.owed
+        owed, taken = set(self.owed), {*change.drops, *change.asks}
         if change.drops_all or (begins and change.is_way_out):
-            owed = None
-        elif owed is not None:
-            taken = {*change.drops, *change.asks}
-            owed |= {ROLE} if change.drops_role or (ROLE in change.asks and role is None) else set()
-            owed |= set(_TIMEOUTS) if not taken.isdisjoint(_TIMEOUTS) else set()
-        return replace(self, held=tuple(held.values()), role=role, role_at=role_at, owed=owed)
+            owed.add(REST)
+        if change.drops_role or (ROLE in change.asks and role is None) or (begins and change.is_way_out):
+            owed.add(ROLE)
+        if not taken.isdisjoint(_TIMEOUTS):
+            owed |= _TIMEOUTS.keys()
+        return replace(self, held=tuple(held.values()), role=role, role_at=role_at, owed=frozenset(owed))
 
     def paid(self) -> Self:
         """Return the same where the open transaction lacks nothing."""

@@ -26,7 +26,17 @@ from enum import Enum
 from functools import lru_cache
 from sys import intern
 
-__all__ = ["QUOTE", "Leaves", "Statement", "analyse", "binds_outside_quotes", "end_of_comment", "identifiers"]
+__all__ = [
+    "ESCAPED",
+    "LONGEST_NAME",
+    "QUOTE",
+    "Leaves",
+    "Statement",
+    "analyse",
+    "binds_outside_quotes",
+    "end_of_comment",
+    "identifiers",
+]
 
 _READ_VERBS = frozenset({"SELECT", "TABLE", "VALUES", "WITH", "SHOW", "EXPLAIN"})
 _CONTROL = re.compile(
@@ -72,7 +82,7 @@ _ACTS = re.compile(
 _BESIDE = re.compile(r"dblink\w*|lo_export")
 # PostgreSQL's identifiers: every character beyond ASCII is a letter.
 _IDENTIFIER = re.compile("[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*")
-_LONGEST_NAME = 63
+LONGEST_NAME = 63
 """Bytes that PostgreSQL keeps of an identifier (NAMEDATALEN - 1)."""
 _UNICODE_NAME = re.compile(r'\bU&"', re.IGNORECASE)
 _COPY_OUT = re.compile(r"\bTO\s+STDOUT\b", re.IGNORECASE)
@@ -130,11 +140,16 @@ _LONE_SETTING = re.compile(r"(?:SELECT\s+set_config\s*\([^()]*\)|(?:SET|RESET)\s
 _REPORTED = re.compile(
     r"\bset_config\s*\(\s*'(?:TimeZone|DateStyle)'|^\s*SET\s+(?:SESSION\s+)?(?:TIME\s+ZONE|TimeZone|DateStyle)\b", re.IGNORECASE
 )
+# A string with escapes, and its continuations: behind a line's end, and comments, another one goes on with it.
+ESCAPED = (
+    r"""'(?:[^'\\]|''|\\.)*+(?:'|\Z)"""
+    r"""(?:(?:[ \t\f\v]|--[^\r\n]*)*+[\r\n](?:\s|--[^\r\n]*[\r\n])*+'(?:[^'\\]|''|\\.)*+(?:'|\Z))*+"""
+)
 # The parts of a text in which a semicolon or a keyword means nothing. Block comments nest, and dollar quotes end with their tag:
 # these have loops of their own. What is not ended goes on to the end of the text, so that no text is searched twice. The quoted
 # names of what a session would keep stay, without their quotes.
 _OPAQUE = re.compile(
-    r"""(?<![\w$\x80-\U0010ffff])[eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z)(?:\s*[\r\n]\s*'(?:[^'\\]|''|\\.)*+(?:'|\Z))*+"""
+    rf"""(?<![\w$\x80-\U0010ffff])[eE]{ESCAPED}"""
     r"""|'(?:[^']|'')*+(?:'|\Z)|"(?P<name>pg_(?:temp|(?:try_)?advisory_\w+))"(?!")|"(?:[^"]|"")*+(?:"|\Z)"""
     r"""|(?<![\w$\x80-\U0010ffff])(?P<dollar>\$(?:[^\W\d]\w*)?\$)|--[^\r\n]*|/\*""",
     re.DOTALL,
@@ -283,7 +298,7 @@ def _analyse(text: str) -> Statement:
         and not _LOCKS.search(head)
         and not (verb in ("WITH", "EXPLAIN") and _DML.search(head))
     )
-    names_unknown = _UNICODE_NAME.search(text) is not None or any(len(name.encode()) > _LONGEST_NAME for name in names)
+    names_unknown = _UNICODE_NAME.search(text) is not None or any(len(name.encode()) > LONGEST_NAME for name in names)
     may_name_read_only = "transaction_read_only" in names or names_unknown
     only_sets = len(statements) == 1 and _LONE_SETTING.fullmatch(head) is not None
     return Statement(
@@ -298,7 +313,9 @@ def _analyse(text: str) -> Statement:
         and not (only_sets and _REPORTED.search(text)),
         leaves=None if _LEAVING.isdisjoint(names) else _leaves(statements),
         only_sets=only_sets,
-        touches_session="set_config" in names or any(map(_FOR_SESSION.match, statements)),
+        touches_session="set_config" in names
+        or ("pg_settings" in names and "update" in names)
+        or any(map(_FOR_SESSION.match, statements)),
         primary_only=any(map(_PRIMARY_ONLY.search, statements)) or (may_name_read_only and any(map(_SETS.match, statements))),
         names=names,
         names_unknown=names_unknown,
