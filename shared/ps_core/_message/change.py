@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ps_core._message.statement import ESCAPED, LONGEST_NAME, end_of_comment
@@ -74,7 +75,10 @@ _UPDATED: Final = (
     "UPDATE pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could hold it:"
     " write SET, or set_config('name', value, false)"
 )
-_CREATES_NOW: Final = frozenset({"as", "execute"})
+_FILLED: Final = frozenset({"table", "materialized"})
+"""What CREATE ... AS fills at once, with what its query returns."""
+_DONE: Final = frozenset({"analyze", "analyse"})
+"""What makes EXPLAIN do what it explains."""
 
 _PLAIN: Final = r"""'(?:[^']|'')*+(?:'|\Z)"""
 _TOKENS: Final = (
@@ -168,20 +172,17 @@ def read_change(text: str, *, escapes: bool = False) -> Change | NotHeld | None:
 
 
 def _read(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
-    match tokens[0].word:
+    words = [token.word for token in tokens]
+    match words[0]:
         case "set":
             return _read_set(text, tokens)
         case "reset":
             return _read_reset(text, tokens)
         case "discard":
             return Change(text, drops_all=True, drops_role=True, is_way_out=True) if _word(tokens, 1) == "all" else None
-        case "create" if _word(tokens, 3 if _word(tokens, 1) == "or" else 1) in ("function", "procedure"):
-            return None  # a body runs when it is called
-        case "create" if not _CREATES_NOW.isdisjoint(token.word for token in tokens):
-            pass
-        case "create":
-            return None  # a view, a default: they run when they are used
-        case "explain" if "analyze" not in [token.word for token in tokens] and "analyse" not in [token.word for token in tokens]:
+        case "create" if "as" not in words or _FILLED.isdisjoint(words[:4]):
+            return None  # a function, a view, a default: they run when they are used
+        case "explain" if _DONE.isdisjoint(words):
             return None
         case "declare" if isinstance(_read_functions(text, tokens), Change):
             return NotHeld(_LATER)
@@ -283,12 +284,8 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
 
 def _updates_settings(tokens: Sequence[_Token]) -> bool:
     """Return whether UPDATE is given the view of all settings."""
-    for at, token in enumerate(tokens):
-        if token.word == "update":
-            names = [one.name for one in tokens[at + 1 : at + 5] if one.name not in ("only", "pg_catalog", "")]
-            if names[:1] == ["pg_settings"]:
-                return True
-    return False
+    names = [token.name for token in tokens if token.name not in ("", "only", "pg_catalog")]
+    return ("update", "pg_settings") in pairwise(names)
 
 
 def _is_own(tokens: Sequence[_Token], at: int) -> bool:
@@ -316,8 +313,11 @@ def _arguments(tokens: Sequence[_Token], at: int) -> list[list[_Token]]:
 
 def _literal(argument: Sequence[_Token]) -> _Token | None:
     """Return the literal that an argument is, in parentheses or with a cast; None: it is more, or another thing."""
-    tokens = [token for token in argument if token.text not in ("(", ")")]
-    return tokens[0] if tokens and "\\" not in tokens[0].text and _text(tokens, 1) in ("", "::") else None
+    match [token for token in argument if token.text not in ("(", ")")]:
+        case [one] | [one, _Token(text="::"), *_] if "\\" not in one.text:
+            return one
+        case _:
+            return None
 
 
 def _value(literal: _Token | None) -> str:
@@ -371,7 +371,7 @@ def _statements(tokens: Iterable[_Token]) -> list[list[_Token]]:
     return [statement for statement in statements if statement]
 
 
-def _tokens(text: str, *, escapes: bool = False) -> Iterator[_Token]:
+def _tokens(text: str, *, escapes: bool) -> Iterator[_Token]:
     """Yield the tokens of `text`, without blanks, comments and dollar-quoted strings."""
     at = 0
     pattern = _TOKEN_OF_ESCAPES if escapes else _TOKEN
@@ -389,7 +389,7 @@ def _tokens(text: str, *, escapes: bool = False) -> Iterator[_Token]:
 def read_savepoints(text: str) -> list[tuple[str, str]]:
     """Return what a text does to savepoints, in order: ("savepoint" | "release" | "rollback", name)."""
     done = []
-    for statement in _statements(_tokens(text)):
+    for statement in _statements(_tokens(text, escapes=False)):
         match [token.word for token in statement[:-1]]:
             case ["savepoint"]:
                 what = "savepoint"
@@ -406,6 +406,6 @@ def read_savepoints(text: str) -> list[tuple[str, str]]:
 
 def modes_named(text: str) -> tuple[str, ...]:
     """Return the modes of a transaction that a BEGIN names."""
-    words = {token.word for token in _tokens(text)}
+    words = {token.word for token in _tokens(text, escapes=False)}
     named = {"transaction_isolation": "isolation", "transaction_read_only": "read", "transaction_deferrable": "deferrable"}
     return tuple(mode for mode, word in named.items() if word in words)
