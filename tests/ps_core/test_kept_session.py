@@ -663,6 +663,31 @@ def test_commit_that_is_lost(ps_lab: Lab, connect: Connect, table: str, settled:
         conn.execute("SELECT 1")
 
 
+def test_verify(ps_lab: Lab, connect: Connect, table: str) -> None:
+    """What looks up a lost COMMIT has the settings that its transaction had."""
+    conn = connect(tracking(ps_lab, "primary"))
+    conn.execute("SET app.tenant = '1'")
+    conn.commit()
+    conn.execute("SET app.tenant = '2'")
+    conn.execute(f"INSERT INTO {table} VALUES (1); SELECT 2")  # of which no id comes back
+    verify = "SELECT current_setting('app.tenant') = '2'"
+    with ps_lab.edge.cut_answers("primary", containing="COMMIT"), ps_core.commit_check(verify=verify):
+        conn.commit()
+    assert conn.execute("SELECT current_setting('app.tenant')").fetchone() == ("2",)
+
+
+@both
+def test_every_form_outlives_its_connection(ps_lab: Lab, roles: None, asynchronous: bool) -> None:
+    """What each form has set holds on the connection that takes the place of a lost one."""
+    for form in FORMS.values():
+        with ExitStack() as stack:
+            conn = opened(tracking(ps_lab, "primary"), stack, asynchronous=asynchronous, autocommit=True)
+            run(conn, form)
+            before = probe(conn)
+            ps_lab.edge.cut()
+            assert probe(conn) == before, form
+
+
 def test_role_that_is_dropped_and_not_in_force(ps_lab: Lab, connect: Connect) -> None:
     """What was set under a role is set under it again: where that is gone, the advice is to let go of what was set."""
     ps_lab.sql("CREATE ROLE kept_gone")

@@ -898,13 +898,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             yield from self._refuse_late_commit_gen()
         self._ended = True
         known, self._transaction = self._transaction, None
+        # Before the session's end: the lookup has what this transaction had.
+        settings = () if context.verify is None or not commits else self._settings_for_verify()
         session = self._unsettled_session = self._session
         if session.begun is not None or session.savepoints:
             self._session = session.ended(committed=False)
         self._unknown_positions = unknown_positions()
         marker = str(uuid.uuid4()) if commits and context.marker and not read_only else None
         schema, encoding = state.endpoint.marker_schema, self.pgconn._encoding
-        settings = () if context.verify is None or not commits else self._settings_for_verify()
         end = ending(
             command,
             failed=not commits,
