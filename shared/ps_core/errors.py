@@ -12,6 +12,7 @@ Those that a statement can raise are the driver's classes, since that is what co
 - `psycopg.OperationalError` > `NotSent`: the connection was lost before anything was sent
 - `psycopg.errors.InvalidParameterValue` > `ReplicaBehind`: a replica has not replayed what the caller has seen
 - `psycopg.errors.ReadOnlySqlTransaction` > `MayWrite`: a statement that may write was given to an endpoint for reads
+- `psycopg.errors.FeatureNotSupported` > `NotOnReplica`: what no replica has (SERIALIZABLE) was asked of an endpoint for reads
 - `psycopg.ProgrammingError` > `SessionSettingRefused`: the server takes no longer what was SET for the session
 """
 
@@ -30,6 +31,7 @@ __all__ = [
     "Demoted",
     "LostAtCommit",
     "MayWrite",
+    "NotOnReplica",
     "NotSent",
     "OutageTimeout",
     "ReplicaBehind",
@@ -97,6 +99,12 @@ class MayWrite(psycopg.errors.ReadOnlySqlTransaction):
     """A statement that is known to write, or may, was given to an endpoint for reads, and was not sent there."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.NOT_PRIMARY, ran=Ran.ROLLED_BACK, usable=True, rule="read_only_transaction")
+
+
+class NotOnReplica(psycopg.errors.FeatureNotSupported):
+    """The session's transactions are SERIALIZABLE by its own SET, which a hot standby has not. The primary can."""
+
+    failure: ClassVar[Failure] = Failure(kind=Kind.BEHIND, ran=Ran.ROLLED_BACK, usable=True, rule="not_on_replica")
 
 
 class SessionSettingRefused(psycopg.ProgrammingError):

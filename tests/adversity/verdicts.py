@@ -96,6 +96,7 @@ NOT_REPRODUCED: dict[str, str] = {
     "crash_shutdown": "PostgreSQL sends it as a warning; the error that follows is `connection_lost`",
     "invalid_authorization": _CONNECTING,
     "invalid_password": _CONNECTING,
+    "not_on_replica": "no fault, but what the session has SET: tests/ps_core/test_kept_session.py",
     "pooler_admin": "needs PgBouncer's console, or one that is out of memory",
     "pooler_shutdown": "said by PgBouncer from 1.23 on; these rows are those of 1.18",
     "too_many_connections": _CONNECTING,

@@ -19,7 +19,7 @@ from ps_core import AsyncConnection, Connection, deadline, limits, local_setting
 from ps_core._message.session import Session
 from ps_core._registry import replicas_of
 from ps_core._retry.policy import RetryPolicy
-from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, MayWrite, SessionSettingRefused
+from ps_core.errors import CommitOutcomeUnknown, ConfigurationError, NotOnReplica, SessionSettingRefused
 from tests.ps_core.conftest import tracking
 from tests.ps_core.every_way.driven import Driven
 
@@ -758,8 +758,8 @@ REFUSED = {
         " idle clients (client_idle_timeout), or use a direct connection"
     ),
     "UPDATE pg_settings SET setting = '8MB' WHERE name = 'work_mem'": (
-        "UPDATE pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could hold"
-        " it: write SET, or set_config('name', value, false)"
+        "an UPDATE of pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could"
+        " hold it: write SET, or set_config('name', value, false)"
     ),
     "DECLARE c CURSOR FOR SELECT set_config('app.tenant', '1', false)": (
         "a cursor sets something for the session when it is fetched, where nobody could take it: write set_config(..., true), or"
@@ -899,10 +899,10 @@ def test_local_settings_refuse() -> None:
 
 
 def test_serializable_is_the_primarys(ps_lab: Lab, connect: Connect) -> None:
-    """A replica has no SERIALIZABLE: what reads there is refused as what may write is, so that the primary answers."""
+    """A replica has no SERIALIZABLE: what reads there is refused in a way that lets the primary answer."""
     conn = connect(tracking(ps_lab, "replica"), autocommit=True)
     conn.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
-    with pytest.raises(MayWrite, match="cannot use serializable mode on 'replica', an endpoint for reads"):
+    with pytest.raises(NotOnReplica, match="cannot use serializable mode on 'replica', an endpoint for reads"):
         conn.execute("SELECT 1")
     conn.execute("RESET default_transaction_isolation")
     conn.execute("SELECT 1")

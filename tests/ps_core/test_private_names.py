@@ -93,7 +93,7 @@ READ = {
         "_tpc",
     ),
     "pgconn": ("_encoding",),
-    "cursor": ("_conn", "_encoding", "_last_query", "_pgconn", "_query_cls"),
+    "cursor": ("_conn", "_encoding", "_last_query", "_pgconn", "_query_cls", "_results"),
     "named cursor": ("_withhold",),
     "query": ("_order", "_parts", "_tx", "template"),
 }

@@ -358,3 +358,5 @@ def test_serializable(ps_lab: Lab) -> None:
             for _ in range(2):
                 assert session.execute(text(sees)).one() == (False, "serializable")
                 session.commit()
+    with ours(ps_lab) as (engine, _), ps_sqlalchemy.Session(engine) as session:  # the statement is not to blame
+        assert session.execute(text(sees)).one() == (True, "read committed")

@@ -59,6 +59,7 @@ from ps_core.errors import (
     Demoted,
     LostAtCommit,
     MayWrite,
+    NotOnReplica,
     ReplicaBehind,
     SessionSettingRefused,
 )
@@ -145,7 +146,7 @@ _REFUSED: Final = {
         " it has what the caller has seen: use `with connection.transaction():`",
     ),
     Refused.SERIALIZABLE: (
-        MayWrite,
+        NotOnReplica,
         "cannot use serializable mode on {endpoint!r}, an endpoint for reads: default_transaction_isolation was SET for the"
         " session, and a hot standby has no such level",
     ),

@@ -117,6 +117,7 @@ class PipelineMixin(BasePipeline):
             self._in_transaction = True
         if plan.statement.ends and self._explicit:
             self._in_transaction = self._in_transaction and plan.statement.chains
+            self._opened = self._opened and plan.statement.chains
             self._over = not plan.statement.chains  # psycopg syncs behind a BEGIN of its own, so it is known only now
             self._conn._note_end()
         if plan.after is After.SETTINGS and (settings := self._conn._settings()):

@@ -72,8 +72,8 @@ _LATER: Final = (
     " a statement of its own"
 )
 _UPDATED: Final = (
-    "UPDATE pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could hold it:"
-    " write SET, or set_config('name', value, false)"
+    "an UPDATE of pg_settings sets for the session what the text does not name, and behind a transaction pooler nobody could"
+    " hold it: write SET, or set_config('name', value, false)"
 )
 _FILLED: Final = frozenset({"table", "materialized"})
 """What CREATE ... AS fills at once, with what its query returns."""
