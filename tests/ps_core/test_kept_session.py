@@ -405,8 +405,11 @@ def opened(state: EndpointState, stack: ExitStack, *, asynchronous: bool, **opti
 both = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
 
 
-@both
-@pytest.mark.parametrize("state", [*STATES, by_methods])
+CASES = [(state, False) for state in (*STATES, by_methods)]
+CASES += [(state, True) for state in (in_autocommit, back_to_the_second, by_methods)]
+
+
+@pytest.mark.parametrize(("state", "asynchronous"), CASES)
 def test_as_a_session(
     ps_lab: Lab,
     foreign: Callable[[], None],
@@ -676,12 +679,11 @@ def test_verify(ps_lab: Lab, connect: Connect, table: str) -> None:
     assert conn.execute("SELECT current_setting('app.tenant')").fetchone() == ("2",)
 
 
-@both
-def test_every_form_outlives_its_connection(ps_lab: Lab, roles: None, asynchronous: bool) -> None:
+def test_every_form_outlives_its_connection(ps_lab: Lab, roles: None) -> None:
     """What each form has set holds on the connection that takes the place of a lost one."""
     for form in FORMS.values():
         with ExitStack() as stack:
-            conn = opened(tracking(ps_lab, "primary"), stack, asynchronous=asynchronous, autocommit=True)
+            conn = opened(tracking(ps_lab, "primary"), stack, asynchronous=False, autocommit=True)
             run(conn, form)
             before = probe(conn)
             ps_lab.edge.cut()
