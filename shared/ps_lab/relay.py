@@ -42,6 +42,7 @@ _TLS_HANDSHAKE: Final = 0x16
 _READY: Final = ord("Z")
 _KEY_DATA: Final = ord("K")
 _ERROR: Final = ord("E")
+_FLUSH: Final = b"H\x00\x00\x00\x04"
 _WELCOME_TIMEOUT: Final = 60.0
 """Seconds that a client has for what comes before its startup message: PostgreSQL's authentication_timeout."""
 
@@ -183,7 +184,9 @@ class _Client(asyncio.Protocol):
             if self._task is None:
                 self._start_up()
             return
-        if self._answers is None and self._server_spoke and data[:1] != b"X" and self.route is not None:
+        # psycopg leaves a pipeline with a Flush behind its Sync: where the answer was faster, nothing more is waited for.
+        waits = data[:1] != b"X" and data != _FLUSH
+        if self._answers is None and self._server_spoke and waits and self.route is not None:
             self._server_spoke = False
             self.relay.round_trips[self.route.path] += 1
         self._doomed = self._doomed or self.relay.takes_answer(self, data)

@@ -409,3 +409,22 @@ def test_cut_answers(ps_lab: Lab) -> None:
     with ps_lab.edge.cut_answers(times=3):
         assert ps_lab.edge.status()["answer_cuts"] == 3
     assert ps_lab.edge.status()["answer_cuts"] == 0
+
+
+def test_a_flush_that_nobody_waits_for_is_no_round_trip(ps_lab: Lab) -> None:
+    """psycopg leaves a pipeline with one: behind the answer, it takes no round trip, and what follows takes its own."""
+    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
+        pgconn = conn.pgconn
+        pgconn.enter_pipeline_mode()
+        for _ in range(5):
+            with ps_lab.round_trips() as counter:
+                pgconn.send_query_params(b"SELECT 1", None)
+                pgconn.pipeline_sync()
+                results = [pgconn.get_result() for _ in range(3)]
+                pgconn.send_flush_request()
+                pgconn.flush()
+            assert results[0] is not None
+            assert results[2] is not None
+            assert results[2].status == psycopg.pq.ExecStatus.PIPELINE_SYNC
+            assert counter.count == 1
+        pgconn.exit_pipeline_mode()
