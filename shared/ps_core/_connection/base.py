@@ -17,7 +17,7 @@ import psycopg
 from psycopg import IsolationLevel, generators, pq
 from psycopg.conninfo import timeout_from_conninfo
 
-from ps_core._message.change import MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
+from ps_core._message.change import ESCAPES, KEPT_BY_POOLER, MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
 from ps_core._message.commit import (
     ASK_AGAIN,
     SYNC_REP_ROUTINE,
@@ -100,10 +100,6 @@ ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatu
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
-ESCAPES: Final = b"standard_conforming_strings"
-"""Off: a backslash is an escape in every string."""
-KEPT_BY_POOLER: Final = (b"TimeZone", b"DateStyle", b"client_encoding", ESCAPES)
-"""Settings of a session that PgBouncer keeps by client, so that they are really set and leak to nobody."""
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
 ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
 POSITION: Final = Script(POSITION_SQL)
@@ -437,21 +433,22 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             settings = self.state.settings(self.pgconn.server_version)
         else:
             settings = self.state.settings(self.pgconn.server_version, held.timeouts())
-            for name, value, members, by_function in held.assignments(self.state.endpoint.assumed_role):
+            for one in held.assignments(self.state.endpoint.assumed_role):
                 try:
-                    listed = None if members is None else b",".join(map(self._literal, members))
-                    settings.append(Setting(name.encode(), self._literal(value), listed, by_function))
+                    settings.append(self._setting(*one))
                 except UnicodeEncodeError:
                     raise SessionSettingRefused(
-                        f"{name!r} was SET for the session, and client_encoding {self.pgconn._encoding} has not all of its"
-                        f" characters. The statement did not run. RESET {name} lets go of it",
-                        setting=name,
+                        f"{one.name!r} was SET for the session, and client_encoding {self.pgconn._encoding} has not all of its"
+                        f" characters. The statement did not run. RESET {one.name} lets go of it",
+                        setting=one.name,
                     ) from None
         for name, value in current().local_settings:
-            members = split_list(value) if name == SEARCH_PATH else None
-            listed = None if not members else b",".join(map(self._literal, members))
-            settings.append(Setting(name.encode(), self._literal(value), listed))
+            settings.append(self._setting(name, value, split_list(value) if name == SEARCH_PATH else None))
         return settings
+
+    def _setting(self, name: str, value: str, members: Sequence[str] | None = None, by_function: bool = False) -> Setting:
+        listed = b",".join(map(self._literal, members)) if members else None
+        return Setting(name.encode(), self._literal(value), listed, by_function)
 
     def _owed(self) -> list[Setting]:
         """Return what the open transaction lacks, and note that it gets it."""
@@ -480,7 +477,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def session_sql(self) -> bytes | None:
         """Return what sets in a real session all that is held of this one; None: nothing is."""
         settings = [
-            Setting(one.name.encode(), self._literal(one.value))
+            self._setting(one.name, one.value)
             for one in self._session.now.assignments(self.state.endpoint.assumed_role, timeouts=True)
         ]
         return Script.set_config(settings, local=False) if settings else None
@@ -502,7 +499,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _escapes(self) -> bool:
         """Return whether a backslash is an escape in every string: what a text says is told differently then."""
-        return self.pgconn.parameter_status(ESCAPES) == b"off"
+        return self.pgconn.parameter_status(ESCAPES.encode()) == b"off"
 
     def _note_parameters(self) -> None:
         """Note what a transaction found that may set what the pooler keeps."""
@@ -514,13 +511,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
         Whoever passes over the error, as some do with a SET, would go on as another tenant.
         """
-        if self.pgconn.status != OK and self.state.endpoint.pooled and analyse(text).touches_session:
+        if self.state.endpoint.pooled and analyse(text).touches_session:
             self._keeps_state = True
 
-    def _follow_session(self, text: str, tag: str | None) -> None:
+    def _follow_session(self, text: str, tag: str) -> None:
         """Follow what a text of the caller's does to the transaction: `tag` is what the server says of it."""
         if self.pgconn.transaction_status == IDLE or analyse(text).chains:
-            self._session = self._session.ended(committed=tag is not None and tag.startswith(("COMMIT", "PREPARE")))
+            self._session = self._session.ended(committed=tag.startswith(("COMMIT", "PREPARE")))
         else:
             self._session = self._session.followed(text)
 
@@ -1274,7 +1271,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return self._parameters or self._parameters_before or self._read_parameters()
 
     def _read_parameters(self) -> dict[bytes, bytes | None]:
-        return {name: self.pgconn.parameter_status(name) for name in KEPT_BY_POOLER}
+        return {name: self.pgconn.parameter_status(name) for name in map(str.encode, KEPT_BY_POOLER)}
 
     def _adopt(self, donor: psycopg.BaseConnection[Any], state: EndpointState) -> PQGen[None] | None:
         """Go on with the donor's libpq connection, which leads to `state`'s endpoint. Cursors follow when they are next used.

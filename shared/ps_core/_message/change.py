@@ -24,7 +24,18 @@ from ps_core._message.statement import ESCAPED, LONGEST_NAME, end_of_comment
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["MODES", "ROLE", "SEARCH_PATH", "Change", "NotHeld", "modes_named", "read_change", "read_savepoints"]
+__all__ = [
+    "ESCAPES",
+    "KEPT_BY_POOLER",
+    "MODES",
+    "ROLE",
+    "SEARCH_PATH",
+    "Change",
+    "NotHeld",
+    "modes_named",
+    "read_change",
+    "read_savepoints",
+]
 
 ROLE: Final = "role"
 SEARCH_PATH: Final = "search_path"
@@ -34,8 +45,11 @@ MODES: Final = {
     "default_transaction_deferrable": "transaction_deferrable",
 }
 """What would have no effect as SET LOCAL, since the transaction has begun; and what has the same effect on it."""
-_KEPT_BY_POOLER: Final = frozenset({"timezone", "datestyle", "client_encoding", "standard_conforming_strings"})
-"""PgBouncer keeps these by client, and drivers go by the server's reports of them: they are really set."""
+ESCAPES: Final = "standard_conforming_strings"
+"""Off: a backslash is an escape in every string."""
+KEPT_BY_POOLER: Final = ("TimeZone", "DateStyle", "client_encoding", ESCAPES)
+"""PgBouncer keeps these by client, and drivers go by the server's reports of them: they are really set, and leak to nobody."""
+_KEPT: Final = frozenset(map(str.lower, KEPT_BY_POOLER))
 _OF_TRANSACTION: Final = frozenset(MODES.values())
 """The open transaction's own: PostgreSQL forgets them with it."""
 _OLD_NAMES: Final = {"sort_mem": "work_mem", "vacuum_mem": "maintenance_work_mem"}
@@ -207,7 +221,7 @@ def _read_set(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | None:
             names = ["xmloption"]
         case _:
             name, end = _dotted(tokens, at)
-            if not name or name in _KEPT_BY_POOLER or name in _OF_TRANSACTION:
+            if not name or name in _KEPT or name in _OF_TRANSACTION:
                 return None
             value = tokens[end + 1 :]
             if [token.word for token in value] == ["default"]:
@@ -232,7 +246,7 @@ def _read_reset(text: str, tokens: Sequence[_Token]) -> Change | None:
         case "session" | "transaction" | "time":
             return None
     name, _ = _dotted(tokens, 1)
-    return None if not name or name in _KEPT_BY_POOLER or name in _OF_TRANSACTION else _dropping(text, name)
+    return None if not name or name in _KEPT or name in _OF_TRANSACTION else _dropping(text, name)
 
 
 def _dropping(text: str, name: str) -> Change:
@@ -260,7 +274,7 @@ def _read_functions(text: str, tokens: Sequence[_Token]) -> Change | NotHeld | N
             of_transaction.append(_key(_value(name)))
             continue
         key = _key(_value(name))
-        if key in _KEPT_BY_POOLER or key in _OF_TRANSACTION:
+        if key in _KEPT or key in _OF_TRANSACTION:
             continue
         if name is None or name.kind != "plain" or is_local is None or local not in _NO:
             return NotHeld(_UNKNOWN)
