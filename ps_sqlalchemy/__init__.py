@@ -5,7 +5,7 @@ from ps_core.context import deadline, limits, local_settings, using_primary, usi
 from ps_core.errors import ConfigurationError
 from ps_core.share import set_replica_share
 from ps_core.topology import Topology
-from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine
+from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine, replica_of
 from ps_sqlalchemy.session import AsyncSession, Session, async_sessionmaker, sessionmaker
 from ps_sqlalchemy.transaction import arun_transaction, run_transaction
 
@@ -24,6 +24,7 @@ __all__ = [
     "deadline",
     "limits",
     "local_settings",
+    "replica_of",
     "run_transaction",
     "sessionmaker",
     "set_replica_share",

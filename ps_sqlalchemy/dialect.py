@@ -7,22 +7,27 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
 from sqlalchemy import URL, event
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
-from sqlalchemy.util import await_only
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg, PsycopgAdaptDBAPI
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from ps_core import AsyncConnection, Connection
 from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.context import use_token
+from ps_core.errors import ConfigurationError
 from ps_core.failures import Kind, classify
-from ps_core.topology import Topology
-from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool, max_fallback_of
+from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, topology_of
+from ps_sqlalchemy.engine import Engine as PSEngine
+from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from ps_sqlalchemy.transaction import note_commit
 
 if TYPE_CHECKING:
@@ -35,13 +40,12 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core.failures import Failure
     from ps_core.replicas import Replicas
+    from ps_core.topology import Topology
+    from ps_sqlalchemy.engine import Sides, To
 
-__all__ = ["READ_ONLY_ON_PRIMARY", "PSDialect", "PSDialectAsync", "falling_back"]
+__all__ = ["PSDialect", "PSDialectAsync", "falling_back"]
 
 _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regtype(%s)"
-
-READ_ONLY_ON_PRIMARY: Final = "primary"
-"""A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
 
 
 class Refusals:
@@ -68,19 +72,80 @@ def falling_back(kinds: tuple[Kind, ...]) -> Iterator[Refusals]:
         _falls_back.reset(outer)
 
 
+_WHERE: Final = ("host", "port", "user", "password", "dbname")
+_trying: Final[ContextVar[tuple[Topology, EndpointState] | None]] = ContextVar("ps_sqlalchemy_trying", default=None)
+"""The endpoint that a connection is being made to, while `do_connect` is asked: what a listener connects is for it alone."""
+
+
+def _options(state: EndpointState, cargs: tuple[Any, ...], cparams: dict[str, Any]) -> dict[str, Any]:
+    """Return what `cargs` and `cparams` say otherwise than the endpoint does."""
+    given = {**conninfo_to_dict(cargs[0] if cargs else ""), **cparams}
+    usual = state.endpoint.conninfo()
+    left_out = {name: None for name in _WHERE if name in usual and name not in given}
+    return left_out | {name: value for name, value in given.items() if name not in usual or usual[name] != value}
+
+
+def _check_ours(connection: Any) -> Any:
+    """Return the driver's connection inside of what SQLAlchemy has of it.
+
+    Raises:
+        ConfigurationError: it is none of ours.
+    """
+    driver = getattr(connection, "driver_connection", connection)
+    if not isinstance(driver, Connection | AsyncConnection):
+        kind = f"{type(driver).__module__}.{type(driver).__qualname__}"
+        raise ConfigurationError(
+            f"do_connect, creator: a {kind} would run without limits, and nothing would heal it: return"
+            " dialect.connect(*cargs, **cparams), or change cparams and return nothing"
+        )
+    return driver
+
+
+def _taken(ours: PSDialect) -> EndpointState | None:
+    """Return the endpoint that a connection of this dialect's database is being made to."""
+    trying = _trying.get()
+    return trying[1] if trying is not None and trying[0] is ours.ps_topology else None
+
+
 class PSDialect(PGDialect_psycopg):
-    """SQLAlchemy's `postgresql+psycopg` whose connections open, bound and heal their transactions."""
+    """SQLAlchemy's `postgresql+psycopg` whose connections open, bound and heal their transactions.
+
+    `ps_to` names the endpoints of `ps_topology` that connections go to; what an engine is made of otherwise, SQLAlchemy says.
+    """
 
     supports_statement_cache = True
 
-    def __init__(self, ps_state: EndpointState | None = None, ps_policy: RetryPolicy | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.ps_state = ps_state
-        """The endpoint that connections go to; None until the URL is seen."""
-        self.ps_replicas: Replicas | None = None
-        """Where connections that are read-only go, on an engine that was made from a URL alone."""
-        self.ps_policy = ps_policy
+    def __init__(
+        self,
+        ps_topology: Topology | None = None,
+        ps_to: To = "primary",
+        ps_policy: RetryPolicy | None = None,
+        ps_sides: Sides | None = None,
+        dbapi: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.ps_arguments = kwargs
+        """What else the dialect was made with."""
+        super().__init__(dbapi=None if dbapi is None else self._ps_driver(dbapi), **kwargs)  # type: ignore[no-untyped-call]
+        self.ps_topology = ps_topology
+        """The endpoints; None until the URL is seen."""
+        self.ps_to = ps_to
+        self.ps_policy: Any = ps_policy
         """When connections are tried again; None until the URL is seen."""
+        self.ps_sides = ps_sides
+        """What makes the engines beside this one's; None: they are made like it."""
+        self.ps_replicas: Replicas | None = None
+        """The endpoints, where connections go to replicas."""
+        self.ps_goes_to: Replicas | None = None
+        """Where connections that are read-only go, on an engine that was made from a URL alone."""
+        self.ps_heard_by: PSDialect | None = None
+        """The dialect whose listeners hear of this one, too."""
+
+    def _ps_driver(self, dbapi: Any) -> Any:
+        """Return the driver's module, whose `connect` makes connections of ours: listeners of `do_connect` call it."""
+        driver = ModuleType(dbapi.__name__, dbapi.__doc__)
+        driver.__dict__.update(vars(dbapi), connect=self.connect)
+        return driver
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> type[PSDialectAsync]:
@@ -93,26 +158,80 @@ class PSDialect(PGDialect_psycopg):
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
         dialect: Any = engine.dialect
-        event.listen(dialect, "handle_error", _carry_notes)
-        if dialect.ps_replicas is not None and (bound := max_fallback_of(dialect._ps_fallback, engine)) is not None:
-            dialect.ps_replicas = dialect.ps_replicas.limited_to(bound)
+        if dialect.ps_to == "primary" and not isinstance(engine, PSEngine):  # for asyncio, this is called twice
+            event.listen(dialect, "handle_error", _carry_notes)
+            adopt(engine)
+
+    def ps_join(self, primary: PSDialect) -> None:
+        """Let what listens to the primary's dialect hear of this one."""
+        self.__class__ = _AsyncBeside if self.is_async else _Beside
+        self.__dict__.pop("dispatch", None)
+        self.dispatch = self.dispatch._join(primary.dispatch)
+
+    # --- connecting ---
+
+    @property
+    def ps_state(self) -> EndpointState:
+        """The endpoint that the next connection goes to."""
+        assert self.ps_topology is not None
+        if self.ps_replicas is not None:
+            return self.ps_replicas.first()
+        primary, _, direct = states_of(self.ps_topology)
+        return direct if self.ps_to == "direct" else primary
 
     def create_connect_args(self, url: URL) -> Any:
-        # The state says where to connect. What stays here are the options that are psycopg's own (adapters, client_encoding).
-        if self.ps_state is None:
-            topology = Topology.from_url(url.render_as_string(hide_password=False))
-            self.ps_replicas = replicas_of(topology)
-            self.ps_state = states_of(topology)[0]
-            self.ps_policy = policy_for(topology.retry_timeout)
-            self._ps_fallback = topology.replica_fallback
-        return [], super().create_connect_args(URL.create(url.drivername))[1]  # type: ignore[no-untyped-call]
+        if self.ps_topology is None:
+            self.ps_topology, self.ps_to = topology_of(url)
+            self.ps_policy = policy_for(self.ps_topology.retry_timeout)
+            self.ps_goes_to = replicas_of(self.ps_topology) if self.ps_to == "primary" else None
+        if self.ps_to == "replica":
+            self.ps_replicas = replicas_of(self.ps_topology)
+        return [], {**self.ps_state.endpoint.conninfo(), **self._ps_options()}
 
-    def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
-        return Connection.open(**self._ps_target(ps_replicas), **cparams)
+    def _ps_options(self) -> dict[str, Any]:
+        """Return the options that are psycopg's own (adapters, client_encoding)."""
+        options: dict[str, Any] = super().create_connect_args(URL.create("postgresql"))[1]  # type: ignore[no-untyped-call]
+        return options
 
-    def _ps_target(self, replicas: Replicas | None) -> dict[str, Any]:
-        state = self.ps_state if replicas is None else replicas.first()
-        return {"state": state, "replicas": replicas, "policy": self.ps_policy}
+    def ps_open(self, connect_args: dict[str, Any], record: Any) -> Any:
+        """Return a connection for a pool: what SQLAlchemy's own `creator` does, asking `do_connect` for each one that is made."""
+        connector = partial(self._ps_connector, connect_args, record)
+        options = {**self._ps_options(), **connect_args}
+        return Connection.open(self.ps_state, replicas=self.ps_replicas, policy=self.ps_policy, connector=connector, **options)
+
+    def _ps_connector(self, connect_args: dict[str, Any], record: Any, state: EndpointState) -> Any:
+        return _check_ours(self._ps_ask(connect_args, record, state))
+
+    def _ps_ask(self, connect_args: dict[str, Any], record: Any, state: EndpointState) -> Any:
+        """Connect to an endpoint, once, as the listeners of `do_connect` want it."""
+        cargs: list[Any] = []
+        cparams = {**state.endpoint.conninfo(), **self._ps_options(), **connect_args}
+        assert self.ps_topology is not None
+        trying = _trying.set((self.ps_topology, state))
+        try:
+            for listener in self.dispatch.do_connect if self._has_events else ():
+                connection = listener(self, record, cargs, cparams)
+                if connection is not None:
+                    return connection
+            return self.connect(*cargs, **cparams)
+        finally:
+            _trying.reset(trying)
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """Return a connection to where `cparams` lead; listeners of `do_connect` may call this, or `dialect.dbapi.connect`."""
+        if (state := _taken(self)) is not None:
+            return Connection.dial(state, _options(state, cargs, cparams))
+        state = self.ps_state
+        return Connection.open(state, policy=self.ps_policy, **_options(state, cargs, cparams))
+
+    def on_connect(self) -> Any:
+        then = super().on_connect()  # type: ignore[no-untyped-call]
+
+        def check(connection: Any) -> None:
+            _check_ours(connection)
+            then(connection)
+
+        return check
 
     def initialize(self, connection: Any) -> None:
         # What the first connection is asked is read in autocommit: there, a lost connection does not fail it.
@@ -139,8 +258,8 @@ class PSDialect(PGDialect_psycopg):
 
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
-        if self.ps_replicas is not None:
-            self._ps_go_to(connection, self.ps_replicas if value and value != READ_ONLY_ON_PRIMARY else None)
+        if self.ps_goes_to is not None:
+            self._ps_go_to(connection, self.ps_goes_to if value and value != READ_ONLY_ON_PRIMARY else None)
         super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
@@ -163,7 +282,11 @@ class PSDialect(PGDialect_psycopg):
     @property
     def _has_events(self) -> bool:
         refusals = _falls_back.get()
-        return self.__dict__.get("_has_events", False) and (refusals is None or refusals.error is None)
+        if refusals is not None and refusals.error is not None:
+            return False
+        # What listens to `sa.Engine` is noted on SQLAlchemy's own class.
+        heard = self.__dict__.get("_has_events", False) or super()._has_events
+        return heard or (self.ps_heard_by is not None and self.ps_heard_by._has_events)
 
     @_has_events.setter
     def _has_events(self, value: bool) -> None:
@@ -215,9 +338,44 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
     def get_pool_class(cls, url: URL) -> Any:
         return AsyncAdaptedQueuePool
 
-    def connect(self, *, ps_replicas: Replicas | None = None, **cparams: Any) -> Any:
-        opening = partial(AsyncConnection.open, **self._ps_target(ps_replicas))
-        return self.loaded_dbapi.connect(async_creator_fn=opening, **cparams)
+    def _ps_driver(self, dbapi: Any) -> Any:
+        driver = copy(dbapi)
+        driver.connect = self.connect
+        return driver
+
+    def _ps_adapted(self, opening: Any) -> Any:
+        connect: Any = PsycopgAdaptDBAPI.connect  # the module's own is replaced
+        return connect(self.loaded_dbapi, async_creator_fn=lambda: opening)
+
+    def ps_open(self, connect_args: dict[str, Any], record: Any) -> Any:
+        async def connector(state: EndpointState) -> Any:
+            # Listeners, and what they call, are not asyncio's.
+            return await greenlet_spawn(self._ps_connector, connect_args, record, state)
+
+        options = {**self._ps_options(), **connect_args}
+        return self._ps_adapted(
+            AsyncConnection.open(self.ps_state, replicas=self.ps_replicas, policy=self.ps_policy, connector=connector, **options)
+        )
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        if (state := _taken(self)) is not None:
+            return self._ps_adapted(AsyncConnection.dial(state, _options(state, cargs, cparams)))
+        state = self.ps_state
+        return self._ps_adapted(AsyncConnection.open(state, policy=self.ps_policy, **_options(state, cargs, cparams)))
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
         await_only(connection.driver_connection.go_to(replicas))
+
+
+class _Beside(PSDialect):
+    """The dialect of an engine beside the primary's, whose listeners hear of it: those of the classes are among them."""
+
+    _sa_propagate_class_events = False
+    supports_statement_cache = True
+
+
+class _AsyncBeside(PSDialectAsync):
+    """The same for asyncio."""
+
+    _sa_propagate_class_events = False
+    supports_statement_cache = True

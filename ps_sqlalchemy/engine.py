@@ -1,36 +1,49 @@
-"""The engine factories: a real `sqlalchemy.Engine` on the primary, with `.replica` and `.direct` beside it.
+"""The engines: a real `sqlalchemy.Engine` on the primary, with `.replica` and `.direct` beside it.
 
-The replicas' engine shares the primary's dialect and cache of compiled statements, and what listens to the primary's hears of the
-replicas' statements and connections, too: to an application it is one engine.
+An engine made from a URL alone has them, too (`adopt`, which the dialect calls). The replicas' engine shares the primary's
+dialect and cache of compiled statements, and what listens to the primary's, or to SQLAlchemy's classes, hears of the others'
+statements and connections, once: to an application it is one engine.
 """
 
 from __future__ import annotations
 
 import os
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from inspect import getclosurevars
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
+from sqlalchemy.event.base import _JoinedDispatcher as JoinedDispatcher
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
-from ps_core._registry import policy_for, replicas_of, states_of
+from ps_core._registry import policy_for
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology, TopologySettings
 from ps_sqlalchemy.pool import max_fallback_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ps_core import RetryPolicy
-    from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
     from ps_core.topology import Endpoint
 
-__all__ = ["AsyncEngine", "Engine", "create_async_engine", "create_engine"]
+__all__ = ["TO", "AsyncEngine", "Engine", "adopt", "create_async_engine", "create_engine", "replica_of", "topology_of"]
+
+To: TypeAlias = Literal["primary", "replica", "direct"]
+"""The endpoints of a topology that an engine leads to."""
+Sides: TypeAlias = "Callable[[To], tuple[sa.Engine, Mapping[str, Any]]]"
+"""What makes an engine of the same kind on other endpoints; and its execution options."""
+
+TO: Final = "ps_to"
+"""The parameter of a URL that stands for one endpoint of these: `engine.direct.url` has it."""
+
+READ_ONLY_ON_PRIMARY: Final = "primary"
+"""A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
 
 # Also for a checkout that is not installed, where there are no entry points.
 registry.register("postgresql.ps", "ps_sqlalchemy.dialect", "PSDialect")
@@ -41,7 +54,18 @@ _SETTINGS = frozenset(TopologySettings.__annotations__)
 _POOL_DEFAULTS = {"pool_recycle": 3600, "pool_timeout": 10, "pool_use_lifo": True}
 _POOL_OPTIONS = ("pool_", "max_overflow")
 _SIDES = ("replica_", "direct_")
-_POOL_EVENTS = ("connect", "checkout", "checkin", "reset", "invalidate", "soft_invalidate", "close", "detach", "close_detached")
+_POOL_EVENTS = (
+    "connect",
+    "first_connect",
+    "checkout",
+    "checkin",
+    "reset",
+    "invalidate",
+    "soft_invalidate",
+    "close",
+    "detach",
+    "close_detached",
+)
 
 _engines: WeakSet[Engine] = WeakSet()
 
@@ -59,16 +83,44 @@ class Engine(sa.Engine):
         """An engine on the direct endpoint, for migrations, LISTEN and session features. Made when it is first asked for."""
         return self._ps_make_direct()
 
+    def _ps_sides(self) -> list[_Side]:
+        return [side for side in (self.replica, self.__dict__.get("direct")) if isinstance(side, _Side)]
+
+    def update_execution_options(self, **opt: Any) -> None:
+        """Update the options of the engine, and of those on the other endpoints."""
+        super().update_execution_options(**opt)
+        for side in self._ps_sides():
+            side._ps_update(opt)
+
     def dispose(self, close: bool = True) -> None:
         """Dispose the pools of all endpoints."""
+        for side in self._ps_sides():
+            side._ps_dispose(close)
         super().dispose(close=close)
-        for engine in (self.replica, self.__dict__.get("direct")):
-            if engine is not None:
-                engine.dispose(close=close)
 
 
-class _OptionEngine(SAOptionEngine):
-    """What `Engine.execution_options()` returns: the same endpoints under other options."""
+class _Options(SAOptionEngine):
+    """What `execution_options()` of one of these engines returns."""
+
+    def __init__(self, proxied: Any, options: Any, *, told: bool = False) -> None:
+        self._ps_told = told
+        """Those who listen know of these options, or need not: it is an engine of our own."""
+        super().__init__(proxied, options)
+        self._ps_told = False
+
+    def update_execution_options(self, **opt: Any) -> None:
+        if self._ps_told:
+            self._ps_update(opt)
+        else:
+            super().update_execution_options(**opt)
+
+    def _ps_update(self, options: Mapping[str, Any]) -> None:
+        self._execution_options = self._execution_options.union(options)
+        self.dialect.set_engine_execution_options(self, options)
+
+
+class _OptionEngine(_Options):
+    """The same endpoints under other options."""
 
     _proxied: Engine
 
@@ -79,11 +131,11 @@ class _OptionEngine(SAOptionEngine):
     @cached_property
     def replica(self) -> sa.Engine | None:
         replica = self._proxied.replica
-        return None if replica is None else replica.execution_options(**self._ps_options)
+        return None if replica is None else _SideOption(replica, self._ps_options, beside=self)
 
     @cached_property
     def direct(self) -> sa.Engine:
-        return self._proxied.direct.execution_options(**self._ps_options)
+        return _SideOption(self._proxied.direct, self._ps_options, beside=self)
 
     def update_execution_options(self, **opt: Any) -> None:
         super().update_execution_options(**opt)
@@ -92,26 +144,17 @@ class _OptionEngine(SAOptionEngine):
             self.__dict__.pop(name, None)
 
 
-Engine._option_cls = _OptionEngine
+Engine._option_cls = _OptionEngine._option_cls = _OptionEngine
 
 
-class _ReplicaOption(SAOptionEngine):
-    """The same under other options."""
+class _Side(sa.Engine):
+    """An engine beside the primary's. Made from one of SQLAlchemy's by `_join`."""
 
-    _proxied: _Replica
-
-    @property
-    def ps_replicas(self) -> Replicas:
-        return self._proxied.ps_replicas
-
-
-class _Replica(sa.Engine):
-    """The engine on the replica endpoints. Made from one of SQLAlchemy's by `_join`."""
-
-    _option_cls = _ReplicaOption
+    # The primary's listeners hear of it, and those of the classes are among them.
+    _sa_propagate_class_events = False
     _ps_primary: Engine
-    ps_replicas: Replicas
-    """The endpoints."""
+    ps_replicas: Replicas | None = None
+    """The endpoints, where it is the replicas'."""
 
     @property
     def _has_events(self) -> bool:
@@ -121,20 +164,220 @@ class _Replica(sa.Engine):
     def _has_events(self, value: bool) -> None:
         self.__dict__["_has_events"] = value
 
-    def _ps_join(self, primary: Engine) -> None:
-        self._ps_primary = primary
-        self.dialect = primary.dialect
-        self._compiled_cache = primary._compiled_cache
-        self.dispatch = self.dispatch._join(primary.dispatch)  # as SQLAlchemy's OptionEngine does it
-        self.pool._dialect = primary.dialect
-        self.pool.__dict__.pop("dispatch", None)  # what its own dialect had registered
-        for name in _POOL_EVENTS:
-            sa.event.listen(self.pool, name, partial(_forward, primary, name))
+    def _ps_update(self, options: Mapping[str, Any]) -> None:
+        """Take the primary's options on: `set_engine_execution_options` was heard there."""
+        self._execution_options = self._execution_options.union(options)
+        self.dialect.set_engine_execution_options(self, options)
+
+    def _ps_dispose(self, close: bool) -> None:
+        """Begin with a new pool, as the primary does: `engine_disposed` is heard there."""
+        if close:
+            self.pool.dispose()
+        self.pool = self.pool.recreate()
 
 
-def _forward(primary: Engine, name: str, *args: Any) -> None:
-    for listener in getattr(primary.pool.dispatch, name):
-        listener(*args)
+class _Listeners(JoinedDispatcher[Any]):
+    """What listens to an engine beside the primary's itself, and all that listens to an engine on the primary."""
+
+    def __init__(self, side: Any, beside: Any) -> None:
+        super().__init__(side.dispatch, beside.dispatch)
+
+    def __getattr__(self, name: str) -> Any:
+        return (*getattr(self.local, name).parent_listeners, *getattr(self.parent, name))
+
+
+class _SideOption(_Options):
+    """The same under other options: those that it was given itself, or those of an engine on the primary, `beside` it."""
+
+    _proxied: _Side
+    _ps_beside: _OptionEngine | None = None
+
+    def __init__(self, proxied: Any, options: Any, *, beside: _OptionEngine | None = None) -> None:
+        if beside is None:
+            super().__init__(proxied, options)
+            return
+        super().__init__(proxied, {}, told=True)
+        self._ps_beside = beside
+        joined: Any = self.dispatch
+        joined.parent = _Listeners(proxied, beside)
+        self._ps_update(options)
+
+    @property
+    def ps_replicas(self) -> Replicas | None:
+        return self._proxied.ps_replicas
+
+    @property
+    def _has_events(self) -> bool:
+        return (
+            self._proxied._has_events
+            or self.__dict__.get("_has_events", False)
+            or (self._ps_beside is not None and self._ps_beside._has_events)
+        )
+
+    @_has_events.setter
+    def _has_events(self, value: bool) -> None:
+        self.__dict__["_has_events"] = value
+
+
+_Side._option_cls = _SideOption._option_cls = _SideOption
+
+
+def read_only(engine: Any) -> sa.Engine:
+    """Return `engine` with connections that are READ ONLY, and stay on its endpoint; the same one each time."""
+    reader: sa.Engine | None = engine.__dict__.get("_ps_reader")
+    if reader is None:
+        options = {"postgresql_readonly": READ_ONLY_ON_PRIMARY}
+        ours = issubclass(engine._option_cls, _OptionEngine)
+        reader = _OptionEngine(engine, options, told=True) if ours else engine.execution_options(**options)
+        engine.__dict__["_ps_reader"] = reader
+    return reader
+
+
+def replica_of(engine: Any) -> Any:
+    """Return the engine on the replica endpoints beside `engine`; None where it has none.
+
+    It takes what SQLAlchemy's `create_engine` or `create_async_engine` returned, too: their AsyncEngine has no `replica`.
+    """
+    if isinstance(engine, SAAsyncEngine):
+        replica = getattr(engine.sync_engine, "replica", None)
+        return None if replica is None else SAAsyncEngine(replica)
+    return getattr(engine, "replica", None)
+
+
+def adopt(engine: sa.Engine) -> None:
+    """Make what SQLAlchemy has made of a URL of this dialect's an `Engine`, with the engines beside it.
+
+    Raises:
+        ConfigurationError: it cannot have them.
+    """
+    dialect: Any = engine.dialect
+    topology: Topology = dialect.ps_topology
+    connect_args = _own_creator(engine, dialect)
+    engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
+    assert isinstance(engine, Engine)
+    heard = engine.__dict__.pop("dispatch", None)
+    if heard is not None:
+        engine.dispatch._update(heard, only_propagate=False)
+    engine.topology, engine.replica = topology, None
+    make = dialect.ps_sides or partial(_like, engine, connect_args or {})
+    own = frozenset(engine.pool.dispatch.connect.listeners)  # the dialect's; each has its own
+    engine._ps_make_direct = lambda: _join(make("direct"), engine, besides=own)
+    if topology.replicas:
+        if connect_args is None:
+            raise ConfigurationError(
+                "creator, pool: the URL says how to connect to the primary and to replicas: write connect_args, or poolclass"
+            )
+        bound = max_fallback_of(topology.replica_fallback, engine)
+        engine.replica = _join(make("replica"), engine, max_fallback=bound)
+    _engines.add(engine)
+
+
+def _own_creator(engine: sa.Engine, dialect: Any) -> dict[str, Any] | None:
+    """Let the pool connect by `PSDialect.ps_open`, and return the `connect_args`; None: the user has a creator of their own."""
+    creator: Any = engine.pool._creator
+    made = getclosurevars(creator).nonlocals if getattr(creator, "__module__", "") == sa.create_engine.__module__ else {}
+    if made.get("dialect") is not dialect:
+        return None
+    assert dialect is not None
+    usual = dialect.create_connect_args(engine.url)[1]
+    given = {name: value for name, value in made["cparams"].items() if name not in usual or usual[name] != value}
+
+    def connect(connection_record: Any = None) -> Any:  # SQLAlchemy looks for this name
+        return dialect.ps_open(given, connection_record)
+
+    engine.pool._creator = connect
+    return given
+
+
+def _factory(drivername: str) -> Callable[..., sa.Engine]:
+    if drivername == "postgresql+ps":
+        return sa.create_engine
+
+    def make(url: sa.URL, **kwargs: Any) -> sa.Engine:
+        return sa_create_async_engine(url, **kwargs).sync_engine
+
+    return make
+
+
+def _like(engine: Engine, connect_args: dict[str, Any], to: To) -> tuple[sa.Engine, Mapping[str, Any]]:
+    """Return an engine on other endpoints that is as SQLAlchemy was asked to make this one."""
+    dialect: Any = engine.dialect
+    arguments = {name: value for name, value in dialect.ps_arguments.items() if name != "compiler_linting"}
+    drivername = "postgresql+ps_async" if dialect.is_async else "postgresql+ps"
+    cache = engine._compiled_cache
+    made = _factory(drivername)(
+        _url(_endpoint_of(engine.topology, to), drivername),
+        poolclass=sa.NullPool,
+        ps_topology=engine.topology,
+        ps_to=to,
+        ps_policy=dialect.ps_policy,
+        connect_args=connect_args,
+        enable_from_linting=bool(dialect.ps_arguments.get("compiler_linting")),
+        hide_parameters=engine.hide_parameters,
+        echo=engine.echo,
+        logging_name=_logging_name(getattr(engine, "logging_name", None), to),
+        query_cache_size=0 if cache is None else cast("Any", cache).capacity,
+        **arguments,
+    )
+    # A pool's sizes are known to itself alone.
+    pool, as_made = engine.pool.recreate(), made.pool
+    pool._creator, pool._dialect = as_made._creator, as_made._dialect
+    pool.__dict__.pop("dispatch", None)
+    pool.dispatch._update(as_made.dispatch, only_propagate=False)
+    made.pool = pool
+    return made, engine.get_execution_options()
+
+
+def _join(
+    made: tuple[sa.Engine, Mapping[str, Any]],
+    primary: Engine,
+    *,
+    besides: frozenset[Any] = frozenset(),
+    max_fallback: int | None = None,
+) -> sa.Engine:
+    """Let what listens to the primary's engine hear of this one, but for the listeners `besides`."""
+    side, execution_options = made
+    dialect: Any = side.dialect
+    _own_creator(side, dialect)
+    side.__class__ = _Side
+    assert isinstance(side, _Side)
+    side._ps_primary = primary
+    side.__dict__.pop("dispatch", None)
+    side.dispatch = side.dispatch._join(primary.dispatch)  # as SQLAlchemy's OptionEngine does it
+    if dialect.ps_replicas is not None:
+        if max_fallback is not None:
+            dialect.ps_replicas = dialect.ps_replicas.limited_to(max_fallback)
+        side.ps_replicas = dialect.ps_replicas
+        # One dialect for both, so that a statement is compiled once; the other one connects.
+        dialect.dispatch = primary.dialect.dispatch
+        shared: Any = primary.dialect
+        side.dialect = side.pool._dialect = shared
+        side._compiled_cache = primary._compiled_cache
+        side.pool.__dict__.pop("dispatch", None)
+        if shared.ps_goes_to is not None:
+            shared.ps_goes_to = side.ps_replicas
+    else:
+        dialect.ps_join(primary.dialect)
+    dialect.ps_heard_by = primary.dialect
+    side._ps_update(execution_options)
+    for name in _POOL_EVENTS:
+        sa.event.listen(side.pool, name, partial(_forward, primary, name, besides))
+    return side
+
+
+def _forward(primary: Engine, name: str, besides: frozenset[Any], *args: Any) -> None:
+    for listener in tuple(getattr(primary.pool.dispatch, name).listeners):
+        if listener not in besides:
+            listener(*args)
+
+
+def _endpoint_of(topology: Topology, to: To) -> Endpoint:
+    return topology.replicas[0] if to == "replica" else topology.direct if to == "direct" else topology.primary
+
+
+def _logging_name(given: str | None, to: To) -> str:
+    # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
+    return f"{given}.{to}" if given else to
 
 
 class AsyncEngine(SAAsyncEngine):
@@ -174,25 +417,15 @@ def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
-    return _create(target, retry, options, "postgresql+ps", sa.create_engine)
+    return _create(target, retry, options, "postgresql+ps")
 
 
 def create_async_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> AsyncEngine:
     """Like `create_engine`, for asyncio."""
-
-    def make(url: sa.URL, **kwargs: Any) -> sa.Engine:
-        return sa_create_async_engine(url, **kwargs).sync_engine
-
-    return AsyncEngine(_create(target, retry, options, "postgresql+ps_async", make))
+    return AsyncEngine(_create(target, retry, options, "postgresql+ps_async"))
 
 
-def _create(
-    target: str | sa.URL | Topology,
-    retry: RetryPolicy | None,
-    options: dict[str, Any],
-    drivername: str,
-    factory: Callable[..., sa.Engine],
-) -> Engine:
+def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options: dict[str, Any], drivername: str) -> Engine:
     settings = {name: options.pop(name) for name in list(options) if name in _SETTINGS}
     if isinstance(target, Topology):
         if settings:
@@ -209,68 +442,56 @@ def _create(
     sides = {
         side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
     }
-    primary, _, direct = states_of(topology)
-    replicas = replicas_of(topology)
     policy = retry or policy_for(topology.retry_timeout)
 
-    def make(state: EndpointState, side: dict[str, Any], **defaults: Any) -> sa.Engine:
+    def make(to: To, **more: Any) -> tuple[sa.Engine, Mapping[str, Any]]:
+        side = sides.get(f"{to}_", {})
         given = {**options, **side}
         if "poolclass" in side:  # sizes that were meant for another class
             given = {name: value for name, value in given.items() if name in side or not name.startswith(_POOL_OPTIONS)}
         elif "poolclass" not in given:
-            given = {**_POOL_DEFAULTS, **defaults, **given}
-        # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
-        name = f"{given['logging_name']}.{state.endpoint.role}" if given.get("logging_name") else state.endpoint.role
-        names = {"logging_name": name, "pool_logging_name": name}
-        arguments = {**names, **given, "logging_name": name}
-        return factory(_url(state.endpoint, drivername), ps_state=state, ps_policy=policy, **arguments)
+            # Over several endpoints, reads should be spread: not to whatever connection was used last.
+            lifo = to != "replica" or len(topology.replicas) == 1
+            given = {**_POOL_DEFAULTS, "pool_use_lifo": lifo, **given}
+        execution_options = given.pop("execution_options", {})
+        if to == "replica" and "isolation_level" in side:
+            # Of the dialect, which both sides share; an engine may have one of its own.
+            execution_options = {**execution_options, "isolation_level": given.pop("isolation_level")}
+        name = _logging_name(given.get("logging_name"), to)
+        arguments = {"pool_logging_name": name, **given, "logging_name": name}
+        url = _url(_endpoint_of(topology, to), drivername)
+        engine = _factory(drivername)(url, ps_topology=topology, ps_to=to, ps_policy=policy, **arguments, **more)
+        return engine, execution_options
 
-    engine = make(primary, {})
-    engine.__class__ = Engine  # sqlalchemy.create_engine offers no way to name the class
+    engine, _ = make("primary", ps_sides=make, execution_options=options.get("execution_options"))
     assert isinstance(engine, Engine)
-    engine.topology = topology
-    engine.replica = None
-    if replicas is not None:
-        if (max_fallback := max_fallback_of(topology.replica_fallback, engine)) is not None:
-            replicas = replicas.limited_to(max_fallback)
-        # Whatever connection was used last: over several endpoints, reads should be spread.
-        side = sides["replica_"]
-        connect_args = {**options, **side}.get("connect_args", {})
-        execution_options = {**options, **side}.get("execution_options", {})
-        if "isolation_level" in side:  # of the dialect, which both sides share; an engine may have one of its own
-            execution_options = {**execution_options, "isolation_level": side.pop("isolation_level")}
-        # These go to the engine's dialect, so that they have to wait for the one that it keeps.
-        replica = make(replicas.states[0], {**side, "execution_options": {}}, pool_use_lifo=len(replicas.states) == 1)
-        replica.pool._creator = _creator(engine.dialect, replica.url, connect_args, replicas)
-        replica.__class__ = _Replica
-        assert isinstance(replica, _Replica)
-        replica._ps_join(engine)
-        replica.ps_replicas = replicas
-        replica.update_execution_options(**execution_options)
-        engine.replica = replica
-    engine._ps_make_direct = lambda: make(direct, sides["direct_"])
-    _engines.add(engine)
     return engine
 
 
-def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: Replicas) -> Callable[..., Any]:
-    """Return what connects to the replicas, as sqlalchemy.create_engine makes it for the primary."""
-    cargs, cparams = dialect.create_connect_args(url)
-    cparams.update(connect_args)
+def topology_of(url: sa.URL) -> tuple[Topology, To]:
+    """Return the endpoints that a URL alone stands for, and which of them it leads to.
 
-    def connect(connection_record: Any = None) -> Any:  # SQLAlchemy looks for this name
-        args, params = list(cargs), dict(cparams)
-        for listener in dialect.dispatch.do_connect if dialect._has_events else ():
-            connection = listener(dialect, connection_record, args, params)
-            if connection is not None:
-                return connection
-        return dialect.connect(*args, ps_replicas=replicas, **params)
-
-    return connect
+    Raises:
+        ConfigurationError: what is asked for cannot work.
+    """
+    to = url.query.get(TO, "primary")
+    whole = url.difference_update_query([TO])
+    text = whole.render_as_string(hide_password=False)
+    path = whole.difference_update_query([name for name in whole.query if name.startswith("ps_")])
+    place = path.render_as_string(hide_password=False)
+    if to == "primary":
+        return Topology.from_url(text), "primary"
+    if to == "direct":
+        return Topology.from_url(text, direct_url=place), "direct"
+    if to == "replica":
+        return Topology.from_url(text, replica_urls=place), "replica"
+    raise ConfigurationError(f"{TO}: write 'primary', 'replica' or 'direct', not {to!r}")
 
 
 def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
     query: dict[str, Any] = dict(endpoint.params)
+    if endpoint.role != "primary":
+        query[TO] = endpoint.role
     host: str | None = endpoint.host
     port: int | None = None if endpoint.ports == (None,) else endpoint.port
     if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets

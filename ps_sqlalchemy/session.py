@@ -23,7 +23,8 @@ from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_sqlalchemy.dialect import READ_ONLY_ON_PRIMARY, falling_back
+from ps_sqlalchemy.dialect import falling_back
+from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, read_only
 from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Session(orm.Session):
             if self._ps_route is Route.REPLICA:
                 engine = replica
         if self._ps_read_only and isinstance(engine, sa.Engine) and engine is not replica:
-            engine = _reader(engine, READ_ONLY_ON_PRIMARY)
+            engine = read_only(engine)
         if self._ps_read is not None:
             self._ps_read.replica = engine is replica or (not hasattr(engine, "topology") and _is_of_replicas(engine))
         return engine
@@ -265,21 +266,10 @@ class Session(orm.Session):
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
 
 
-def _reader(engine: sa.Engine, where: Any = True) -> sa.Engine:
-    """Return the engine whose connections are read-only, the same one each time; READ_ONLY_ON_PRIMARY: never on a replica."""
-    readers: dict[Any, sa.Engine] = engine.__dict__.setdefault("_ps_readers", {})
-    if where not in readers:
-        readers[where] = engine.execution_options(postgresql_readonly=where)
-    return readers[where]
-
-
 def _replicas_of(engine: Any) -> tuple[sa.Engine | None, Replicas | None]:
-    """Return the engine for reads, and its endpoints; of an engine made from a URL alone, its read-only connections."""
+    """Return the engine for reads, and its endpoints."""
     replica: Any = getattr(engine, "replica", None)
-    if replica is not None:
-        return replica, replica.ps_replicas
-    replicas: Replicas | None = getattr(engine.dialect, "ps_replicas", None) if isinstance(engine, sa.Engine) else None
-    return (None, None) if replicas is None else (_reader(engine), replicas)
+    return (None, None) if replica is None else (replica, replica.ps_replicas)
 
 
 def _is_serializable(engine: sa.Engine, replicas: Replicas) -> bool:
@@ -295,7 +285,7 @@ def _is_of_replicas(bind: Any) -> bool:
     if getattr(bind.engine, "ps_replicas", None) is not None:
         return True
     readonly = bind.get_execution_options().get("postgresql_readonly")
-    return bool(readonly) and readonly != READ_ONLY_ON_PRIMARY and getattr(bind.dialect, "ps_replicas", None) is not None
+    return bool(readonly) and readonly != READ_ONLY_ON_PRIMARY and getattr(bind.dialect, "ps_goes_to", None) is not None
 
 
 def _parse_route(value: Any) -> Route:

@@ -222,7 +222,7 @@ def test_fallback_share_needs_a_pool() -> None:
     )
     with pytest.raises(ConfigurationError, match="replica_fallback"):
         sa.create_engine(url, poolclass=sa.NullPool)
-    assert sa.create_engine(url, pool_size=8, max_overflow=4).dialect.ps_replicas.max_fallback == 3
+    assert ps_sqlalchemy.replica_of(sa.create_engine(url, pool_size=8, max_overflow=4)).ps_replicas.max_fallback == 3
     unlimited = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback="primary")
     shared = replicas_of(engine.topology)
     assert shared is not None

@@ -17,7 +17,6 @@ from ps_core._connection.base import (
     WAIT_INTERVAL,
     BaseConnection,
     connect_options,
-    look_up_options,
     time_to_connect,
     without_waiting,
 )
@@ -32,7 +31,7 @@ from ps_core.context import current, ensure_tracker, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from psycopg.abc import PQGen, PQGenConn
     from psycopg.rows import AsyncRowFactory, TupleRow
@@ -121,6 +120,11 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     async def _connect(cls, **options: Any) -> Self:
         return await super().connect(**options)
 
+    @classmethod
+    async def dial(cls, state: EndpointState, options: dict[str, Any]) -> Self:
+        """Like `Connection.dial`."""
+        return await cls._connect(**connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor))
+
     @overload
     @classmethod
     async def open(
@@ -130,6 +134,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: AsyncRowFactory[R],
         **options: Any,
     ) -> AsyncConnection[R]: ...
@@ -143,6 +148,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: None = None,
         **options: Any,
     ) -> AsyncConnection[TupleRow]: ...
@@ -155,6 +161,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: Any = None,
         **options: Any,
     ) -> AsyncConnection[Any]:
@@ -168,10 +175,8 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 with attempt:
                     async with (state := attempts.next_state()).gate.aturn(attempts.remaining(), state.endpoint.name) as turn:
                         with attempts.bounded_connect():
-                            conn = await cls._connect(
-                                **connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor)
-                            )
-                            conn._bind(state, options, replicas, home, policy)
+                            conn = await (connector(state) if connector else cls.dial(state, options))
+                            conn._bind(state, options, replicas, home, policy, connector)
                             await conn.wait(conn._arrive_gen(turn))
                         if state.role is None:
                             await conn.wait(conn._learn_gen())
@@ -184,7 +189,9 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         await self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None
-            self._other_side = await type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
+            self._other_side = await type(self).open(
+                replicas.first(), replicas=replicas, policy=self._policy, connector=self._connector, **self._options
+            )
         rest = self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
         if rest is not None:
@@ -217,9 +224,9 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                 with attempt:
                     async with (state := attempts.next_state()).gate.aturn(attempts.remaining(), state.endpoint.name) as turn:
                         attempts.connecting = True
-                        options = connect_options(state, self._options, client=AsyncCursor, server=AsyncServerBindingCursor)
+                        connector = self._connector
                         with attempts.bounded_connect():
-                            donor: AsyncConnection[Any] = await AsyncConnection._connect(**options)
+                            donor = await (connector(state) if connector else AsyncConnection.dial(state, self._options))
                             async with self.lock:
                                 if (rest := self._adopt(donor, state)) is not None:
                                     await self.wait(rest)
@@ -317,7 +324,8 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             async for attempt in tenacity.AsyncRetrying(**attempts.options):
                 with attempt:
                     async with self.state.gate.aturn(attempts.remaining()):
-                        donor = await psycopg.AsyncConnection.connect(**look_up_options(self.state, self._options))
+                        connector = self._connector
+                        donor = await (connector(self.state) if connector else AsyncConnection.dial(self.state, self._options))
                     asking = self._look_up_gen(donor, lookup, attempts.until)
                     return await waiting.wait_async(asking, donor.pgconn.socket, interval=WAIT_INTERVAL)
         except (psycopg.Error, TimeoutError):

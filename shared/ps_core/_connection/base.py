@@ -84,7 +84,6 @@ __all__ = [
     "BaseConnection",
     "behind",
     "connect_options",
-    "look_up_options",
     "time_to_connect",
     "without_waiting",
 ]
@@ -196,6 +195,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """The endpoints of which `state` is one, any of which would do."""
     _policy: RetryPolicy
     """When to try again."""
+    _connector: Any = None
+    """What connects, in the place of `dial`."""
     _pid: int
     _generation: int
     _other_side: Any = None
@@ -262,9 +263,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         replicas: Replicas | None,
         home: EndpointState,
         policy: RetryPolicy,
+        connector: Any,
     ) -> None:
         self.state, self._home = state, home
-        self._options, self._policy = options, policy
+        self._options, self._policy, self._connector = options, policy, connector
         self._replicas = replicas
         self._pid = os.getpid()
         self._generation = state.generation
@@ -1229,8 +1231,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         )
 
     def _retire(self) -> None:
-        """Give up an idle connection that is out of place."""
-        if self._is_out_of_place() and self.pgconn.transaction_status == IDLE and self._may_heal():
+        """Give up an idle connection that is out of place, or that the other side has closed."""
+        idle = self.pgconn.transaction_status == IDLE and not self._pipeline
+        if idle and self._may_heal() and (self._is_out_of_place() or self._is_gone()):
             self._give_up()
 
     def _has_nothing_to_end(self) -> bool:
@@ -1388,8 +1391,3 @@ def connect_options(state: EndpointState, options: dict[str, Any], *, client: ty
     # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
     # behind a pooler they may return another client's rows.
     return {**state.endpoint.conninfo(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
-
-
-def look_up_options(state: EndpointState, options: dict[str, Any]) -> dict[str, Any]:
-    ours = ("cursor_factory", "row_factory", "context")
-    return {**state.endpoint.conninfo(), **{name: options[name] for name in options if name not in ours}, "autocommit": True}

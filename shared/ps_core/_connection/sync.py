@@ -35,7 +35,6 @@ from ps_core._connection.base import (
     WAIT_INTERVAL,
     BaseConnection,
     connect_options,
-    look_up_options,
     time_to_connect,
     without_waiting,
 )
@@ -154,6 +153,11 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
     def _connect(cls, **options: Any) -> Self:
         return super().connect(**options)
 
+    @classmethod
+    def dial(cls, state: EndpointState, options: dict[str, Any]) -> Self:
+        """Connect to `state`'s endpoint, once, whatever other callers met there; `options` as in `open`."""
+        return cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
+
     @overload
     @classmethod
     def open(
@@ -163,6 +167,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: RowFactory[R],
         **options: Any,
     ) -> Connection[R]: ...
@@ -176,6 +181,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: None = None,
         **options: Any,
     ) -> Connection[TupleRow]: ...
@@ -188,6 +194,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         replicas: Replicas | None = None,
         policy: RetryPolicy = RETRY,
         within: float | None = None,
+        connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: Any = None,
         **options: Any,
     ) -> Connection[Any]:
@@ -195,7 +202,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
         With `replicas`, of which `state` is one, the connection goes on with another endpoint where its own fails. `options` are
         `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq parameters,
-        which override the endpoint's. Raises `psycopg.OperationalError`.
+        which override the endpoint's. `connector` makes the connection of each try, later ones included, in their place: what
+        `dial` returns, where it asks for a token that has a time to live. Raises `psycopg.OperationalError`.
         """
         leave_blocks_in_pool_worker()
         if row_factory is not None:
@@ -205,8 +213,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining(), state.endpoint.name) as turn:
                     with attempts.bounded_connect():
-                        conn = cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
-                        conn._bind(state, options, replicas, home, policy)
+                        conn = connector(state) if connector else cls.dial(state, options)
+                        conn._bind(state, options, replicas, home, policy, connector)
                         conn.wait(conn._arrive_gen(turn))
                     if state.role is None:
                         conn.wait(conn._learn_gen())
@@ -225,7 +233,9 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None  # the first way is away
-            self._other_side = type(self).open(replicas.first(), replicas=replicas, policy=self._policy, **self._options)
+            self._other_side = type(self).open(
+                replicas.first(), replicas=replicas, policy=self._policy, connector=self._connector, **self._options
+            )
         rest = self._exchange(self._other_side)
         self._on_replicas = not self._on_replicas
         if rest is not None:
@@ -258,9 +268,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 with attempt, (state := attempts.next_state()).gate.turn(attempts.remaining(), state.endpoint.name) as turn:
                     attempts.connecting = True
                     with attempts.bounded_connect():
-                        donor: Connection[Any] = Connection._connect(
-                            **connect_options(state, self._options, client=Cursor, server=ServerBindingCursor)
-                        )
+                        donor = self._connector(state) if self._connector else Connection.dial(state, self._options)
                         with self.lock:
                             if (rest := self._adopt(donor, state)) is not None:
                                 self.wait(rest)
@@ -361,7 +369,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             for attempt in tenacity.Retrying(**attempts.options):
                 with attempt:
                     with self.state.gate.turn(attempts.remaining()):
-                        donor = psycopg.Connection.connect(**look_up_options(self.state, self._options))
+                        donor = self._connector(self.state) if self._connector else Connection.dial(self.state, self._options)
                     # Out of the turn: the barrier may take long, and nobody has to wait for it to connect.
                     # psycopg's own `wait` would cancel it when interrupted; this drops the connection.
                     asking = self._look_up_gen(donor, lookup, attempts.until)
