@@ -25,7 +25,7 @@ from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.context import use_token
 from ps_core.errors import ConfigurationError
 from ps_core.failures import Kind, classify
-from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, topology_of
+from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, endpoint_of, topology_of
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from ps_sqlalchemy.transaction import note_commit
@@ -186,7 +186,7 @@ class PSDialect(PGDialect_psycopg):
             self.ps_goes_to = replicas_of(self.ps_topology) if self.ps_to == "primary" else None
         if self.ps_to == "replica":
             self.ps_replicas = replicas_of(self.ps_topology)
-        return [], {**self.ps_state.endpoint.conninfo(), **self._ps_options()}
+        return [], {**endpoint_of(self.ps_topology, self.ps_to).conninfo(), **self._ps_options()}
 
     def _ps_options(self) -> dict[str, Any]:
         """Return the options that are psycopg's own (adapters, client_encoding)."""
@@ -253,8 +253,11 @@ class PSDialect(PGDialect_psycopg):
 
     def _type_info_fetch(self, connection: Any, name: str) -> TypeInfo | None:
         # psycopg's `TypeInfo.fetch` asks in a transaction.
-        row = connection.exec_driver_sql(_TYPE, (name,)).fetchone()
+        row = self._ps_fetchone(connection.connection.driver_connection, _TYPE, (name,))
         return None if row is None else TypeInfo(*row)
+
+    def _ps_fetchone(self, driver: Any, statement: str, parameters: tuple[Any, ...]) -> Any:
+        return driver.execute(statement, parameters).fetchone()
 
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
@@ -362,6 +365,9 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
             return self._ps_adapted(AsyncConnection.dial(state, _options(state, cargs, cparams)))
         state = self.ps_state
         return self._ps_adapted(AsyncConnection.open(state, policy=self.ps_policy, **_options(state, cargs, cparams)))
+
+    def _ps_fetchone(self, driver: Any, statement: str, parameters: tuple[Any, ...]) -> Any:
+        return await_only(await_only(driver.execute(statement, parameters)).fetchone())
 
     def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
         await_only(connection.driver_connection.go_to(replicas))

@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
     from ps_core.topology import Endpoint
 
-__all__ = ["TO", "AsyncEngine", "Engine", "adopt", "create_async_engine", "create_engine", "replica_of", "topology_of"]
+__all__ = [
+    "TO",
+    "AsyncEngine",
+    "Engine",
+    "adopt",
+    "create_async_engine",
+    "create_engine",
+    "endpoint_of",
+    "replica_of",
+    "topology_of",
+]
 
 To: TypeAlias = Literal["primary", "replica", "direct"]
 """The endpoints of a topology that an engine leads to."""
@@ -306,7 +316,7 @@ def _like(engine: Engine, connect_args: dict[str, Any], to: To) -> tuple[sa.Engi
     drivername = "postgresql+ps_async" if dialect.is_async else "postgresql+ps"
     cache = engine._compiled_cache
     made = _factory(drivername)(
-        _url(_endpoint_of(engine.topology, to), drivername),
+        _url(endpoint_of(engine.topology, to), drivername),
         poolclass=sa.NullPool,
         ps_topology=engine.topology,
         ps_to=to,
@@ -371,7 +381,8 @@ def _forward(primary: Engine, name: str, besides: frozenset[Any], *args: Any) ->
             listener(*args)
 
 
-def _endpoint_of(topology: Topology, to: To) -> Endpoint:
+def endpoint_of(topology: Topology, to: To) -> Endpoint:
+    """Return the endpoint that an engine names: of several replicas the first."""
     return topology.replicas[0] if to == "replica" else topology.direct if to == "direct" else topology.primary
 
 
@@ -459,7 +470,7 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
             execution_options = {**execution_options, "isolation_level": given.pop("isolation_level")}
         name = _logging_name(given.get("logging_name"), to)
         arguments = {"pool_logging_name": name, **given, "logging_name": name}
-        url = _url(_endpoint_of(topology, to), drivername)
+        url = _url(endpoint_of(topology, to), drivername)
         engine = _factory(drivername)(url, ps_topology=topology, ps_to=to, ps_policy=policy, **arguments, **more)
         return engine, execution_options
 
