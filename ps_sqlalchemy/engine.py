@@ -487,15 +487,15 @@ def topology_of(url: sa.URL) -> tuple[Topology, To]:
     """
     to = url.query.get(TO, "primary")
     whole = url.difference_update_query([TO])
-    text = whole.render_as_string(hide_password=False)
-    path = whole.difference_update_query([name for name in whole.query if name.startswith("ps_")])
-    place = path.render_as_string(hide_password=False)
     if to == "primary":
-        return Topology.from_url(text), "primary"
+        return Topology.from_url(whole.render_as_string(hide_password=False)), "primary"
     if to == "direct":
-        return Topology.from_url(text, direct_url=place), "direct"
+        return Topology.from_url(whole.render_as_string(hide_password=False)), "direct"
     if to == "replica":
-        return Topology.from_url(text, replica_urls=place), "replica"
+        itself = whole.difference_update_query([name for name in whole.query if name.startswith("ps_")])
+        base = whole.set(username=(whole.username or "").partition("|")[0] or None)
+        urls = itself.render_as_string(hide_password=False)
+        return Topology.from_url(base.render_as_string(hide_password=False), replica_urls=urls), "replica"
     raise ConfigurationError(f"{TO}: write 'primary', 'replica' or 'direct', not {to!r}")
 
 
@@ -503,6 +503,8 @@ def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
     query: dict[str, Any] = dict(endpoint.params)
     if endpoint.role != "primary":
         query[TO] = endpoint.role
+        if not endpoint.pooled:
+            query["ps_pooled"] = "false"
     host: str | None = endpoint.host
     port: int | None = None if endpoint.ports == (None,) else endpoint.port
     if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets
