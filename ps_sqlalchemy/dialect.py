@@ -24,7 +24,8 @@ from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.context import use_token
 from ps_core.errors import ConfigurationError
-from ps_core.failures import Kind, classify
+from ps_core.events import emit_fallback
+from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
 from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, endpoint_of, topology_of
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
@@ -262,14 +263,14 @@ class PSDialect(PGDialect_psycopg):
     def set_readonly(self, connection: Any, value: Any) -> None:
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
         if self.ps_goes_to is not None:
-            self._ps_go_to(connection, self.ps_goes_to if value and value != READ_ONLY_ON_PRIMARY else None)
+            driver = getattr(connection, "driver_connection", connection)
+            goes = bool(value) and value != READ_ONLY_ON_PRIMARY and not self.ps_goes_to.leave_to_primary()
+            self._ps_wait(driver.go_to(self.ps_goes_to if goes else None))
         super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
-
-    def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
-        connection.go_to(replicas)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        self._ps_go_home(dbapi_connection)
         note_commit()
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
@@ -299,37 +300,70 @@ class PSDialect(PGDialect_psycopg):
         try:
             cursor.execute(statement, parameters)
         except self.loaded_dbapi.Error as exc:
-            _note_refusal(exc, context)
-            raise
+            with self._ps_on_primary(exc, cursor, statement, parameters, context):
+                cursor.execute(statement, parameters)
 
     def do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         try:
             cursor.executemany(statement, parameters)
         except self.loaded_dbapi.Error as exc:
-            _note_refusal(exc, context)
-            raise
+            with self._ps_on_primary(exc, cursor, statement, parameters, context):
+                cursor.executemany(statement, parameters)
 
     def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
         try:
             cursor.execute(statement)
         except self.loaded_dbapi.Error as exc:
-            _note_refusal(exc, context)
-            raise
+            with self._ps_on_primary(exc, cursor, statement, (), context):
+                cursor.execute(statement)
+
+    @contextmanager
+    def _ps_on_primary(self, exc: Exception, cursor: Any, statement: str, parameters: Any, context: Any) -> Iterator[None]:
+        """Let the primary answer, READ ONLY, what the replica of this connection could not, until the transaction ends.
+
+        Raises `exc` where it is none of that; or where the caller does the same in a better way, and is told.
+        """
+        failure = classify(exc)
+        refusals = _falls_back.get()
+        kinds = READ_FOR_PRIMARY if refusals is None else refusals.kinds
+        if context is None or failure.kind not in kinds:
+            raise exc
+        driver = context.root_connection.connection.driver_connection
+        if failure.kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != TransactionStatus.IDLE:
+            raise exc  # a transaction with a snapshot of its own: the primary cannot go on with that
+        if refusals is not None:
+            refusals.error, refusals.failure = exc, failure
+            connection = context.root_connection
+            if connection._has_events or connection.engine._has_events:
+                # What listens has heard of its beginning, and hears no error.
+                heard = (connection, cursor, statement, parameters, context, context.executemany)
+                connection.dispatch.after_cursor_execute(*heard)
+            raise exc
+        endpoint = driver.state.endpoint.name
+        if not self._ps_wait(driver.stand_in()):
+            raise exc
+        emit_fallback(endpoint, failure)
+        yield
+        if driver.autocommit:
+            self._ps_wait(driver.go_home())
+
+    def _ps_wait(self, result: Any) -> Any:
+        """Return the result of a method of the driver's connection."""
+        return result
+
+    def _ps_go_home(self, dbapi_connection: Any) -> None:
+        driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        if driver is not None and driver.stands_in:  # a detached one is on its own
+            self._ps_wait(driver.go_home())
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+        self._ps_go_home(dbapi_connection)
 
 
 def _carry_notes(context: ExceptionContext) -> None:
     if context.sqlalchemy_exception is not None:
         carry_notes(context.original_exception, context.sqlalchemy_exception)
-
-
-def _note_refusal(exc: Exception, context: Any) -> None:
-    refusals = _falls_back.get()
-    if context is None or refusals is None or (failure := classify(exc)).kind not in refusals.kinds:
-        return
-    driver = context.root_connection.connection.driver_connection
-    if failure.kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != TransactionStatus.IDLE:
-        return  # a transaction with a snapshot of its own: the primary cannot go on with that
-    refusals.error, refusals.failure = exc, failure
 
 
 class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
@@ -369,8 +403,8 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
     def _ps_fetchone(self, driver: Any, statement: str, parameters: tuple[Any, ...]) -> Any:
         return await_only(await_only(driver.execute(statement, parameters)).fetchone())
 
-    def _ps_go_to(self, connection: Any, replicas: Replicas | None) -> None:
-        await_only(connection.driver_connection.go_to(replicas))
+    def _ps_wait(self, result: Any) -> Any:
+        return await_only(result)
 
 
 class _Beside(PSDialect):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property, partial
-from inspect import getclosurevars
+from inspect import getclosurevars, unwrap
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from weakref import WeakSet
 
@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
 from sqlalchemy.event.base import _JoinedDispatcher as JoinedDispatcher
+from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
-from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
 
 from ps_core._registry import policy_for
 from ps_core.errors import ConfigurationError
@@ -174,6 +174,12 @@ class _Side(sa.Engine):
     def _has_events(self, value: bool) -> None:
         self.__dict__["_has_events"] = value
 
+    def connect(self) -> sa.Connection:
+        """Return a connection; to the primary, READ ONLY, where no replica would answer this caller."""
+        if self.ps_replicas is not None and self.ps_replicas.leave_to_primary():
+            return _instead(self, self._ps_primary)
+        return super().connect()
+
     def _ps_update(self, options: Mapping[str, Any]) -> None:
         """Take the primary's options on: `set_engine_execution_options` was heard there."""
         self._execution_options = self._execution_options.union(options)
@@ -212,6 +218,12 @@ class _SideOption(_Options):
         joined.parent = _Listeners(proxied, beside)
         self._ps_update(options)
 
+    def connect(self) -> sa.Connection:
+        """Like `_Side.connect`."""
+        if self.ps_replicas is not None and self.ps_replicas.leave_to_primary():
+            return _instead(self, self._ps_beside or self._proxied._ps_primary)
+        return super().connect()
+
     @property
     def ps_replicas(self) -> Replicas | None:
         return self._proxied.ps_replicas
@@ -230,6 +242,14 @@ class _SideOption(_Options):
 
 
 _Side._option_cls = _SideOption._option_cls = _SideOption
+
+
+def _instead(side: sa.Engine, primary: sa.Engine) -> sa.Connection:
+    """Return a connection to the primary, READ ONLY, under a side's options."""
+    told = primary.get_execution_options()
+    options = {name: value for name, value in side.get_execution_options().items() if told.get(name) != value}
+    connection = read_only(primary).connect()
+    return connection.execution_options(**options) if options else connection
 
 
 def read_only(engine: Any) -> sa.Engine:
@@ -285,7 +305,7 @@ def adopt(engine: sa.Engine) -> None:
 def _own_creator(engine: sa.Engine, dialect: Any) -> dict[str, Any] | None:
     """Let the pool connect by `PSDialect.ps_open`, and return the `connect_args`; None: the user has a creator of their own."""
     creator: Any = engine.pool._creator
-    made = getclosurevars(creator).nonlocals if getattr(creator, "__module__", "") == sa.create_engine.__module__ else {}
+    made = getclosurevars(creator).nonlocals if getattr(creator, "__module__", "") == "sqlalchemy.engine.create" else {}
     if made.get("dialect") is not dialect:
         return None
     assert dialect is not None
@@ -299,14 +319,16 @@ def _own_creator(engine: sa.Engine, dialect: Any) -> dict[str, Any] | None:
     return given
 
 
-def _factory(drivername: str) -> Callable[..., sa.Engine]:
+def _factory(drivername: str, to: To) -> Callable[..., sa.Engine]:
+    """Return SQLAlchemy's function that makes engines; for those beside the primary's what is inside of a tool's wrapper.
+
+    Tools that put themselves around it (OpenTelemetry) let listeners hear of each engine that it makes.
+    """
     if drivername == "postgresql+ps":
-        return sa.create_engine
-
-    def make(url: sa.URL, **kwargs: Any) -> sa.Engine:
-        return sa_create_async_engine(url, **kwargs).sync_engine
-
-    return make
+        return sa.create_engine if to == "primary" else unwrap(sa.create_engine)
+    wrapped = sa_asyncio.create_async_engine
+    create = wrapped if to == "primary" else unwrap(wrapped)
+    return lambda url, **kwargs: create(url, **kwargs).sync_engine
 
 
 def _like(engine: Engine, connect_args: dict[str, Any], to: To) -> tuple[sa.Engine, Mapping[str, Any]]:
@@ -315,7 +337,7 @@ def _like(engine: Engine, connect_args: dict[str, Any], to: To) -> tuple[sa.Engi
     arguments = {name: value for name, value in dialect.ps_arguments.items() if name != "compiler_linting"}
     drivername = "postgresql+ps_async" if dialect.is_async else "postgresql+ps"
     cache = engine._compiled_cache
-    made = _factory(drivername)(
+    made = _factory(drivername, to)(
         _url(endpoint_of(engine.topology, to), drivername),
         poolclass=sa.NullPool,
         ps_topology=engine.topology,
@@ -471,7 +493,7 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
         name = _logging_name(given.get("logging_name"), to)
         arguments = {"pool_logging_name": name, **given, "logging_name": name}
         url = _url(endpoint_of(topology, to), drivername)
-        engine = _factory(drivername)(url, ps_topology=topology, ps_to=to, ps_policy=policy, **arguments, **more)
+        engine = _factory(drivername, to)(url, ps_topology=topology, ps_to=to, ps_policy=policy, **arguments, **more)
         return engine, execution_options
 
     engine, _ = make("primary", ps_sides=make, execution_options=options.get("execution_options"))

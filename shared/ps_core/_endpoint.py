@@ -75,6 +75,8 @@ class EndpointState:
     """The branch, as tokens name it."""
     tracks: bool = False
     """Whether WAL positions are asked for and heeded here: there are replicas, and the server can tell."""
+    on_primary: bool = False
+    """It is the primary in the replicas' place: what was never a replica has all there is."""
     tracks_reads: bool = True
     """Whether a read brings its position, too, where any are asked for: reads then never go backwards."""
     role: dict[str, int] | None = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ps_core.timeouts import Timeouts
 
-__all__ = ["PREFIX", "InForce", "carry_notes", "deadline_note", "limit_note", "limit_of"]
+__all__ = ["PREFIX", "InForce", "carry_notes", "deadline_note", "limit_note", "limit_of", "reads_note"]
 
 PREFIX: Final = "ps-postgres: "
 """What each note of ours begins with."""
@@ -107,6 +107,14 @@ def deadline_note(seconds: float | None) -> str:
     """Return what to say where a deadline of these seconds ended a wait."""
     given = "" if seconds is None else f" of {seconds:g} s"
     return f"{PREFIX}the deadline{given} ended this. {_DEADLINE}"
+
+
+def reads_note(endpoint: str) -> str:
+    """Return what to say where a statement that writes was given to an endpoint for reads."""
+    return (
+        f"{PREFIX}the endpoint {endpoint!r} only reads, and this statement writes: run it on the primary (SQLAlchemy's engine or"
+        " session, Django's alias of the primary)"
+    )
 
 
 def carry_notes(error: BaseException | None, wrapper: BaseException) -> None:

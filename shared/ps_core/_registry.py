@@ -96,15 +96,18 @@ def policy_for(retry_timeout: Duration) -> RetryPolicy:
     return RetryPolicy(max_elapsed=seconds) if seconds else RetryPolicy(attempts=0, max_elapsed=POOLED.connect)
 
 
-def state_of(endpoint: Endpoint, *, identity: str = "", consistency: Consistency = "none") -> EndpointState:
+def state_of(
+    endpoint: Endpoint, *, identity: str = "", consistency: Consistency = "none", on_primary: bool = False
+) -> EndpointState:
     """Return the state of `endpoint` in this process: the same one for everybody who has the same endpoint."""
     return _states.get(
-        (endpoint, identity, consistency),
+        (endpoint, identity, consistency, on_primary),
         lambda: EndpointState(
             endpoint=endpoint,
             identity=identity,
             tracks=consistency != "none",
             tracks_reads=consistency == "monotonic",
+            on_primary=on_primary,
             gate=_gate_of(endpoint),
         ),
     )
@@ -140,7 +143,8 @@ def replicas_at(
             return Replicas(states)
         gate = _gate_of(primary)  # the same server path, named as the primary's
         # With the role of a replica: what is sent there is READ ONLY.
-        fallback = state_of(replace(primary, name="fallback", role="replica"), identity=identity, consistency=consistency)
+        place = replace(primary, name="fallback", role="replica")
+        fallback = state_of(place, identity=identity, consistency=consistency, on_primary=True)
         assert fallback.gate is gate
         return Replicas(states, fallback=fallback)
 

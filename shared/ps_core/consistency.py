@@ -181,6 +181,10 @@ def _merge_one(first: Token, second: Token) -> Token:
     return Token(identity=first.identity, position=max(first.position, second.position), at=max(first.at, second.at))
 
 
+BEYOND_ALL: Final = 2**64 - 1
+"""A position that no replica ever reaches: with it, the guard lets only a primary pass."""
+
+
 @lru_cache(maxsize=256)  # many reads are made between two writes
 def guard_sql(position: int) -> bytes:
     """Return a SELECT that does nothing, and fails with 22023 "replica_behind" on a replica that has not replayed `position`.

@@ -89,6 +89,10 @@ class Replicas:
         state = self.states[0]
         return state.tracks and has_to_ask_primary(state.identity)
 
+    def leave_to_primary(self) -> bool:
+        """Return whether who is about to connect to a replica is to ask the primary, READ ONLY: no replica would answer them."""
+        return self.fallback is not None and self.max_fallback is None and (self.may_lack_what_was_seen() or self.are_away())
+
     def have_refused(self, text: str) -> bool:
         """Return whether one of the endpoints has refused this text because it writes."""
         return any(text in state.refused_read_only for state in self.states)
@@ -160,13 +164,21 @@ class Replicas:
         self.report_failure(state)
         return other or self._falls_back()
 
-    def _falls_back(self) -> EndpointState | None:
+    def has_room_on_fallback(self, by: Any = None) -> bool:
+        """Return whether another connection may go to the fallback; `by`: the one that goes."""
         if self.fallback is None:
-            return None
+            return False
         if self.max_fallback is not None:
             there = sum(conn.state is self.fallback and not conn.closed for conn in tuple(self._on_fallback))
             if there >= self.max_fallback:
-                return None
+                return False
+            if by is not None:
+                self._on_fallback.add(by)
+        return True
+
+    def _falls_back(self) -> EndpointState | None:
+        if not self.has_room_on_fallback():
+            return None
         emit(Event(name=Name.FALLBACK, endpoint=self.states[0].endpoint.name, reason="no replica left"))
         return self.fallback
 

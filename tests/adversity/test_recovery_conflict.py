@@ -111,6 +111,24 @@ def test_snapshot(impatient: Lab, paths: Paths, matrix: Matrix) -> None:
     assert ours.execute("SELECT 2").fetchone() == (2,)
 
 
+def test_core(impatient: Lab) -> None:
+    """A Core connection to the replicas goes on with the primary, READ ONLY, where replay has cancelled its read twice."""
+    engine = ps_sqlalchemy.create_engine(impatient.url, **BOUNCERS)
+    where = "CASE WHEN pg_is_in_recovery() THEN pg_sleep(1.5) END IS NULL"
+
+    def read() -> object:
+        with engine.replica.connect() as conn:  # type: ignore[union-attr]
+            return conn.execute(sa.text(f"SELECT pg_is_in_recovery() FROM victim WHERE {where}")).scalar()
+
+    work = Doing(read)
+    wait_for_reads(impatient, 1)
+    since = conflict(impatient)
+    wait_for_reads(impatient, 1, since)
+    conflict(impatient)
+    assert work.end() is False
+    engine.dispose()
+
+
 def test_snapshot_of_a_session(impatient: Lab) -> None:
     """A session does not go on with another snapshot on the primary, either."""
     engine = ps_sqlalchemy.create_engine(impatient.url, **BOUNCERS)

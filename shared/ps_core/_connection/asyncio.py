@@ -184,16 +184,40 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
 
     async def go_to(self, replicas: Replicas | None) -> None:
         """Like `Connection.go_to`."""
+        await self.go_home()
         if (replicas is not None) is self._on_replicas:
             return
         await self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None
-            self._other_side = await type(self).open(
-                replicas.first(), replicas=replicas, policy=self._policy, connector=self._connector, **self._options
-            )
-        rest = self._exchange(self._other_side)
+            self._other_side = await self._open_other_side(replicas.first(), replicas)
         self._on_replicas = not self._on_replicas
+        await self._cross()
+
+    async def stand_in(self) -> bool:
+        """Like `Connection.stand_in`."""
+        fallback = self._may_stand_in()
+        if fallback is None:
+            return False
+        await self.rollback()  # nothing but the statement that was refused was in it
+        if self._other_side is None:
+            self._other_side = await self._open_other_side(fallback, None)
+        self.stands_in = True
+        await self._cross()
+        return True
+
+    async def go_home(self) -> None:
+        """Like `Connection.go_home`."""
+        if self.stands_in:
+            self.stands_in = False
+            await self._cross()
+
+    async def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
+        opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}
+        return await type(self).open(state, **opening, **self._options)
+
+    async def _cross(self) -> None:
+        rest = self._exchange(self._other_side)
         if rest is not None:
             await self.wait(rest)
 
@@ -247,7 +271,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         except psycopg.Error as exc:
             if (passed := deadline_within(exc)) is not None:
                 raise passed from None
-            self._note_limit(exc)
+            self._note_cause(exc)
             raise
         finally:
             if not (self._began_idle or self._ended or self._pipeline) and self.pgconn.transaction_status == IDLE:

@@ -41,10 +41,11 @@ from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script, Setting
 from ps_core._message.session import Session, split_list
 from ps_core._message.statement import Statement, analyse
-from ps_core._notes import InForce, limit_note, limit_of
+from ps_core._notes import InForce, limit_note, limit_of, reads_note
 from ps_core._retry.attempts import StillRunning
 from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import (
+    BEYOND_ALL,
     COMMITTED_POSITION_SQL,
     POSITION_SQL,
     REPLICA_POSITION_SQL,
@@ -82,7 +83,6 @@ __all__ = [
     "SEVERAL",
     "WAIT_INTERVAL",
     "BaseConnection",
-    "behind",
     "connect_options",
     "time_to_connect",
     "without_waiting",
@@ -202,6 +202,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _other_side: Any = None
     """A connection to the endpoints that this one is not at; see `go_to`."""
     _on_replicas = False
+    stands_in = False
+    """The primary answers in the replica's place; see `stand_in`."""
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
@@ -320,7 +322,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Raise what a command of ours met; of a `guard`, that the replica is behind."""
         if result.status == FATAL:
             error = self._error(result)
-            raise (behind(error, result) if guard else None) or error
+            raise (self._behind(error, result) if guard else None) or error
 
     def _take_transaction(self, result: PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
@@ -333,12 +335,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         Raises:
             DeadlineExceeded: the deadline is over. Once its pipeline has begun, that would cost the open transaction.
         """
-        if self.pgconn.transaction_status != IDLE:
+        idle = self.pgconn.transaction_status == IDLE
+        if not idle:
             remaining()
         self._many = True
         try:
             with self._unwedging():
                 yield
+        except ReplicaBehind:
+            self._began_idle = idle  # of the first of its waits
+            raise
         finally:
             self._many = False
 
@@ -530,7 +536,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """
         error = _error_in_users_text(result, self.pgconn._encoding, before, self._change)
         if at == before.guard:
-            return behind(error, result) or error
+            return self._behind(error, result) or error
         parts = (*before.parts, b"", *after.parts)
         if at < len(parts) and self._session.now.any:
             return self._refused_setting(parts[at], error, result) or error
@@ -807,9 +813,29 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return ()
         if token.position is None:
             # Of this caller, only the primary has certainly all that it has seen.
-            raise ReplicaBehind("replica_behind: the position to wait for is not known")
+            if self.state.on_primary:
+                self._guarded = BEYOND_ALL
+                return (guard_sql(BEYOND_ALL),)
+            raise ReplicaBehind(self._behind_text("what this caller has seen has no known position"))
         self._guarded = token.position
         return (guard_sql(token.position),)
+
+    def _behind(self, error: psycopg.Error, result: PGresult) -> psycopg.Error | None:
+        """Return the error of a guard as what it is: the server has not replayed what the caller has seen."""
+        if error.sqlstate != "22023":
+            return None
+        if self.state.on_primary:  # it is in recovery: a primary that was demoted
+            self._note_demotion()
+            if not self._pipeline:
+                self._give_up()
+            return Demoted("the server is no longer the primary")
+        text = self._behind_text("it has not replayed yet what this caller has seen")
+        return ReplicaBehind(text, info=result, encoding=error._encoding)
+
+    def _behind_text(self, why: str) -> str:
+        forbids = self._replicas is not None and self._replicas.fallback is None
+        may = ", and replica_fallback='none' forbids the primary to answer in its place" if forbids else "; the primary has it"
+        return f"replica_behind: the endpoint {self.state.endpoint.name!r} did not answer: {why}{may}"
 
     def _guard_within(self) -> tuple[bytes, ...]:
         """Return the guard of a later statement of a transaction: none where the caller has seen no more since the last one."""
@@ -1104,12 +1130,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             if self.state.endpoint.pooled:
                 self._timeouts_text = ""
 
-    def _note_limit(self, error: psycopg.Error) -> None:
-        """Note on an error that a limit caused which one it was, and how to raise it."""
-        name = limit_of(error)
+    def _note_cause(self, error: psycopg.Error) -> None:
+        """Note on an error what of ours caused it: which limit, and how to raise it; or that the endpoint only reads."""
+        name, endpoint = limit_of(error), self.state.endpoint
         if name is None:
+            if error.sqlstate == "25006" and endpoint.read_only:
+                _add_note(error, reads_note(endpoint.name))
             return
-        context, endpoint = self._opened_in, self.state.endpoint
+        context = self._opened_in
         held = InForce(
             endpoint=endpoint.name,
             timeouts=endpoint.timeouts,
@@ -1119,9 +1147,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining=None if context.deadline is None else context.deadline - self._opened_at,
             text=" ".join((self._timeouts_text, *(one.name for one in self._session.now.held))),
         )
-        note = limit_note(name, held)
-        if note is not None and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        _add_note(error, limit_note(name, held))
 
     def _may_be_committing(self) -> bool:
         """Return whether a COMMIT may be in flight, in whichever way it travels.
@@ -1302,6 +1328,16 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._parameters = values if lost else None
         return self._restore_gen(lost) if lost else None
 
+    def _may_stand_in(self) -> EndpointState | None:
+        """Return the endpoint that may answer in the place of the replica that this connection is at."""
+        replicas = self._replicas
+        if self.stands_in or replicas is None or replicas.fallback is None or self.state is replicas.fallback:
+            return None
+        status = self.pgconn.transaction_status
+        if status != IDLE and not (status == pq.TransactionStatus.INERROR and self._began_idle):
+            return None
+        return replicas.fallback if replicas.has_room_on_fallback(by=self) else None
+
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
         values = self._session_parameters()
@@ -1349,11 +1385,9 @@ def _error_in_users_text(result: PGresult, encoding: str, before: Script, change
     return type(exc)(message, info=info, encoding=encoding)
 
 
-def behind(error: psycopg.Error, result: PGresult) -> ReplicaBehind | None:
-    """Return the error of a guard as what it is: the replica has not replayed what the caller has seen."""
-    if error.sqlstate != "22023":
-        return None
-    return ReplicaBehind(str(error), info=result, encoding=error._encoding)
+def _add_note(error: psycopg.Error, note: str | None) -> None:
+    if note is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def _unknown(transaction: TransactionId | None, why: str) -> CommitOutcomeUnknown:

@@ -228,16 +228,44 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         Raises:
             psycopg.ProgrammingError: a transaction is open.
         """
+        self.go_home()
         if (replicas is not None) is self._on_replicas:
             return
         self.wait(self._check_intrans_gen("endpoint"))
         if self._other_side is None:
             assert replicas is not None  # the first way is away
-            self._other_side = type(self).open(
-                replicas.first(), replicas=replicas, policy=self._policy, connector=self._connector, **self._options
-            )
-        rest = self._exchange(self._other_side)
+            self._other_side = self._open_other_side(replicas.first(), replicas)
         self._on_replicas = not self._on_replicas
+        self._cross()
+
+    def stand_in(self) -> bool:
+        """Let the primary answer what follows, READ ONLY, in the place of the replica that refused it, until `go_home`.
+
+        Returns False where that is not possible: it is forbidden, the primary did already, this is no replica's connection, or
+        more than the statement that was refused is in the open transaction.
+        """
+        fallback = self._may_stand_in()
+        if fallback is None:
+            return False
+        self.rollback()  # nothing but the statement that was refused was in it
+        if self._other_side is None:
+            self._other_side = self._open_other_side(fallback, None)
+        self.stands_in = True
+        self._cross()
+        return True
+
+    def go_home(self) -> None:
+        """End what `stand_in` began."""
+        if self.stands_in:
+            self.stands_in = False
+            self._cross()
+
+    def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
+        opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}
+        return type(self).open(state, **opening, **self._options)
+
+    def _cross(self) -> None:
+        rest = self._exchange(self._other_side)
         if rest is not None:
             self.wait(rest)
 
@@ -289,7 +317,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         except psycopg.Error as exc:
             if (passed := deadline_within(exc)) is not None:
                 raise passed from None
-            self._note_limit(exc)
+            self._note_cause(exc)
             raise
         finally:
             if not (self._began_idle or self._ended or self._pipeline) and self.pgconn.transaction_status == IDLE:
