@@ -26,6 +26,7 @@ from ps_core.context import use_token
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback
 from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
+from ps_sqlalchemy._falling_back import falls_back
 from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, endpoint_of, topology_of
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
@@ -39,38 +40,13 @@ if TYPE_CHECKING:
 
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
-    from ps_core.failures import Failure
     from ps_core.replicas import Replicas
     from ps_core.topology import Topology
     from ps_sqlalchemy.engine import Sides, To
 
-__all__ = ["PSDialect", "PSDialectAsync", "falling_back"]
+__all__ = ["PSDialect", "PSDialectAsync"]
 
 _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regtype(%s)"
-
-
-class Refusals:
-    """The kinds of failures that a caller handles by asking the primary."""
-
-    def __init__(self, kinds: tuple[Kind, ...]) -> None:
-        self.kinds = kinds
-        self.error: BaseException | None = None
-        """The one that was met."""
-        self.failure: Failure | None = None
-        """What it was."""
-
-
-_falls_back: Final[ContextVar[Refusals | None]] = ContextVar("ps_sqlalchemy_falls_back", default=None)
-
-
-@contextmanager
-def falling_back(kinds: tuple[Kind, ...]) -> Iterator[Refusals]:
-    """Within the block, a refusal of these kinds is handled: `handle_error` is for failures that users see."""
-    outer = _falls_back.set(refusals := Refusals(kinds))
-    try:
-        yield refusals
-    finally:
-        _falls_back.reset(outer)
 
 
 _WHERE: Final = ("host", "port", "user", "password", "dbname")
@@ -270,7 +246,6 @@ class PSDialect(PGDialect_psycopg):
 
     def do_commit(self, dbapi_connection: Any) -> None:
         super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
-        self._ps_go_home(dbapi_connection)
         note_commit()
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
@@ -285,7 +260,7 @@ class PSDialect(PGDialect_psycopg):
 
     @property
     def _has_events(self) -> bool:
-        refusals = _falls_back.get()
+        refusals = falls_back.get()
         if refusals is not None and refusals.error is not None:
             return False
         # What listens to `sa.Engine` is noted on SQLAlchemy's own class.
@@ -324,7 +299,7 @@ class PSDialect(PGDialect_psycopg):
         Raises `exc` where it is none of that; or where the caller does the same in a better way, and is told.
         """
         failure = classify(exc)
-        refusals = _falls_back.get()
+        refusals = falls_back.get()
         kinds = READ_FOR_PRIMARY if refusals is None else refusals.kinds
         if context is None or failure.kind not in kinds:
             raise exc
@@ -350,15 +325,6 @@ class PSDialect(PGDialect_psycopg):
     def _ps_wait(self, result: Any) -> Any:
         """Return the result of a method of the driver's connection."""
         return result
-
-    def _ps_go_home(self, dbapi_connection: Any) -> None:
-        driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-        if driver is not None and driver.stands_in:  # a detached one is on its own
-            self._ps_wait(driver.go_home())
-
-    def do_rollback(self, dbapi_connection: Any) -> None:
-        super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
-        self._ps_go_home(dbapi_connection)
 
 
 def _carry_notes(context: ExceptionContext) -> None:

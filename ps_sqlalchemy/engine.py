@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from ps_core._registry import policy_for
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology, TopologySettings
+from ps_sqlalchemy._falling_back import falls_back
 from ps_sqlalchemy.pool import max_fallback_of
 
 if TYPE_CHECKING:
@@ -93,8 +94,14 @@ class Engine(sa.Engine):
         """An engine on the direct endpoint, for migrations, LISTEN and session features. Made when it is first asked for."""
         return self._ps_make_direct()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_has_events":  # which is asked too often to be a property of the others
+            for side in self._ps_sides():
+                side._has_events = value
+
     def _ps_sides(self) -> list[_Side]:
-        return [side for side in (self.replica, self.__dict__.get("direct")) if isinstance(side, _Side)]
+        return [side for side in map(self.__dict__.get, ("replica", "direct")) if isinstance(side, _Side)]
 
     def update_execution_options(self, **opt: Any) -> None:
         """Update the options of the engine, and of those on the other endpoints."""
@@ -166,17 +173,9 @@ class _Side(sa.Engine):
     ps_replicas: Replicas | None = None
     """The endpoints, where it is the replicas'."""
 
-    @property
-    def _has_events(self) -> bool:
-        return self._ps_primary._has_events or self.__dict__.get("_has_events", False)
-
-    @_has_events.setter
-    def _has_events(self, value: bool) -> None:
-        self.__dict__["_has_events"] = value
-
     def connect(self) -> sa.Connection:
         """Return a connection; to the primary, READ ONLY, where no replica would answer this caller."""
-        if self.ps_replicas is not None and self.ps_replicas.leave_to_primary():
+        if self.ps_replicas is not None and falls_back.get() is None and self.ps_replicas.leave_to_primary():
             return _instead(self, self._ps_primary)
         return super().connect()
 
@@ -220,7 +219,7 @@ class _SideOption(_Options):
 
     def connect(self) -> sa.Connection:
         """Like `_Side.connect`."""
-        if self.ps_replicas is not None and self.ps_replicas.leave_to_primary():
+        if self.ps_replicas is not None and falls_back.get() is None and self.ps_replicas.leave_to_primary():
             return _instead(self, self._ps_beside or self._proxied._ps_primary)
         return super().connect()
 
@@ -374,6 +373,8 @@ def _join(
     side.__class__ = _Side
     assert isinstance(side, _Side)
     side._ps_primary = primary
+    if "_has_events" in primary.__dict__:
+        side._has_events = primary._has_events
     side.__dict__.pop("dispatch", None)
     side.dispatch = side.dispatch._join(primary.dispatch)  # as SQLAlchemy's OptionEngine does it
     if dialect.ps_replicas is not None:

@@ -23,7 +23,7 @@ from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_sqlalchemy.dialect import falling_back
+from ps_sqlalchemy._falling_back import falling_back
 from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, read_only
 from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
@@ -124,8 +124,8 @@ class Session(orm.Session):
                     raise
                 emit_fallback("replica", refusals.failure)
                 writes = refusals.failure.kind is Kind.NOT_PRIMARY
-                if writes and isinstance(statement, sa.TextClause) and self._ps_replicas is not None:
-                    self._ps_replicas.note_refused(statement.text)
+                if writes and self._ps_replicas is not None:
+                    _note_refused(statement, self._ps_replicas)
             outer, self._ps_asked = self._ps_asked, Route.PRIMARY
             try:
                 return super()._execute_internal(statement, params, **kwargs)
@@ -304,7 +304,23 @@ def _reads(clause: Any, replicas: Replicas) -> bool:
         and bool(getattr(clause, "is_select", False))
         and getattr(clause, "_for_update_arg", None) is None
         and not getattr(clause, "is_dml", False)
+        # Only where there is one: the key takes longer than all else here.
+        and not (replicas.refused_constructs and _key_of(clause) in replicas.refused_constructs)
     )
+
+
+def _note_refused(statement: Any, replicas: Replicas) -> None:
+    """Remember that a statement, which looks like a read, writes."""
+    if isinstance(statement, sa.TextClause):
+        replicas.note_refused(statement.text)
+    elif (key := _key_of(statement)) is not None:
+        replicas.refused_constructs.add(key)
+
+
+def _key_of(statement: Any) -> Any:
+    """Return what is the same for all statements that compile to the same; None where SQLAlchemy has no such key."""
+    key = statement._generate_cache_key()
+    return None if key is None else key.key
 
 
 @sa.event.listens_for(Session, "before_flush")

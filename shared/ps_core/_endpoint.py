@@ -16,7 +16,7 @@ from ps_core.context import current, remaining
 from ps_core.timeouts import SETTINGS, format_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from ps_core.topology import Endpoint
 
@@ -34,7 +34,7 @@ class StatementMemory:
         self._lock = threading.Lock()
         self._hashes: dict[int, None] = {}
 
-    def __contains__(self, text: str) -> bool:
+    def __contains__(self, text: Hashable) -> bool:
         return bool(self._hashes) and hash(text) in self._hashes
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class StatementMemory:
         """See `EndpointState.forget_threads`."""
         self._lock = threading.Lock()
 
-    def add(self, text: str) -> None:
+    def add(self, text: Hashable) -> None:
         """Remember `text` (its hash: generated texts are long)."""
         with self._lock:
             self._hashes[hash(text)] = None

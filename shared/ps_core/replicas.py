@@ -10,6 +10,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+from ps_core._endpoint import StatementMemory
 from ps_core._fork import renew_after_fork
 from ps_core.context import has_to_ask_primary
 from ps_core.events import Event, Name, emit
@@ -62,6 +63,8 @@ class Replicas:
         """The primary, as an endpoint that is only read from."""
         self.max_fallback: int | None = None
         """How many connections may be on the fallback at once; None: any number. See `limited_to`."""
+        self.refused_constructs = StatementMemory()
+        """What frameworks know statements by that look like reads and were refused."""
         self._clock = clock
         self._left_out = _LeftOut()
         self._out = self._left_out.due

@@ -188,6 +188,33 @@ def using_nothing() -> Any:
     return use_token(None)
 
 
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("form", ["construct", "text"])
+def test_known_write_takes_no_connection_of_the_replicas(engine: Engine, form: str) -> None:
+    """A read that was refused because it writes goes to the primary at once; no connection to a replica is checked out."""
+    statement: Any = select(sa.func.sa_hidden(sa.literal(7)), sa.literal(form))
+    if form == "text":
+        statement = text("SELECT sa_hidden(7), 'known'")
+    checked_out: list[Any] = []
+
+    def note(*_: Any) -> None:
+        checked_out.append(1)
+
+    assert engine.replica is not None
+    sa.event.listen(engine.replica.pool, "checkout", note)
+    try:
+        for _ in range(3):
+            with Session(engine) as session:
+                session.execute(statement)
+        assert len(checked_out) <= 1
+        with Session(engine) as session:
+            session.execute(select(sa.literal(7), sa.literal(form)))
+        assert len(checked_out) <= 2
+        assert checked_out
+    finally:
+        sa.event.remove(engine.replica.pool, "checkout", note)
+
+
 def test_autobegin_off(ps_lab: Lab, engine: Engine, library: None) -> None:
     """With autobegin=False every transaction is declared, and without one SQLAlchemy's own error is raised."""
     with use_token(None), Session(engine, autobegin=False) as session:

@@ -284,6 +284,8 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         """Like `Connection.rollback`."""
         if not (self._has_nothing_to_end() or self._forget_lost_transaction()):
             await super().rollback()
+        if self.stands_in:
+            await self.go_home()
 
     async def commit(self) -> None:
         """Like `Connection.commit`. Cancellation waits for its answer."""
@@ -293,6 +295,8 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             await _uncancelled(super().commit())
         except CommitOutcomeUnknown as unknown:
             await self._settle(unknown)
+        if self.stands_in:
+            await self.go_home()
 
     @asynccontextmanager
     async def transaction(

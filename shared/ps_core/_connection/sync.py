@@ -239,7 +239,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         self._cross()
 
     def stand_in(self) -> bool:
-        """Let the primary answer what follows, READ ONLY, in the place of the replica that refused it, until `go_home`.
+        """Let the primary answer what follows, READ ONLY, in the place of the replica that refused it, until the
+        transaction ends, or `go_home`.
 
         Returns False where that is not possible: it is forbidden, the primary did already, this is no replica's connection, or
         more than the statement that was refused is in the open transaction.
@@ -330,6 +331,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
         if not (self._has_nothing_to_end() or self._forget_lost_transaction()):
             super().rollback()
+        if self.stands_in:
+            self.go_home()
 
     def commit(self) -> None:
         """Commit. Where the answer does not come, look up what became of it.
@@ -345,6 +348,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             super().commit()
         except CommitOutcomeUnknown as unknown:
             self._settle(unknown)
+        if self.stands_in:
+            self.go_home()
 
     @contextmanager
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Iterator[psycopg.Transaction]:
