@@ -34,9 +34,11 @@ test-suite-django: .venv/ready
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
 
-# Applications and packages of others (Wagtail, django-tenants, django-pgactivity, django-pglock) on the lab.
+# Applications and packages of others on the lab: Wagtail, django-tenants, ...; those of docs/howto/packages.md for SQLAlchemy.
+# --no-deps: fastapi-users' adapter asks for SQLAlchemy below 2.1, and the others are to be tested with the newest.
 test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
+	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7'
 	.venv/bin/pytest tests/applications
 
 # The shop of docs/examples in a real browser; Chromium from the system's packages.
