@@ -14,16 +14,19 @@ from weakref import WeakSet
 import sqlalchemy as sa
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.base import OptionEngine as SAOptionEngine
+from sqlalchemy.engine.create import _pool_translate_kwargs
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as sa_create_async_engine
+from sqlalchemy.util import get_cls_kwargs
 
+from ps_core._names import given_to_complete, nearest, no_such
 from ps_core._registry import policy_for, replicas_of, states_of
-from ps_core.errors import ConfigurationError
+from ps_core.errors import ConfigurationError, UnknownSetting
 from ps_core.topology import Topology, TopologySettings
 from ps_sqlalchemy.pool import max_fallback_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from ps_core import RetryPolicy
     from ps_core._endpoint import EndpointState
@@ -41,6 +44,14 @@ _SETTINGS = frozenset(TopologySettings.__annotations__)
 _POOL_DEFAULTS = {"pool_recycle": 3600, "pool_timeout": 10, "pool_use_lifo": True}
 _POOL_OPTIONS = ("pool_", "max_overflow")
 _SIDES = ("replica_", "direct_")
+# What sqlalchemy.create_engine takes itself, beside what it hands to the dialect, the pool and the engine.
+_OF_FACTORY = frozenset(
+    {"connect_args", "empty_in_strategy", "enable_from_linting", "future", "plugins", "poolclass"}
+    | {"_coerce_config", "_initialize", "_is_async"}
+)
+_CONNECTS = frozenset({"creator", "async_creator", "module", "pool"})
+# What it, or we, fill in.
+_FILLED_IN = frozenset({*_CONNECTS, "_dispatch", "dbapi", "dialect", "ps_policy", "ps_state", "url"})
 _POOL_EVENTS = ("connect", "checkout", "checkin", "reset", "invalidate", "soft_invalidate", "close", "detach", "close_detached")
 
 _engines: WeakSet[Engine] = WeakSet()
@@ -194,23 +205,22 @@ def _create(
     factory: Callable[..., sa.Engine],
 ) -> Engine:
     settings = {name: options.pop(name) for name in list(options) if name in _SETTINGS}
+    sides = {
+        side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
+    }
+    _check_options(options, sides, drivername)
     if isinstance(target, Topology):
         if settings:
-            raise TypeError(f"a Topology is complete: give {', '.join(settings)} to Topology.from_url instead")
+            raise given_to_complete(target, settings)
         topology = target
     else:
         url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
         topology = Topology.from_url(url, **settings)
-    for name in ("creator", "async_creator", "module", "pool"):
-        if name in options:
-            raise ConfigurationError(
-                f"{name}: the topology says how to connect: write the URL's parameters, connect_args, or poolclass"
-            )
-    sides = {
-        side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
-    }
     primary, _, direct = states_of(topology)
     replicas = replicas_of(topology)
+    if replicas is None and sides["replica_"]:
+        names = ", ".join(f"replica_{name}" for name in sides["replica_"])
+        raise ConfigurationError(f"{names}: there are no replicas: write replica_bouncer=..., or leave this out")
     policy = retry or policy_for(topology.retry_timeout)
 
     def make(state: EndpointState, side: dict[str, Any], **defaults: Any) -> sa.Engine:
@@ -251,6 +261,52 @@ def _create(
     engine._ps_make_direct = lambda: make(direct, sides["direct_"])
     _engines.add(engine)
     return engine
+
+
+def _check_options(options: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]], drivername: str) -> None:
+    """Refuse each option that SQLAlchemy would not take: it would say so late, or, for a side that there is not, never.
+
+    `options` hold for all endpoints, those of `sides` (without their prefix) for one.
+
+    Raises:
+        UnknownSetting: there is no such option, or the pool class takes none of that name.
+        ConfigurationError: the option says how to connect.
+    """
+    dialect: Any = sa.URL.create(drivername).get_dialect()
+    usual = dialect.get_pool_class(sa.URL.create(drivername))
+    known = _options_of(dialect, usual)
+    names = ["retry", *_SETTINGS, *known, *(side + name for side in _SIDES for name in known)]
+    of_all = options.get("poolclass") or usual
+    for side, given in (("", options), *sides.items()):
+        poolclass = given.get("poolclass") or of_all
+        taken = _options_of(dialect, poolclass)
+        for name in given:
+            if name in taken:
+                continue
+            if name in _CONNECTS:
+                raise ConfigurationError(
+                    f"{side}{name}: the topology says how to connect: write the URL's parameters, {side}connect_args,"
+                    f" {side}poolclass or {side}pool_size"
+                )
+            if name in known:
+                raise UnknownSetting(
+                    f"{side}{name}: {poolclass.__name__} has no such option: leave it out, or write another poolclass"
+                )
+            # A plugin may take any other one. What none takes, SQLAlchemy refuses.
+            if ("plugins" in options or "plugins" in given) and nearest(side + name, _SETTINGS, cutoff=0.85) is None:
+                continue
+            raise no_such(
+                "option",
+                side + name,
+                names,
+                otherwise="write a setting of ps_core.topology.TopologySettings, or an option of sqlalchemy.create_engine",
+            )
+
+
+def _options_of(dialect: type, poolclass: type) -> Collection[str]:
+    """Return the keywords of `sqlalchemy.create_engine` with this dialect and pool, as it finds them itself."""
+    of_pool = (_pool_translate_kwargs.get(name, name) for name in get_cls_kwargs(poolclass))
+    return {*_OF_FACTORY, *get_cls_kwargs(dialect), *of_pool, *get_cls_kwargs(sa.Engine)} - _FILLED_IN
 
 
 def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: Replicas) -> Callable[..., Any]:
