@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 from weakref import WeakSet
 
 import sqlalchemy as sa
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
     from ps_core.topology import Endpoint
+    from ps_sqlalchemy.options import EngineOptions
 
 __all__ = ["AsyncEngine", "Engine", "create_async_engine", "create_engine"]
 
@@ -174,7 +175,9 @@ class AsyncEngine(SAAsyncEngine):
         return AsyncEngine(self.sync_engine.execution_options(**opt))
 
 
-def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> Engine:
+def create_engine(
+    target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Unpack[EngineOptions]
+) -> Engine:
     """Return an engine on the primary with `engine.replica` and `engine.direct`.
 
     `target` is a role's URL as PlanetScale shows it, or a `Topology`. `options` are the topology's settings (`bouncer`,
@@ -185,16 +188,18 @@ def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
-    return _create(target, retry, options, "postgresql+ps", sa.create_engine)
+    return _create(target, retry, cast("dict[str, Any]", options), "postgresql+ps", sa.create_engine)
 
 
-def create_async_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> AsyncEngine:
+def create_async_engine(
+    target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Unpack[EngineOptions]
+) -> AsyncEngine:
     """Like `create_engine`, for asyncio."""
 
     def make(url: sa.URL, **kwargs: Any) -> sa.Engine:
         return sa_create_async_engine(url, **kwargs).sync_engine
 
-    return AsyncEngine(_create(target, retry, options, "postgresql+ps_async", make))
+    return AsyncEngine(_create(target, retry, cast("dict[str, Any]", options), "postgresql+ps_async", make))
 
 
 def _create(
@@ -270,17 +275,20 @@ def _check_options(options: Mapping[str, Any], sides: Mapping[str, Mapping[str, 
 
     Raises:
         UnknownSetting: there is no such option, or the pool class takes none of that name.
-        ConfigurationError: the option says how to connect.
+        ConfigurationError: the option says how to connect, or cannot be another one for the replicas.
     """
     dialect: Any = sa.URL.create(drivername).get_dialect()
     usual = dialect.get_pool_class(sa.URL.create(drivername))
     known = _options_of(dialect, usual)
     names = ["retry", *_SETTINGS, *known, *(side + name for side in _SIDES for name in known)]
     of_all = options.get("poolclass") or usual
+    shared = _shared_by_replicas(dialect)
     for side, given in (("", options), *sides.items()):
         poolclass = given.get("poolclass") or of_all
         taken = _options_of(dialect, poolclass)
         for name in given:
+            if side == "replica_" and name in shared:
+                raise ConfigurationError(f"replica_{name}: replicas share it with the primary: write {name}, for all endpoints")
             if name in taken:
                 continue
             if name in _CONNECTS:
@@ -307,6 +315,11 @@ def _options_of(dialect: type, poolclass: type) -> Collection[str]:
     """Return the keywords of `sqlalchemy.create_engine` with this dialect and pool, as it finds them itself."""
     of_pool = (_pool_translate_kwargs.get(name, name) for name in get_cls_kwargs(poolclass))
     return {*_OF_FACTORY, *get_cls_kwargs(dialect), *of_pool, *get_cls_kwargs(sa.Engine)} - _FILLED_IN
+
+
+def _shared_by_replicas(dialect: type) -> Collection[str]:
+    """Return the options of what the replicas' engine has from the primary's: its dialect, and its cache of statements."""
+    return {*get_cls_kwargs(dialect), "enable_from_linting", "query_cache_size"} - {"isolation_level"}
 
 
 def _creator(dialect: Any, url: sa.URL, connect_args: dict[str, Any], replicas: Replicas) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import ReferenceType, ref
 
 import sqlalchemy as sa
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
 
     TransactionRef = ReferenceType[SessionTransaction]
+    _AsyncBind = sa_asyncio.AsyncEngine | sa_asyncio.AsyncConnection
 
 __all__ = ["AsyncSession", "Session", "async_sessionmaker", "sessionmaker"]
 
@@ -348,15 +349,31 @@ class AsyncSession(sa_asyncio.AsyncSession):
     sync_session_class: type[orm.Session] = Session
 
 
-class sessionmaker(orm.sessionmaker[Session]):  # noqa: N801 - SQLAlchemy's name
-    """SQLAlchemy's `sessionmaker` for `Session`."""
+S = TypeVar("S", bound=orm.Session)
+A = TypeVar("A", bound=sa_asyncio.AsyncSession)
+
+
+class sessionmaker(orm.sessionmaker[S]):  # noqa: N801 - SQLAlchemy's name
+    """SQLAlchemy's `sessionmaker`, by default for `Session`."""
+
+    @overload
+    def __init__(self, bind: sa.Engine | sa.Connection | None = None, *, class_: type[S], **kwargs: Any) -> None: ...
+
+    @overload
+    def __init__(self: sessionmaker[Session], bind: sa.Engine | sa.Connection | None = None, **kwargs: Any) -> None: ...
 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
         super().__init__(bind, **{"class_": Session, **kwargs})
 
 
-class async_sessionmaker(sa_asyncio.async_sessionmaker[AsyncSession]):  # noqa: N801 - SQLAlchemy's name
-    """SQLAlchemy's `async_sessionmaker` for `AsyncSession`."""
+class async_sessionmaker(sa_asyncio.async_sessionmaker[A]):  # noqa: N801 - SQLAlchemy's name
+    """SQLAlchemy's `async_sessionmaker`, by default for `AsyncSession`."""
+
+    @overload
+    def __init__(self, bind: _AsyncBind | None = None, *, class_: type[A], **kwargs: Any) -> None: ...
+
+    @overload
+    def __init__(self: async_sessionmaker[AsyncSession], bind: _AsyncBind | None = None, **kwargs: Any) -> None: ...
 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
         super().__init__(bind, **{"class_": AsyncSession, **kwargs})

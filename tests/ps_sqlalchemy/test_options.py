@@ -15,7 +15,8 @@ import ps_sqlalchemy
 from ps_core import ConfigurationError, Topology
 from ps_core.errors import UnknownSetting
 from ps_core.topology import TopologySettings
-from ps_sqlalchemy.engine import _check_options
+from ps_sqlalchemy.engine import _check_options, _options_of, _shared_by_replicas
+from ps_sqlalchemy.options import EngineOptions
 
 pytestmark = pytest.mark.fast
 
@@ -70,6 +71,12 @@ class Pool(pool.QueuePool):
         # of a side that there is not
         ({"replica_pool_size": 5}, "replica_pool_size: there are no replicas: write replica_bouncer=..., or leave this out"),
         ({"replica_pool_size": 5, "replica_echo": True}, "replica_pool_size, replica_echo: there are no replicas"),
+        # of what the replicas share
+        (
+            {**REPLICA, "replica_json_serializer": repr},
+            "replica_json_serializer: replicas share it with the primary: write json_",
+        ),
+        ({**REPLICA, "replica_query_cache_size": 1}, "replica_query_cache_size: replicas share it with the primary"),
         # of another pool class
         ({"poolclass": pool.NullPool, "pool_size": 5}, "pool_size: NullPool has no such option: leave it out, or write another"),
         (
@@ -99,7 +106,7 @@ def test_refusals(create: Callable[..., Any], options: dict[str, Any], message: 
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}") as caught:
         create(URL, **options)
     # SQLAlchemy's error for an unknown option, which callers catch.
-    refused = "how to connect" in message or "no replicas" in message
+    refused = "how to connect" in message or "no replicas" in message or "share it" in message
     assert isinstance(caught.value, TypeError) is not refused
 
 
@@ -121,7 +128,7 @@ def test_a_topology_is_complete(create: Callable[..., Any]) -> None:
 
 
 def test_what_sqlalchemy_takes() -> None:
-    """Every option that stock declares, and each of the dialect's, is taken for all endpoints and for each side."""
+    """What stock declares, and the dialect's options, are taken for all endpoints, and for a side, but for what is shared."""
     [typed, _] = get_overloads(sa.create_engine)
     declared = {name for name, one in inspect.signature(typed).parameters.items() if one.kind is one.KEYWORD_ONLY}
     # It declares one that it takes no longer, and says how to connect by three.
@@ -130,7 +137,9 @@ def test_what_sqlalchemy_takes() -> None:
     declared |= {"client_encoding", "use_native_hstore", "server_side_cursors"}
     given = dict.fromkeys(declared)
     for drivername in ("postgresql+ps", "postgresql+ps_async"):
-        _check_options(given, {"replica_": given, "direct_": given}, drivername)
+        shared = _shared_by_replicas(sa.URL.create(drivername).get_dialect())
+        of_replicas = {name: value for name, value in given.items() if name not in shared}
+        _check_options(given, {"replica_": of_replicas, "direct_": given}, drivername)
     assert not declared & TopologySettings.__annotations__.keys()
 
 
@@ -161,3 +170,18 @@ def test_plugins(create: Callable[..., Any]) -> None:
     create(URL, **REPLICA, replica_plugins=["test_options"], replica_of_plugin=1)
     with pytest.raises(TypeError, match="'xyzzy' sent to create_engine"):
         create(URL, plugins=["test_options"], xyzzy=1)
+
+
+def test_types() -> None:
+    """`EngineOptions` has what is taken, and no more, but for what nobody should write any longer."""
+    dialect = sa.URL.create("postgresql+ps").get_dialect()
+    taken = set(_options_of(dialect, pool.QueuePool))
+    typed = set(EngineOptions.__annotations__) - set(TopologySettings.__annotations__)
+    of_all = {name for name in typed if not name.startswith(("replica_", "direct_"))}
+    of_replicas = {name.removeprefix("replica_") for name in typed if name.startswith("replica_")}
+    assert {name for name in taken - of_all if not name.startswith("_")} == {
+        *("compiler_linting", "empty_in_strategy", "implicit_returning", "pool_events", "supports_native_boolean")
+    }
+    assert of_all - taken <= {"skip_autocommit_rollback"}  # newer than the oldest SQLAlchemy
+    assert {name.removeprefix("direct_") for name in typed if name.startswith("direct_")} == of_all
+    assert of_replicas == of_all - set(_shared_by_replicas(dialect)) - {"future"}
