@@ -189,6 +189,8 @@ async def asynchronous_sessions(engine: AsyncEngine) -> int:
     assert_type(own(), OwnAsync)
     async with own.begin() as mine:
         assert_type(mine, OwnAsync)
+    assert_type(AsyncSession(engine, sync_session_class=SASession, expire_on_commit=False).sync_session, SASession)
+    AsyncSession(sync_session_class=sa_sessionmaker())
     plain: sa_asyncio.async_sessionmaker[OwnAsync] = own
     assert_type(plain(), OwnAsync)
     assert_type(await arun_transaction(own, with_own_async), int)
@@ -251,6 +253,8 @@ async def mistakes_of_asyncio(engine: Engine, asynchronous: AsyncEngine) -> None
     async_sessionmaker(engine)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     await arun_transaction(asynchronous, with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     await arun_transaction(async_sessionmaker(asynchronous), with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await arun_transaction(AsyncSession(asynchronous), with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    AsyncSession(asynchronous, sync_session_class=AsyncSession)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await arun_transaction(engine, with_own_async)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
