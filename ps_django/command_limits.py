@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from ps_core._names import no_such
 from ps_core.errors import ConfigurationError
 from ps_core.timeouts import SETTINGS, Timeouts, parse_duration
 
@@ -78,7 +79,7 @@ def _parse(given: Any, where: str) -> Mapping[str, float | None] | Literal["requ
         )
     for name in given:
         if name not in SETTINGS:
-            raise ConfigurationError(f"{where}: there is no limit {name!r}: write one of {', '.join(SETTINGS)}")
+            raise no_such("limit", str(name), SETTINGS, where=where)
     values = {name: parse_duration(value, name=f"{where}[{name!r}]") for name, value in given.items()}
     return _checked(values, where)
 

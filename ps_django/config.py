@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
+from ps_core._names import no_such
 from ps_core._registry import policy_for, replicas_at, state_of
 from ps_core.consistency import identity_of
 from ps_core.dsn import Dsn
@@ -139,9 +140,7 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     options = entry.get("OPTIONS") or {}
     unknown = [name for name in options if name.startswith("ps_") and name not in _OWN]
     if unknown:
-        raise ConfigurationError(
-            f"DATABASES[{alias!r}]: there is no option {unknown[0]!r}: write one of {', '.join(sorted(_OWN))}"
-        )
+        raise no_such("option", unknown[0], sorted(_OWN), where=f"DATABASES[{alias!r}]")
     role = options.get("ps_role", "primary")
     if role not in ("primary", "replica", "direct"):
         raise ConfigurationError(f"DATABASES[{alias!r}]: ps_role: write 'primary', 'replica' or 'direct', not {role!r}")

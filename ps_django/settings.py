@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ from django.conf import settings
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from ps_core._names import no_such
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
@@ -73,8 +73,7 @@ class Settings:
         known = [field.name.upper() for field in fields(cls)]
         for name in given:
             if name not in known:
-                near = get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
-                raise ConfigurationError(f"PS_DJANGO: there is no {name!r}: did you mean {near!r}?")
+                raise no_such("key", str(name), known, where="PS_DJANGO")
         return cls(**{name.lower(): value for name, value in given.items()})
 
 

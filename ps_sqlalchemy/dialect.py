@@ -27,10 +27,11 @@ from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback
 from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
 from ps_sqlalchemy._falling_back import falls_back
-from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, endpoint_of, topology_of
+from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from ps_sqlalchemy.transaction import note_commit
+from ps_sqlalchemy.url import endpoint_of, topology_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
     from ps_core.replicas import Replicas
     from ps_core.topology import Topology
-    from ps_sqlalchemy.engine import Sides, To
+    from ps_sqlalchemy.engine import Sides
+    from ps_sqlalchemy.url import To
 
 __all__ = ["PSDialect", "PSDialectAsync"]
 

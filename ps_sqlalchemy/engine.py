@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import cached_property, partial
 from inspect import getclosurevars, unwrap
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack, cast
 from weakref import WeakSet
 
 import sqlalchemy as sa
@@ -20,38 +20,36 @@ from sqlalchemy.event.base import _JoinedDispatcher as JoinedDispatcher
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 
+from ps_core._names import given_to_complete
 from ps_core._registry import policy_for
 from ps_core.errors import ConfigurationError
-from ps_core.topology import Topology, TopologySettings
+from ps_core.topology import Topology
 from ps_sqlalchemy._falling_back import falls_back
+from ps_sqlalchemy.options import SETTINGS, SIDES, check_options
 from ps_sqlalchemy.pool import max_fallback_of
+from ps_sqlalchemy.url import endpoint_of, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ps_core import RetryPolicy
     from ps_core.replicas import Replicas
-    from ps_core.topology import Endpoint
+    from ps_sqlalchemy.options import EngineOptions
+    from ps_sqlalchemy.url import To
 
 __all__ = [
-    "TO",
+    "READ_ONLY_ON_PRIMARY",
     "AsyncEngine",
     "Engine",
     "adopt",
     "create_async_engine",
     "create_engine",
-    "endpoint_of",
+    "read_only",
     "replica_of",
-    "topology_of",
 ]
 
-To: TypeAlias = Literal["primary", "replica", "direct"]
-"""The endpoints of a topology that an engine leads to."""
 Sides: TypeAlias = "Callable[[To], tuple[sa.Engine, Mapping[str, Any]]]"
 """What makes an engine of the same kind on other endpoints; and its execution options."""
-
-TO: Final = "ps_to"
-"""The parameter of a URL that stands for one endpoint of these: `engine.direct.url` has it."""
 
 READ_ONLY_ON_PRIMARY: Final = "primary"
 """A value of `postgresql_readonly` on an engine that was made from a URL alone: READ ONLY, and not on a replica."""
@@ -60,11 +58,9 @@ READ_ONLY_ON_PRIMARY: Final = "primary"
 registry.register("postgresql.ps", "ps_sqlalchemy.dialect", "PSDialect")
 registry.register("postgresql.ps_async", "ps_sqlalchemy.dialect", "PSDialectAsync")
 
-_SETTINGS = frozenset(TopologySettings.__annotations__)
 # Bouncers drain within 24 hours; the connection that was used last is the one that is least likely to have been dropped.
 _POOL_DEFAULTS = {"pool_recycle": 3600, "pool_timeout": 10, "pool_use_lifo": True}
 _POOL_OPTIONS = ("pool_", "max_overflow")
-_SIDES = ("replica_", "direct_")
 _POOL_EVENTS = (
     "connect",
     "first_connect",
@@ -337,7 +333,7 @@ def _like(engine: Engine, connect_args: dict[str, Any], to: To) -> tuple[sa.Engi
     drivername = "postgresql+ps_async" if dialect.is_async else "postgresql+ps"
     cache = engine._compiled_cache
     made = _factory(drivername, to)(
-        _url(endpoint_of(engine.topology, to), drivername),
+        url_of(endpoint_of(engine.topology, to), drivername),
         poolclass=sa.NullPool,
         ps_topology=engine.topology,
         ps_to=to,
@@ -404,11 +400,6 @@ def _forward(primary: Engine, name: str, besides: frozenset[Any], *args: Any) ->
             listener(*args)
 
 
-def endpoint_of(topology: Topology, to: To) -> Endpoint:
-    """Return the endpoint that an engine names: of several replicas the first."""
-    return topology.replicas[0] if to == "replica" else topology.direct if to == "direct" else topology.primary
-
-
 def _logging_name(given: str | None, to: To) -> str:
     # Loggers tell the sides apart: sqlalchemy.engine.Engine.replica, or .NAME.replica.
     return f"{given}.{to}" if given else to
@@ -440,7 +431,9 @@ class AsyncEngine(SAAsyncEngine):
         return AsyncEngine(self.sync_engine.execution_options(**opt))
 
 
-def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> Engine:
+def create_engine(
+    target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Unpack[EngineOptions]
+) -> Engine:
     """Return an engine on the primary with `engine.replica` and `engine.direct`.
 
     `target` is a role's URL as PlanetScale shows it, or a `Topology`. `options` are the topology's settings (`bouncer`,
@@ -451,31 +444,32 @@ def create_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
-    return _create(target, retry, options, "postgresql+ps")
+    return _create(target, retry, cast("dict[str, Any]", options), "postgresql+ps")
 
 
-def create_async_engine(target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Any) -> AsyncEngine:
+def create_async_engine(
+    target: str | sa.URL | Topology, *, retry: RetryPolicy | None = None, **options: Unpack[EngineOptions]
+) -> AsyncEngine:
     """Like `create_engine`, for asyncio."""
-    return AsyncEngine(_create(target, retry, options, "postgresql+ps_async"))
+    return AsyncEngine(_create(target, retry, cast("dict[str, Any]", options), "postgresql+ps_async"))
 
 
 def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options: dict[str, Any], drivername: str) -> Engine:
-    settings = {name: options.pop(name) for name in list(options) if name in _SETTINGS}
+    settings = {name: options.pop(name) for name in list(options) if name in SETTINGS}
+    sides = {
+        side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in SIDES
+    }
+    check_options(options, sides, drivername)
     if isinstance(target, Topology):
         if settings:
-            raise TypeError(f"a Topology is complete: give {', '.join(settings)} to Topology.from_url instead")
+            raise given_to_complete(target, settings)
         topology = target
     else:
         url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
         topology = Topology.from_url(url, **settings)
-    for name in ("creator", "async_creator", "module", "pool"):
-        if name in options:
-            raise ConfigurationError(
-                f"{name}: the topology says how to connect: write the URL's parameters, connect_args, or poolclass"
-            )
-    sides = {
-        side: {name.removeprefix(side): options.pop(name) for name in list(options) if name.startswith(side)} for side in _SIDES
-    }
+    if not topology.replicas and sides["replica_"]:
+        names = ", ".join(f"replica_{name}" for name in sides["replica_"])
+        raise ConfigurationError(f"{names}: there are no replicas: write replica_bouncer=..., or leave this out")
     policy = retry or policy_for(topology.retry_timeout)
 
     def make(to: To, **more: Any) -> tuple[sa.Engine, Mapping[str, Any]]:
@@ -493,56 +487,13 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
             execution_options = {**execution_options, "isolation_level": given.pop("isolation_level")}
         name = _logging_name(given.get("logging_name"), to)
         arguments = {"pool_logging_name": name, **given, "logging_name": name}
-        url = _url(endpoint_of(topology, to), drivername)
+        url = url_of(endpoint_of(topology, to), drivername)
         engine = _factory(drivername, to)(url, ps_topology=topology, ps_to=to, ps_policy=policy, **arguments, **more)
         return engine, execution_options
 
     engine, _ = make("primary", ps_sides=make, execution_options=options.get("execution_options"))
     assert isinstance(engine, Engine)
     return engine
-
-
-def topology_of(url: sa.URL) -> tuple[Topology, To]:
-    """Return the endpoints that a URL alone stands for, and which of them it leads to.
-
-    Raises:
-        ConfigurationError: what is asked for cannot work.
-    """
-    to = url.query.get(TO, "primary")
-    whole = url.difference_update_query([TO])
-    if to == "primary":
-        return Topology.from_url(whole.render_as_string(hide_password=False)), "primary"
-    if to == "direct":
-        return Topology.from_url(whole.render_as_string(hide_password=False)), "direct"
-    if to == "replica":
-        itself = whole.difference_update_query([name for name in whole.query if name.startswith("ps_")])
-        base = whole.set(username=(whole.username or "").partition("|")[0] or None)
-        urls = itself.render_as_string(hide_password=False)
-        return Topology.from_url(base.render_as_string(hide_password=False), replica_urls=urls), "replica"
-    raise ConfigurationError(f"{TO}: write 'primary', 'replica' or 'direct', not {to!r}")
-
-
-def _url(endpoint: Endpoint, drivername: str) -> sa.URL:
-    query: dict[str, Any] = dict(endpoint.params)
-    if endpoint.role != "primary":
-        query[TO] = endpoint.role
-        if not endpoint.pooled:
-            query["ps_pooled"] = "false"
-    host: str | None = endpoint.host
-    port: int | None = None if endpoint.ports == (None,) else endpoint.port
-    if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets
-        info = endpoint.conninfo()
-        query |= {name: str(info[name]) for name in ("host", "port") if name in info}
-        host = port = None
-    return sa.URL.create(
-        drivername,
-        username=endpoint.user or None,
-        password=endpoint.password or None,
-        host=host or None,
-        port=port,
-        database=endpoint.dbname or None,
-        query=query,
-    )
 
 
 def _forget_connections() -> None:

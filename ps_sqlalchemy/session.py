@@ -7,8 +7,10 @@ everything is on the primary. The decision itself is `ps_core.routing`'s; here i
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from inspect import isfunction
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 from weakref import ReferenceType, ref
 
 import sqlalchemy as sa
@@ -28,11 +30,14 @@ from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, read_only
 from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.orm import SessionTransaction
 
     from ps_core.replicas import Replicas
 
     TransactionRef = ReferenceType[SessionTransaction]
+    _AsyncBind = sa_asyncio.AsyncEngine | sa_asyncio.AsyncConnection
 
 __all__ = ["AsyncSession", "Session", "async_sessionmaker", "sessionmaker"]
 
@@ -349,20 +354,90 @@ def _after_update(_: Any, __: Any, state: Any) -> None:
 
 
 class AsyncSession(sa_asyncio.AsyncSession):
-    """SQLAlchemy's `AsyncSession`, routed; it takes `Session`'s arguments."""
+    """SQLAlchemy's `AsyncSession`, routed; it takes `Session`'s arguments.
+
+    Its `sync_session_class` (an argument, also of a sessionmaker, or a subclass's attribute) may be another class of sessions,
+    with none of the methods that `Session` overrides, or a `sqlalchemy.orm.sessionmaker`: these are routed, too.
+
+    Raises:
+        ConfigurationError: the sessions of `sync_session_class` cannot be routed.
+    """
 
     sync_session_class: type[orm.Session] = Session
 
+    def __init__(
+        self, bind: _AsyncBind | None = None, *, sync_session_class: Callable[..., orm.Session] | None = None, **kwargs: Any
+    ) -> None:
+        given: Any = sync_session_class or self.sync_session_class
+        super().__init__(bind, sync_session_class=_routed(given), **kwargs)
+        if not isinstance(self.sync_session, Session):  # of a function
+            kind = type(self.sync_session).__qualname__
+            raise ConfigurationError(f"sync_session_class: {given!r} makes a {kind}: let it make a ps_sqlalchemy.Session")
 
-class sessionmaker(orm.sessionmaker[Session]):  # noqa: N801 - SQLAlchemy's name
-    """SQLAlchemy's `sessionmaker` for `Session`."""
+
+def _routed(given: Any) -> Any:
+    """Return what makes the same sessions as a `sync_session_class`, but routed. What a function makes is only known afterwards.
+
+    Raises:
+        ConfigurationError: they are of a class that cannot be routed.
+    """
+    if isinstance(given, orm.sessionmaker):
+        if issubclass(given.class_, Session):
+            return given
+        maker = copy(given)  # with the same `kw`, which `configure()` changes
+        maker.class_ = _routed_class(given.class_)
+        return maker
+    if isinstance(given, type) and issubclass(given, orm.Session) and not issubclass(given, Session):
+        return _routed_class(given)
+    return given
+
+
+def _routed_class(plain: type[orm.Session]) -> type[Session]:
+    """Return the class that `plain` would be if it were derived from `Session`: the same one each time."""
+    if plain is orm.Session:
+        return Session
+    routed: type[Session] | None = vars(plain).get("_ps_routed")
+    if routed is None:
+        both = [name for name, own in vars(Session).items() if isfunction(own) and hasattr(orm.Session, name)]
+        if overridden := [name for name in both if getattr(plain, name) is not getattr(orm.Session, name)]:
+            raise ConfigurationError(
+                f"sync_session_class: {plain.__qualname__} has {', '.join(overridden)} of its own, and so has what routes: write"
+                f" class {plain.__name__}(ps_sqlalchemy.Session)"
+            )
+        routed = type(plain.__name__, (plain, Session), {"__module__": plain.__module__, "__doc__": plain.__doc__})
+        # On the class, so that both are forgotten together: each sessionmaker makes one.
+        plain._ps_routed = routed  # type: ignore[attr-defined]
+    return routed
+
+
+S = TypeVar("S", bound=orm.Session)
+A = TypeVar("A", bound=sa_asyncio.AsyncSession)
+
+
+class sessionmaker(orm.sessionmaker[S]):  # noqa: N801 - SQLAlchemy's name
+    """SQLAlchemy's `sessionmaker`, by default for `Session`."""
+
+    @overload
+    def __init__(self, bind: sa.Engine | sa.Connection | None = None, *, class_: type[S], **kwargs: Any) -> None: ...
+
+    @overload
+    def __init__(self: sessionmaker[Session], bind: sa.Engine | sa.Connection | None = None, **kwargs: Any) -> None: ...
 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
         super().__init__(bind, **{"class_": Session, **kwargs})
 
 
-class async_sessionmaker(sa_asyncio.async_sessionmaker[AsyncSession]):  # noqa: N801 - SQLAlchemy's name
-    """SQLAlchemy's `async_sessionmaker` for `AsyncSession`."""
+class async_sessionmaker(sa_asyncio.async_sessionmaker[A]):  # noqa: N801 - SQLAlchemy's name
+    """SQLAlchemy's `async_sessionmaker`, by default for `AsyncSession`."""
+
+    @overload
+    def __init__(self, bind: _AsyncBind | None = None, *, class_: type[A], **kwargs: Any) -> None: ...
+
+    @overload
+    def __init__(self: async_sessionmaker[AsyncSession], bind: _AsyncBind | None = None, **kwargs: Any) -> None: ...
 
     def __init__(self, bind: Any = None, **kwargs: Any) -> None:
         super().__init__(bind, **{"class_": AsyncSession, **kwargs})
+        class_: Any = self.class_
+        if isinstance(class_, type) and issubclass(class_, AsyncSession):  # refuse here what its first session would
+            _routed(kwargs.get("sync_session_class") or class_.sync_session_class)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import isasyncgenfunction, isawaitable, iscoroutine, isgeneratorfunction
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 import sqlalchemy as sa
 import tenacity
@@ -20,10 +20,31 @@ from ps_core.failures import RUN_AGAIN, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 __all__ = ["arun_transaction", "note_commit", "run_transaction"]
 
 T = TypeVar("T")
+W = TypeVar("W")
+Work_co = TypeVar("Work_co", covariant=True)
+X = TypeVar("X", bound=orm.Session | sa.Connection)
+Y = TypeVar("Y", bound=AsyncSession | AsyncConnection)
+
+
+class Begins(Protocol[Work_co]):
+    """What begins transactions, as a `sessionmaker` and an `Engine` do."""
+
+    def begin(self) -> AbstractContextManager[Work_co]:
+        """Return a block that is a transaction; in it is what works in it."""
+        ...
+
+
+class BeginsAsync(Protocol[Work_co]):
+    """The same for asyncio."""
+
+    def begin(self) -> AbstractAsyncContextManager[Work_co]:
+        """Return a block that is a transaction; in it is what works in it."""
+        ...
 
 
 class _Run:
@@ -45,6 +66,18 @@ _POLICY: Final = RetryPolicy()
 
 _ITSELF: Final = (orm.Session, sa.Connection, AsyncSession, AsyncConnection)
 """What is given to the function itself: what its `begin()` returns is the transaction."""
+
+
+@overload
+def run_transaction(
+    begin: X, fn: Callable[[X], T], *, retry: RetryPolicy = ..., verify: str | None = ..., marker: bool = ...
+) -> T: ...
+
+
+@overload
+def run_transaction(
+    begin: Begins[W], fn: Callable[[W], T], *, retry: RetryPolicy = ..., verify: str | None = ..., marker: bool = ...
+) -> T: ...
 
 
 def run_transaction(
@@ -78,6 +111,28 @@ def run_transaction(
                     raise _async_error(fn, result)
                 run.done = True
     return result
+
+
+@overload
+async def arun_transaction(
+    begin: Y,
+    fn: Callable[[Y], Awaitable[T]],
+    *,
+    retry: RetryPolicy = ...,
+    verify: str | None = ...,
+    marker: bool = ...,
+) -> T: ...
+
+
+@overload
+async def arun_transaction(
+    begin: BeginsAsync[W],
+    fn: Callable[[W], Awaitable[T]],
+    *,
+    retry: RetryPolicy = ...,
+    verify: str | None = ...,
+    marker: bool = ...,
+) -> T: ...
 
 
 async def arun_transaction(

@@ -7,16 +7,21 @@ weights and retry policies may differ.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import deque
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+import psycopg
+from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from ps_core._endpoint import EndpointState
 from ps_core._fork import renew_after_fork
+from ps_core._names import given_to_complete, no_such
 from ps_core._retry.gate import OutageGate
 from ps_core._retry.policy import RetryPolicy
 from ps_core.consistency import identity_of
@@ -26,7 +31,7 @@ from ps_core.timeouts import POOLED
 from ps_core.topology import Endpoint, Topology, TopologySettings, parse_retry_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
     from typing import Any
 
     from ps_core.timeouts import Duration
@@ -163,8 +168,9 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
     """Return where `ps_core.connect` goes with these arguments. It takes the topology's settings out of `options`.
 
     Raises:
-        ConfigurationError: what is asked for cannot work.
+        ConfigurationError: what is asked for cannot work, or there is no such option.
     """
+    _check_options(target, options)
     if isinstance(target, Endpoint):
         return Target(state_of(target), None, retry or RetryPolicy())
     if not isinstance(target, Topology):
@@ -181,3 +187,28 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
     if to not in ("primary", "direct"):
         raise ConfigurationError(f"to: write 'primary', 'replica' or 'direct', not {to!r}")
     return Target({"primary": primary, "direct": direct}[to], None, policy)
+
+
+@cache
+def _options_of_psycopg() -> frozenset[str]:
+    """Return the keywords of psycopg's `connect`, those of the installed libpq included."""
+    named = inspect.signature(psycopg.Connection.connect).parameters.values()
+    of_libpq = (option.keyword.decode() for option in pq.Conninfo.get_defaults())
+    return frozenset({*(one.name for one in named if one.kind is inspect.Parameter.KEYWORD_ONLY), *of_libpq})
+
+
+def _check_options(target: str | Topology | Endpoint, options: Iterable[str]) -> None:
+    """Refuse what is neither psycopg's nor a setting, before psycopg does, which names no other one."""
+    unknown = [name for name in options if name not in _options_of_psycopg()]
+    if isinstance(target, Topology | Endpoint):
+        if settings := [name for name in unknown if name in _SETTINGS]:
+            raise given_to_complete(target, settings)
+    else:
+        unknown = [name for name in unknown if name not in _SETTINGS]
+    if unknown:
+        raise no_such(
+            "option",
+            unknown[0],
+            sorted({"to", "binding", "retry", *_SETTINGS, *_options_of_psycopg()}),
+            otherwise="write a setting of ps_core.topology.TopologySettings, or a keyword of psycopg.connect",
+        )

@@ -4,6 +4,7 @@ Those that a statement can raise are the driver's classes, since that is what co
 `failure`, which is what `classify` returns.
 
 - `ValueError` > `ConfigurationError`: a setting that cannot work; the message says what to write instead
+- `ConfigurationError`, `TypeError` > `UnknownSetting`: there is no setting of that name
 - `TimeoutError` > `DeadlineExceeded`: the caller's own deadline
 - `psycopg.OperationalError` > `CommitOutcomeUnknown`: a COMMIT whose answer did not come, and nothing settles what became of it
 - `psycopg.OperationalError` > `LostAtCommit`: the connection was lost at COMMIT, and the transaction was certainly rolled back
@@ -36,6 +37,7 @@ __all__ = [
     "OutageTimeout",
     "ReplicaBehind",
     "SessionSettingRefused",
+    "UnknownSetting",
 ]
 
 
@@ -43,6 +45,13 @@ class ConfigurationError(ValueError):
     """A connection string, setting or combination of them that cannot work.
 
     The message says what to write instead, and never holds a password.
+    """
+
+
+class UnknownSetting(ConfigurationError, TypeError):
+    """A keyword, parameter of a URL or environment variable that there is not; the message names the one that is most like it.
+
+    A TypeError, too: Python, and `sqlalchemy.create_engine`, raise that for an unknown keyword, and callers catch it.
     """
 
 

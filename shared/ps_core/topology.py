@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, Final, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
+from ps_core._names import nearest, no_such
 from ps_core.dsn import Dsn, Pairs
-from ps_core.errors import ConfigurationError
+from ps_core.errors import ConfigurationError, UnknownSetting
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
@@ -45,6 +45,8 @@ _POOLED_PORT: Final = 6432
 _REPLICA: Final = "replica"
 # libpq's parameters that say what a setting of ours says.
 _LIBPQ_SETTINGS: Final[tuple[str, ...]] = ("application_name", "connect_timeout")
+# What comes behind PS_ in the variables of `ps_lab`.
+_LAB: Final = "LAB_"
 _SSLMODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # A peer that is gone is noticed within some 10 s: when idle or waiting for an answer by the keepalives, when sending by
 # tcp_user_timeout (milliseconds). libpq ignores them on Unix sockets and where the system has no such option.
@@ -250,12 +252,14 @@ class Topology:
     def from_env(cls, environ: Mapping[str, str] | None = None, **settings: Unpack[TopologySettings]) -> Self:
         """Like `from_url`, with the URL from PS_URL or else DATABASE_URL, and settings from `PS_*`; empty means not set.
 
-        `environ` is `os.environ` by default. Variables that are no setting are left alone.
+        `environ` is `os.environ` by default. A variable that is no setting, but nearly one (`PS_REPLICA_BOUNCERS`), is refused;
+        others are left alone.
 
         Raises:
-            ConfigurationError: as `from_url`, or neither URL is set.
+            ConfigurationError: as `from_url`, neither URL is set, or the name of a variable is misspelled.
         """
         env = os.environ if environ is None else environ
+        _check_variables(env)
         url = env.get("PS_URL") or env.get("DATABASE_URL")
         if not url:
             raise ConfigurationError("set PS_URL or DATABASE_URL to postgresql://USER:PASSWORD@HOST/DBNAME")
@@ -507,11 +511,21 @@ def _settings_in(dsn: Dsn) -> dict[str, Any]:
     return _parse({**settings, **dict(dsn.ps)}, prefix="ps_")
 
 
+def _check_variables(env: Mapping[str, str]) -> None:
+    known = {"URL", "REPLICA_SHARE", *(name.upper() for name in _PARSERS)}
+    for variable in env:
+        name = variable.removeprefix("PS_")
+        if name == variable or name in known or name.startswith(_LAB) or not env[variable]:
+            continue
+        # Without the prefix: all would be like each other. What is less like a setting may be another application's.
+        if (near := nearest(name, known, cutoff=0.85)) is not None:
+            raise UnknownSetting(f"there is no variable {variable}: did you mean PS_{near}?")
+
+
 def _parse(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name in given:
         if name not in _PARSERS:
-            near = get_close_matches(name, _PARSERS, n=1, cutoff=0)[0]
-            raise ConfigurationError(f"there is no setting {prefix}{name}: did you mean {prefix}{near}?")
+            raise no_such("setting", name, _PARSERS, prefix=prefix)
     return {name: _PARSERS[name](value, name=prefix + name) for name, value in given.items()}
 
 

@@ -163,7 +163,7 @@ def test_connect_is_the_classes_own(ps_lab: Lab) -> None:
     for conn in (
         Connection.connect(ps_lab.url, **SIDES),
         Connection.connect(conninfo=ps_lab.url, to="replica", **SIDES),
-        Connection.connect(psycopg.conninfo.make_conninfo("", **named), ps_pooled=None),
+        Connection.connect(psycopg.conninfo.make_conninfo("", **named), pooled=None),
         Connection.connect(**named, sslmode="prefer"),
         Connection.connect(ps_lab.topology, to="direct", row_factory=psycopg.rows.dict_row),
         Connection.connect(ps_lab.topology.primary),

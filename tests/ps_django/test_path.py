@@ -176,7 +176,7 @@ def test_limits_of_the_direct_alias() -> None:
             {"import_orders": "10min"},
             r"\['import_orders'\]: write \"off\", \"request\" \(the limits of requests\), or a mapping of",
         ),
-        ({"import_orders": {"statment": "1min"}}, "there is no limit 'statment': write one of statement, "),
+        ({"import_orders": {"statment": "1min"}}, "there is no limit statment: did you mean statement"),
         ({"statement": "soon"}, "'soon' is not a duration"),
         ({"statement": "2min", "transaction": "1min"}, "must be below transaction"),
         ({"transaction": "1min", "import_orders": {"statement": "2min"}}, r"\['import_orders'\].*must be below transaction"),

@@ -325,7 +325,7 @@ def test_weights(ps_lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({"READ": "replica"}, "did you mean 'READS'"),
+        ({"READ": "replica"}, "^PS_DJANGO: there is no key READ: did you mean READS"),
         ({"READS": "replicas"}, "write one of"),
         ({"STALE_WRITES": "no"}, "write one of"),
         ({"DEADLINE": "soon"}, "DEADLINE"),

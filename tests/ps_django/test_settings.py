@@ -380,3 +380,20 @@ def test_retry_timeout() -> None:
     assert replicas.states == (links["replica"],)
     entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
     assert policy_of("replica", entries["replica"], entries).max_elapsed == 0.7
+
+
+def test_misspelled_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`databases()` refuses a misspelled keyword, and a misspelled variable of the mapping or the process's environment."""
+    url = "postgresql://app.branch:secret@host.psdb.cloud"
+    settings: Any = {"replica_bouncers": "read-pool"}
+    variables = {"PS_URL": url, "PS_REPLICA_BOUNCERS": "read-pool"}
+    with pytest.raises(ConfigurationError, match=r"^there is no setting replica_bouncers: did you mean replica_bouncer\?$"):
+        ps_django.databases(url, **settings)
+    with pytest.raises(
+        ConfigurationError, match=r"^there is no variable PS_REPLICA_BOUNCERS: did you mean PS_REPLICA_BOUNCER\?$"
+    ):
+        ps_django.databases(variables)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"did you mean PS_REPLICA_BOUNCER\?$"):
+        ps_django.databases()

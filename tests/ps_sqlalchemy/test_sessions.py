@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,16 @@ from sqlalchemy.orm.exc import StaleDataError
 import ps_sqlalchemy
 from ps_core import ConfigurationError, limits, local_settings, set_replica_share, subscribe, use_token
 from ps_lab import Lab
-from ps_sqlalchemy import AsyncSession, Engine, Session, sessionmaker, using_primary, using_replica, without_sticky_writes
+from ps_sqlalchemy import (
+    AsyncSession,
+    Engine,
+    Session,
+    async_sessionmaker,
+    sessionmaker,
+    using_primary,
+    using_replica,
+    without_sticky_writes,
+)
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Base, Item
 
 
@@ -360,6 +370,195 @@ def test_async_session(ps_lab: Lab, items: type[Item]) -> None:
             await engine.dispose()
 
     asyncio.run(main())
+
+
+# --- the sessions inside of asyncio's ---
+
+
+class Plain(orm.Session):
+    """Somebody else's session, with a method more, and one of SQLAlchemy's that is not ours."""
+
+    def count(self) -> int:
+        """Return how many rows there are."""
+        return self.scalars(select(sa.func.count()).select_from(Item)).one()
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Do as SQLAlchemy's."""
+        return super().execute(*args, **kwargs)
+
+
+class OwnRouting(orm.Session):
+    """One that chooses its engines."""
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Do as SQLAlchemy's."""
+        return super().get_bind(*args, **kwargs)
+
+
+class OwnArguments(orm.Session):
+    """One with arguments of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class Routed(Session):
+    """One of ours."""
+
+
+class OfPlain(AsyncSession):
+    """A subclass that names its sync class."""
+
+    sync_session_class = Plain
+
+
+class OfMaker(AsyncSession):
+    """One that names a sessionmaker."""
+
+    sync_session_class = orm.sessionmaker(class_=Plain)  # type: ignore[assignment]
+
+
+class StrangersFirst(sa.ext.asyncio.AsyncSession):
+    """As SQLModel's AsyncSession: it names its sync class, and reaches for what that has more."""
+
+    sync_session_class: type[orm.Session] = Plain
+
+    async def count(self) -> int:
+        """Return how many rows there are."""
+        return await self.run_sync(lambda session: session.count())  # type: ignore[attr-defined]
+
+
+class OfBoth(StrangersFirst, AsyncSession):
+    """An application's, of both."""
+
+
+MAKERS: dict[str, Any] = {
+    "SQLAlchemy's": lambda engine: AsyncSession(engine, sync_session_class=orm.Session),
+    "a subclass": lambda engine: AsyncSession(engine, sync_session_class=Plain),
+    "one of ours": lambda engine: AsyncSession(engine, sync_session_class=Routed),
+    "a sessionmaker": lambda engine: AsyncSession(engine, sync_session_class=orm.sessionmaker()),
+    "a sessionmaker of ours": lambda engine: AsyncSession(engine, sync_session_class=sessionmaker()),
+    "a function": lambda engine: AsyncSession(engine, sync_session_class=partial(Routed)),
+    "async_sessionmaker": lambda engine: async_sessionmaker(engine, sync_session_class=Plain)(),
+    "configure()": lambda engine: configured(async_sessionmaker(engine), Plain)(),
+    "stock async_sessionmaker": lambda engine: sa.ext.asyncio.async_sessionmaker(
+        engine, class_=AsyncSession, sync_session_class=Plain
+    )(),
+    "class attribute": OfPlain,
+    "class attribute, a sessionmaker": OfMaker,
+    "class_": lambda engine: async_sessionmaker(engine, class_=OfPlain)(),
+    "two bases": OfBoth,
+}
+
+
+def configured(maker: Any, sync_session_class: Any) -> Any:
+    """Do what advanced-alchemy does to an async_sessionmaker."""
+    maker.configure(sync_session_class=sync_session_class)
+    return maker
+
+
+@pytest.mark.parametrize("made", MAKERS)
+async def test_sync_session_class(ps_lab: Lab, items: type[Item], made: str) -> None:
+    """Whatever class of sessions is asked for inside of an AsyncSession, it is routed, refuses, and compares rows."""
+    engine = ps_sqlalchemy.create_async_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    ps_lab.sql("INSERT INTO sa_item VALUES (7, 'old')")
+    ps_lab.wait_replicas_caught_up()
+    try:
+        async with MAKERS[made](engine) as session:
+            assert isinstance(session, AsyncSession)
+            assert await session.scalar(SERVED_BY_REPLICA) is True
+            item: Any = await session.get(items, 7)
+            ps_lab.sql("UPDATE sa_item SET note = 'newer'")
+            item.note = "mine"
+            with pytest.raises(StaleDataError, match="changed on the primary"):
+                await session.commit()
+        async with MAKERS[made](engine) as session, session.begin():
+            assert await session.scalar(SERVED_BY_REPLICA) is False
+            assert isinstance(session.sync_session, Session)
+            if made not in ("SQLAlchemy's", "one of ours", "a function", "a sessionmaker", "a sessionmaker of ours"):
+                assert isinstance(session.sync_session, Plain)
+                assert await session.run_sync(lambda sync: sync.count()) == 1  # type: ignore[attr-defined]
+    finally:
+        await engine.dispose()
+
+
+class Marking(orm.sessionmaker[orm.Session]):
+    """A sessionmaker that does more."""
+
+    def __call__(self, **kwargs: Any) -> orm.Session:
+        session = super().__call__(**kwargs)
+        session.info["marked"] = True
+        return session
+
+
+async def test_sessionmaker_inside(ps_lab: Lab, items: type[Item]) -> None:
+    """A sessionmaker in place of the class, as advanced-alchemy sets one, keeps its listeners, old and new, and its arguments."""
+    heard: list[str] = []
+    inside = Marking(expire_on_commit=False, info={"a": 1})
+    sa.event.listen(inside, "before_flush", lambda *_: heard.append("before"))
+    engine = ps_sqlalchemy.create_async_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    maker = ps_sqlalchemy.async_sessionmaker(engine, read_only=False)
+    maker.configure(sync_session_class=inside)
+    try:
+        async with maker.begin() as session:
+            session.add(items(id=1, note="a"))
+        sa.event.listen(inside, "after_commit", lambda _: heard.append("after"))
+        inside.configure(info={"b": 2})
+        async with maker.begin() as session:
+            session.add(items(id=2, note="a"))
+            assert session.info == {"b": 2, "marked": True}
+        assert heard == ["before", "before", "after"]
+        assert not issubclass(inside.class_, Session)
+        assert isinstance(inside(), orm.Session)
+        assert not isinstance(inside(), Session)
+    finally:
+        await engine.dispose()
+
+
+def test_routed_once() -> None:
+    """The class is made once, under the name of the one that it is made of, which stays as it was."""
+    first, second = (type(AsyncSession(sync_session_class=Plain).sync_session) for _ in range(2))
+    assert first is second
+    assert (first.__name__, first.__module__) == ("Plain", __name__)
+    assert issubclass(first, Plain)
+    assert not issubclass(Plain, Session)
+
+    class Derived(Plain):
+        """A class of its own."""
+
+    assert issubclass(type(AsyncSession(sync_session_class=Derived).sync_session), Derived)
+    assert type(AsyncSession().sync_session) is Session
+    assert type(AsyncSession(sync_session_class=Routed).sync_session) is Routed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            OwnRouting,
+            r"^sync_session_class: OwnRouting has get_bind of its own, .*: write class OwnRouting\(ps_sqlalchemy\.Session\)$",
+        ),
+        (orm.sessionmaker(class_=OwnRouting), r"sync_session_class: OwnRouting has get_bind of its own"),
+        (OwnArguments, r"sync_session_class: OwnArguments has __init__ of its own"),
+        (partial(orm.Session), "makes a Session: let it make a ps_sqlalchemy.Session$"),
+    ],
+)
+def test_sync_session_class_refused(given: Any, message: str) -> None:
+    """What cannot be routed is refused with what to write, by a sessionmaker at once where that can be known."""
+
+    class Own(AsyncSession):
+        """One that has it as its attribute."""
+
+        sync_session_class = given if isinstance(given, type) else staticmethod(given)  # type: ignore[assignment]
+
+    for make in (lambda: AsyncSession(sync_session_class=given), Own):
+        with pytest.raises(ConfigurationError, match=message):
+            make()
+    if isinstance(given, type | orm.sessionmaker):
+        with pytest.raises(ConfigurationError, match=message):
+            ps_sqlalchemy.async_sessionmaker(sync_session_class=given)
+        with pytest.raises(ConfigurationError, match=message):
+            ps_sqlalchemy.async_sessionmaker(class_=Own)
 
 
 # --- isolation levels ---

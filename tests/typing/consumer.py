@@ -11,6 +11,7 @@ from psycopg.rows import TupleRow, class_row, dict_row
 from sqlalchemy import select
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session
+from sqlalchemy.orm import Session as SASession
 from sqlalchemy.orm import sessionmaker as sa_sessionmaker
 
 from ps_core import (
@@ -48,6 +49,7 @@ from ps_sqlalchemy import (
     without_sticky_writes,
 )
 from ps_sqlalchemy.middleware import ASGIMiddleware, WSGIMiddleware
+from ps_sqlalchemy.options import EngineOptions  # noqa: TC001 - as an application would
 
 
 class Base(DeclarativeBase):
@@ -69,6 +71,32 @@ class Product(Base):
     name: Mapped[str]
 
 
+class Own(Session):
+    """A class of one's own."""
+
+    def only_mine(self) -> None:
+        """What only it has."""
+
+
+class OwnAsync(AsyncSession):
+    """The same for asyncio."""
+
+    def only_mine(self) -> None:
+        """What only it has."""
+
+
+def with_own(session: Own) -> int:
+    """Work that needs it."""
+    session.only_mine()
+    return 1
+
+
+async def with_own_async(session: OwnAsync) -> int:
+    """The same for asyncio."""
+    session.only_mine()
+    return 1
+
+
 def engines(url: str) -> None:
     """The factories return engines of SQLAlchemy's, with two more attributes."""
     engine = create_engine(url, bouncer="write-pool", statement_timeout="2s", pool_size=5, retry=RetryPolicy())
@@ -77,11 +105,20 @@ def engines(url: str) -> None:
     assert_type(engine.replica, sa.Engine | None)
     assert_type(engine.direct, sa.Engine)
     assert_type(engine.topology, Topology)
+    create_engine(
+        sa.make_url(url), connect_args={"sslmode": "require"}, echo="debug", json_serializer=repr, poolclass=sa.NullPool
+    )
+    create_engine(url, replica_bouncer=["a", "b"], replica_pool_size=5, replica_isolation_level="REPEATABLE READ", pooled=None)
+    create_engine(url, direct_execution_options={"stream_results": True}, direct_poolclass=sa.NullPool, retry_timeout=0)
+    chosen: EngineOptions = {"replica_bouncer": "read-pool", "replica_max_overflow": 5}
+    assert_type(create_engine(url, **chosen), Engine)
+    anything: dict[str, Any] = {"pool_size": 5}
+    assert_type(create_engine(url, **anything), Engine)
     with plain.connect() as conn:
         assert_type(conn.scalars(select(Product.id)).all(), Sequence[int])
     topology = Topology.from_url(url, replica_bouncer="read-pool")
     assert_type(topology.replicas, tuple[Endpoint, ...])
-    asynchronous = create_async_engine(topology)
+    asynchronous = create_async_engine(topology, pool_size=5, replica_pool_timeout=0.5, pool_reset_on_return=None)
     assert_type(asynchronous, AsyncEngine)
     assert_type(asynchronous.replica, sa_asyncio.AsyncEngine | None)
     assert_type(asynchronous.direct, sa_asyncio.AsyncEngine)
@@ -89,6 +126,10 @@ def engines(url: str) -> None:
 
 def sessions(engine: Engine) -> str:
     """Sessions and factories are typed as SQLAlchemy's are, and pass for them."""
+
+    def with_connection(conn: sa.Connection) -> str | None:
+        return conn.scalar(select(Product.name))
+
     factory = sessionmaker(engine, expire_on_commit=False)
     with factory() as session:
         assert_type(session, Session)
@@ -99,6 +140,16 @@ def sessions(engine: Engine) -> str:
         assert_type(session, Session)
     with Session(engine, read_only=True, stale_check=False) as session, session.begin():
         pass
+    own = sessionmaker(engine, class_=Own, expire_on_commit=False)
+    assert_type(own, sessionmaker[Own])
+    assert_type(own(), Own)
+    with own.begin() as mine:
+        assert_type(mine, Own)
+    plain: sa_sessionmaker[Own] = own
+    assert_type(scoped_session(plain)(), Own)
+    assert_type(sessionmaker(class_=SASession)(), SASession)
+    annotated: sessionmaker[Session] = sessionmaker()
+    annotated.configure(bind=engine)
     stock = sa_sessionmaker(engine, class_=Session)
     assert_type(stock(), Session)
     assert_type(scoped_session(factory)(), Session)
@@ -108,6 +159,15 @@ def sessions(engine: Engine) -> str:
 
     result = run_transaction(factory, work, verify="SELECT true")
     assert_type(result, str)
+    assert_type(run_transaction(own, with_own), int)
+    assert_type(run_transaction(own, work), str)  # what works with each Session works with one's own
+    assert_type(run_transaction(stock, work), str)
+    assert_type(run_transaction(factory, lambda session: session.scalars(select(Product.name)).one()), str)
+    assert_type(run_transaction(engine, with_connection, marker=True), str | None)
+    assert_type(run_transaction(engine.execution_options(logging_token="a"), with_connection), str | None)
+    with own() as mine, engine.connect() as conn:
+        assert_type(run_transaction(mine, with_own), int)
+        assert_type(run_transaction(conn, with_connection, retry=RetryPolicy()), str | None)
     return result
 
 
@@ -121,6 +181,24 @@ async def asynchronous_sessions(engine: AsyncEngine) -> int:
     async def work(session: AsyncSession) -> int:
         return (await session.scalars(select(Product.id))).one()
 
+    async def with_connection(conn: sa_asyncio.AsyncConnection) -> str | None:
+        return await conn.scalar(select(Product.name))
+
+    own = async_sessionmaker(engine, class_=OwnAsync, expire_on_commit=False)
+    assert_type(own, async_sessionmaker[OwnAsync])
+    assert_type(own(), OwnAsync)
+    async with own.begin() as mine:
+        assert_type(mine, OwnAsync)
+    assert_type(AsyncSession(engine, sync_session_class=SASession, expire_on_commit=False).sync_session, SASession)
+    AsyncSession(sync_session_class=sa_sessionmaker())
+    plain: sa_asyncio.async_sessionmaker[OwnAsync] = own
+    assert_type(plain(), OwnAsync)
+    assert_type(await arun_transaction(own, with_own_async), int)
+    assert_type(await arun_transaction(own, work), int)
+    assert_type(await arun_transaction(engine, with_connection, marker=True), str | None)
+    async with own() as mine, engine.connect() as conn:
+        assert_type(await arun_transaction(mine, with_own_async), int)
+        assert_type(await arun_transaction(conn, with_connection), str | None)
     result = await arun_transaction(factory, work)
     assert_type(result, int)
     return result
@@ -155,6 +233,29 @@ def mistakes(engine: Engine) -> None:
     WSGIMiddleware(None)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Session(engine, read_only="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     create_engine(42)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    create_engine("", replica_bouncers="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    create_engine("", replica_pool="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    create_engine("", statement_timeout=b"2s")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    create_engine("", consistency="eventual")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    create_engine("", pool_size="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    create_engine("", replica_pool_size="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    create_async_engine("", direct_ulr="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    create_async_engine("", pool_size="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sessionmaker(engine)().only_mine()  # type: ignore[attr-defined]  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
+    run_transaction(engine, with_own)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    run_transaction(sessionmaker(engine), with_own)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    run_transaction(Session(engine), with_own)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    run_transaction(42, with_own)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def mistakes_of_asyncio(engine: Engine, asynchronous: AsyncEngine) -> None:
+    """The same for asyncio."""
+    async_sessionmaker(engine)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    await arun_transaction(asynchronous, with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await arun_transaction(async_sessionmaker(asynchronous), with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    await arun_transaction(AsyncSession(asynchronous), with_own_async)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    AsyncSession(asynchronous, sync_session_class=AsyncSession)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await arun_transaction(engine, with_own_async)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def drivers(url: str, link: EndpointState) -> None:
