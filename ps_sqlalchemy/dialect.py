@@ -12,6 +12,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
@@ -20,6 +21,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ps_core import AsyncConnection, Connection
+from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core.context import use_token
@@ -80,6 +82,11 @@ def _check_ours(connection: Any) -> Any:
     return driver
 
 
+def _check_driver(known: bool) -> None:
+    if not known:
+        raise ConfigurationError("module: connections are psycopg's here: leave it out, or write a URL of postgresql+psycopg")
+
+
 def _taken(ours: PSDialect) -> EndpointState | None:
     """Return the endpoint that a connection of this dialect's database is being made to."""
     trying = _trying.get()
@@ -122,6 +129,7 @@ class PSDialect(PGDialect_psycopg):
 
     def _ps_driver(self, dbapi: Any) -> Any:
         """Return the driver's module, whose `connect` makes connections of ours: listeners of `do_connect` call it."""
+        _check_driver(dbapi is psycopg)
         driver = ModuleType(dbapi.__name__, dbapi.__doc__)
         driver.__dict__.update(vars(dbapi), connect=self.connect)
         return driver
@@ -138,7 +146,8 @@ class PSDialect(PGDialect_psycopg):
     def engine_created(cls, engine: Engine) -> None:
         dialect: Any = engine.dialect
         if dialect.ps_to == "primary" and not isinstance(engine, PSEngine):  # for asyncio, this is called twice
-            event.listen(dialect, "handle_error", _carry_notes)
+            # A function of its own for each: SQLAlchemy's registry goes by ids, which the next dialect may have again.
+            event.listen(dialect, "handle_error", partial(_carry_notes))
             adopt(engine)
 
     def ps_join(self, primary: PSDialect) -> None:
@@ -213,17 +222,21 @@ class PSDialect(PGDialect_psycopg):
         return check
 
     def initialize(self, connection: Any) -> None:
-        # What the first connection is asked is read in autocommit: there, a lost connection does not fail it.
+        # What the first connection is asked is read in autocommit, by cursors of ours: there, a lost connection does not fail it.
         dbapi_connection = connection.connection.dbapi_connection
-        before = dbapi_connection.autocommit
+        driver = connection.connection.driver_connection
+        autocommit, cursor_factory = dbapi_connection.autocommit, driver.cursor_factory
         self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
+        driver.cursor_factory = AsyncCursor if self.is_async else Cursor
+        if self.server_side_cursors:
+            connection = connection.execution_options(stream_results=False)  # such a cursor needs a transaction
         try:
-            # Also with `server_side_cursors=True`: such a cursor needs a transaction. And what is asked here is the same on a
-            # replica that is behind what the caller has seen.
+            # What is asked here is the same on a replica that is behind what the caller has seen.
             with use_token(None):
-                super().initialize(connection.execution_options(stream_results=False))  # type: ignore[no-untyped-call]
+                super().initialize(connection)  # type: ignore[no-untyped-call]
         finally:
-            self._do_autocommit(dbapi_connection, before)  # type: ignore[no-untyped-call]
+            driver.cursor_factory = cursor_factory
+            self._do_autocommit(dbapi_connection, autocommit)  # type: ignore[no-untyped-call]
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
         # In autocommit the server does not tell of the level that was just set for transactions.
@@ -344,6 +357,7 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
         return AsyncAdaptedQueuePool
 
     def _ps_driver(self, dbapi: Any) -> Any:
+        _check_driver(isinstance(dbapi, PsycopgAdaptDBAPI))
         driver = copy(dbapi)
         driver.connect = self.connect
         return driver

@@ -319,10 +319,13 @@ def _factory(drivername: str, to: To) -> Callable[..., sa.Engine]:
 
     Tools that put themselves around it (OpenTelemetry) let listeners hear of each engine that it makes.
     """
-    if drivername == "postgresql+ps":
-        return sa.create_engine if to == "primary" else unwrap(sa.create_engine)
-    wrapped = sa_asyncio.create_async_engine
-    create = wrapped if to == "primary" else unwrap(wrapped)
+    asynchronous = drivername == "postgresql+ps_async"
+    if to != "primary":
+        # What create_async_engine calls, which tools put themselves around, too.
+        return partial(unwrap(sa.create_engine), **({"_is_async": True} if asynchronous else {}))
+    if not asynchronous:
+        return sa.create_engine
+    create = sa_asyncio.create_async_engine
     return lambda url, **kwargs: create(url, **kwargs).sync_engine
 
 

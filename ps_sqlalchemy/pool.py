@@ -50,8 +50,11 @@ class QueuePool(pool.QueuePool):
             _checking_out.reset(waits)
 
     def _invalidate(self, connection: Any, exception: BaseException | None = None, _checkin: bool = True) -> None:
-        # One lost connection says nothing about the others: each heals by itself, and a demotion drops their generation.
-        if _checkin and getattr(connection, "is_valid", False):
+        # One lost connection says nothing about the others: each heals by itself, and a demotion drops their generation. Where the
+        # application has called a sound one lost (`is_disconnect` in `handle_error`), it means all of them.
+        if not getattr(connection.driver_connection, "broken", False):
+            super()._invalidate(connection, exception, _checkin)
+        elif _checkin and getattr(connection, "is_valid", False):
             connection.invalidate(exception)
 
 
