@@ -30,7 +30,8 @@ test-tools: .venv/ready
 test-suite-django: .venv/ready
 	.venv/bin/python -m tests.suites.django $(ARGS)
 
-# SQLAlchemy's own dialect suite, stock and ours, through a bouncer. ARGS="-k Returning"
+# SQLAlchemy's dialect suite, stock and ours, through a bouncer. ARGS="-k Returning"
+# ARGS=own: its own tests of engines, sessions, transactions and PostgreSQL. ARGS="own test/engine/test_pool.py"
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
 

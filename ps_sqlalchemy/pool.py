@@ -50,7 +50,7 @@ class QueuePool(pool.QueuePool):
             _checking_out.reset(waits)
 
     def _invalidate(self, connection: Any, exception: BaseException | None = None, _checkin: bool = True) -> None:
-        # One lost connection says nothing about the others: each heals by itself, and a demotion drops their generation. Where the
+        # One lost connection says nothing about the others: each heals by itself, a demotion drops their generation. Where the
         # application has called a sound one lost (`is_disconnect` in `handle_error`), it means all of them.
         if not getattr(connection.driver_connection, "broken", False):
             super()._invalidate(connection, exception, _checkin)

@@ -2,8 +2,8 @@
 
 from sqlalchemy.testing.exclusions import closed
 
-# From SQLAlchemy's source distribution, which `__main__` puts on the path: what is installed has no tests.
-from sqlalchemy_requirements import DefaultRequirements  # type: ignore[import-not-found]
+# SQLAlchemy's own package of tests, which `__main__` puts before the standard library's of that name.
+from test.requirements import DefaultRequirements  # type: ignore[import-not-found]
 
 _CLOSED = closed()  # type: ignore[no-untyped-call]
 

@@ -1,12 +1,16 @@
 """SQLAlchemy's plugin for pytest; it has to come before anything of `sqlalchemy.testing`."""
 
+import re
 from typing import Any
 
 import pytest
 
+from tests.suites.sqlalchemy.differences import LACKING
+
 pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
 
 from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
+from sqlalchemy.testing.plugin.pytestplugin import pytest_collection_modifyitems as _collected  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import pytest_sessionstart as _sessionstart  # noqa: E402
 
 
@@ -17,7 +21,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:  # type: ignore[no-red
 
     @event.listens_for(Engine, "do_connect")
     def unprepared(dialect: Any, record: Any, cargs: Any, cparams: dict[str, Any]) -> None:
-        cparams["prepare_threshold"] = None
+        # Not where a test has a mock of another driver, and looks at what that is called with.
+        if getattr(dialect, "driver", "") in {"psycopg", "psycopg_async"}:
+            cparams["prepare_threshold"] = None
 
     provision._extensions = []  # citext and hstore: the wheel of PostgreSQL has no contrib modules
     _sessionstart(session)  # type: ignore[no-untyped-call]
+
+
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:  # type: ignore[no-redef]
+    """Leave out, for all dialects, what the lab's PostgreSQL cannot do."""
+    _collected(session, config, items)  # type: ignore[no-untyped-call]
+    for item in items:
+        for pattern, what in LACKING.items():
+            if re.search(pattern, item.nodeid):
+                item.add_marker(pytest.mark.skip(reason=f"the lab's PostgreSQL has no {what}"))
