@@ -82,11 +82,6 @@ def _check_ours(connection: Any) -> Any:
     return driver
 
 
-def _check_driver(known: bool) -> None:
-    if not known:
-        raise ConfigurationError("module: connections are psycopg's here: leave it out, or write a URL of postgresql+psycopg")
-
-
 def _taken(ours: PSDialect) -> EndpointState | None:
     """Return the endpoint that a connection of this dialect's database is being made to."""
     trying = _trying.get()
@@ -128,10 +123,11 @@ class PSDialect(PGDialect_psycopg):
         """The dialect whose listeners hear of this one, too."""
 
     def _ps_driver(self, dbapi: Any) -> Any:
-        """Return the driver's module, whose `connect` makes connections of ours: listeners of `do_connect` call it."""
-        _check_driver(dbapi is psycopg)
+        """Return the driver's module, whose `connect` makes connections of ours; another one (`module=`) as it is."""
+        if dbapi is not psycopg:
+            return dbapi
         driver = ModuleType(dbapi.__name__, dbapi.__doc__)
-        driver.__dict__.update(vars(dbapi), connect=self.connect)
+        driver.__dict__.update(vars(dbapi), connect=self.ps_connect)
         return driver
 
     @classmethod
@@ -205,8 +201,8 @@ class PSDialect(PGDialect_psycopg):
         finally:
             _trying.reset(trying)
 
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """Return a connection to where `cparams` lead; listeners of `do_connect` may call this, or `dialect.dbapi.connect`."""
+    def ps_connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """Return a connection to where `cparams` lead: what `dialect.connect` and `dialect.dbapi.connect` are here."""
         if (state := _taken(self)) is not None:
             return Connection.dial(state, _options(state, cargs, cparams))
         state = self.ps_state
@@ -357,9 +353,10 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
         return AsyncAdaptedQueuePool
 
     def _ps_driver(self, dbapi: Any) -> Any:
-        _check_driver(isinstance(dbapi, PsycopgAdaptDBAPI))
+        if type(dbapi) is not PsycopgAdaptDBAPI:
+            return dbapi
         driver = copy(dbapi)
-        driver.connect = self.connect
+        driver.connect = self.ps_connect  # type: ignore[method-assign]
         return driver
 
     def _ps_adapted(self, opening: Any) -> Any:
@@ -376,7 +373,7 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
             AsyncConnection.open(self.ps_state, replicas=self.ps_replicas, policy=self.ps_policy, connector=connector, **options)
         )
 
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+    def ps_connect(self, *cargs: Any, **cparams: Any) -> Any:
         if (state := _taken(self)) is not None:
             return self._ps_adapted(AsyncConnection.dial(state, _options(state, cargs, cparams)))
         state = self.ps_state
