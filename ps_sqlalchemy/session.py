@@ -97,7 +97,8 @@ class Session(orm.Session):
     # --- routing ---
 
     def _execute_internal(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
-        given, own = kwargs.get("execution_options") or {}, getattr(statement, "_execution_options", {})
+        given = kwargs.get("execution_options") or {}
+        own = statement.get_execution_options() if isinstance(statement, sa.Executable) else {}
         if not (given or own) or self._ps_asked is not None:
             return self._ps_execute(statement, params, **kwargs)
         bounds, route = given.get(LIMITS, own.get(LIMITS)), given.get(ROUTE, own.get(ROUTE))
