@@ -373,10 +373,9 @@ async def test_advanced_alchemy_async(recipe: Recipe, tables: Tables, given: str
     """The same for asyncio; `updated_at` moves by an update."""
     page = recipe("advanced-alchemy")
     config = page.async_config
-    if given == "session_maker_class":
-        config = SQLAlchemyAsyncConfig(
-            engine_instance=page.async_engine, session_maker_class=cast("Any", ps_sqlalchemy.async_sessionmaker)
-        )
+    if given == "session_maker":
+        maker: Any = ps_sqlalchemy.async_sessionmaker(page.async_engine, expire_on_commit=False)
+        config = SQLAlchemyAsyncConfig(engine_instance=page.async_engine, session_maker=maker)
     tables(Author.metadata)
     try:
         async with config.get_session() as session:

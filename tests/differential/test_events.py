@@ -7,9 +7,12 @@ notes what it hears.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -59,7 +62,7 @@ WHERE: Final = ("host", "port", "user", "dbname", "password")
 LEVELS: Final = ("classes", "engine", "pool", "classes, engine and pool")
 TARGETS: Final = ("primary", "replica", "direct")
 KINDS: Final = ("by create_engine", "from a URL")
-NEVER: Final = {"do_setinputsizes": "the dialect does not use it", "prepare_twophase": "needs two-phase transactions"}
+"""Left out: `do_setinputsizes`, which the dialect does not use, and the events of two-phase transactions."""
 
 
 def _shown(value: Any) -> Any:
@@ -170,6 +173,33 @@ def _ours(lab: Lab, kind: str, asynchronous: bool) -> Any:
     return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
 
+PAGE: Final = Path(__file__).parents[2] / "docs" / "generated" / "events.md"
+INTRODUCTION: Final = """\
+# SQLAlchemy's events
+
+<!-- Written by tests/differential/test_events.py with PS_WRITE_DOCS=1; not by hand. -->
+
+How often a listener on SQLAlchemy's classes (`sa.Engine`, `sa.pool.Pool`), on an engine, and on its pool hears of the same work:
+on stock's engine and on each of ours. The test compares every call, in its order, with its arguments, sync and asyncio, with each
+kind of listener alone and with all of them; here is their number, sync. Ours are `create_engine`'s and those that
+`sqlalchemy.create_engine` makes of a URL: the primary's, `.replica` and `.direct`, each heard by what listens to the primary's.
+
+| event | class | engine | pool | the same on |
+|---|---:|---:|---:|---|
+"""
+
+
+def page(expected: list[tuple[str, str, Any]]) -> str:
+    """The table of what stock heard, which all of ours heard."""
+    counted = Counter((label, name) for label, name, _ in expected)
+    same = ", ".join(TARGETS)
+    rows = []
+    for name in (*DIALECT, *ENGINE, *POOL):
+        numbers = [str(counted[label, name] or "") for label in ("class", "engine", "pool")]
+        rows.append(f"| `{name}` | {' | '.join(numbers)} | {same} |\n")
+    return INTRODUCTION + "".join(rows)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
 def test_same_events(ps_lab: Lab, heard: Heard, asynchronous: bool, level: str) -> None:
@@ -197,3 +227,7 @@ def test_same_events(ps_lab: Lab, heard: Heard, asynchronous: bool, level: str) 
                 heard.remove()
                 heard._listeners.clear()
                 assert found == expected, (kind, to)
+    if level == LEVELS[-1] and not asynchronous:
+        if os.environ.get("PS_WRITE_DOCS"):
+            PAGE.write_text(page(expected))
+        assert PAGE.read_text() == page(expected), "write it anew: PS_WRITE_DOCS=1 pytest tests/differential/test_events.py"

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,10 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import greenlet_spawn
 
 import ps_core
 import ps_sqlalchemy
-from ps_core import ConfigurationError, DeadlineExceeded, deadline
+from ps_core import ConfigurationError, DeadlineExceeded, deadline, use_token
 from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._registry import replicas_of
 from ps_lab import Lab
@@ -391,6 +394,149 @@ def test_url_alone_in_asyncio(ps_lab: Lab) -> None:
             await engine.dispose()
 
     asyncio.run(main())
+
+
+@asynchronously
+def test_url_alone_has_all_sides(ps_lab: Lab, asynchronous: bool) -> None:
+    """Its engine is one of ours, with a replica and a direct engine that are as it was asked to be."""
+    options: Any = {
+        "pool_size": 3,
+        "max_overflow": 1,
+        "pool_recycle": 77,
+        "json_serializer": lambda _: '"mine"',
+        "connect_args": {"application_name": "of_url"},
+        "execution_options": {"schema_translate_map": {"x": "public"}},
+        "hide_parameters": True,
+        "logging_name": "shop",
+    }
+    made: Any
+    if asynchronous:
+        made = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:"), **options)
+        engine: Any = made.sync_engine
+        assert ps_sqlalchemy.replica_of(made).sync_engine is engine.replica
+    else:
+        made = engine = sa.create_engine(plain_url(ps_lab), **options)
+        assert ps_sqlalchemy.replica_of(made) is engine.replica
+    assert isinstance(engine, Engine)
+    assert engine.topology.replicas
+    json = sa.select(sa.literal({"a": 1}, sa.JSON))
+
+    def work() -> None:
+        sides = {"primary": engine, "replica": engine.replica, "direct": engine.direct}
+        for role, side in sides.items():
+            assert (side.pool.size(), side.pool._max_overflow, side.pool._recycle) == (3, 1, 77)
+            assert side.hide_parameters
+            assert side.get_execution_options() == options["execution_options"]
+            assert side.logging_name == ("shop" if role == "primary" else f"shop.{role}")
+            with side.connect() as conn:
+                driver = conn.connection.driver_connection
+                assert driver.state.endpoint.role == role
+                assert driver.info.get_parameters()["application_name"] == "of_url"
+                assert conn.scalar(SERVED_BY_REPLICA) is (role == "replica")
+                assert conn.scalar(json) == "mine"
+        engine.update_execution_options(ps_limits=None)
+        assert all("ps_limits" in side.get_execution_options() for side in sides.values())
+        engine.dispose()
+        assert all(side.pool.checkedin() == 0 for side in sides.values())
+
+    asyncio.run(greenlet_spawn(work)) if asynchronous else work()
+    assert ps_sqlalchemy.replica_of(sa.create_engine("postgresql+psycopg://app@host/db")) is None
+    without = sa.create_engine(ps_lab.url.replace("postgresql://", "postgresql+ps://"))
+    assert isinstance(without, Engine)
+    assert without.replica is None
+
+
+def test_made_for_asyncio_alone(ps_lab: Lab) -> None:
+    """Engines and what is beside them are ours once, however often SQLAlchemy says that they were made."""
+    engine: Any = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:")).sync_engine
+    heard = len(tuple(engine.dialect.dispatch.handle_error))
+    assert heard == 1
+    engine.dialect.engine_created(engine)
+    assert len(tuple(engine.dialect.dispatch.handle_error)) == heard
+    assert type(engine.replica).__mro__[1] is sa.Engine
+
+
+@pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) -> None:
+    """As many threads as the pool has places read, and then write, all at once."""
+    options: Any = {"pool_size": size, "max_overflow": 0, "pool_timeout": 3}
+    engine = (
+        ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", **options)
+        if made == "by create_engine"
+        else sa.create_engine(plain_url(ps_lab), **options)
+    )
+    ps_lab.sql("CREATE TABLE IF NOT EXISTS sa_places (n int); GRANT ALL ON sa_places TO PUBLIC; TRUNCATE sa_places")
+    ps_lab.wait_replicas_caught_up()
+    have_read = threading.Barrier(size, timeout=30)
+
+    def read_and_write(number: int) -> bool:
+        with use_token(None), Session(engine) as session:
+            on_replica = session.scalar(SERVED_BY_REPLICA)
+            have_read.wait()
+            session.execute(text("INSERT INTO sa_places VALUES (:n)"), {"n": number})
+            session.commit()
+            return bool(on_replica)
+
+    with ThreadPoolExecutor(size) as threads:
+        assert all(threads.map(read_and_write, range(size)))
+    assert ps_lab.sql("SELECT count(*) FROM sa_places") == [(size,)]
+    engine.dispose()
+    ps_lab.sql("DROP TABLE sa_places")
+
+
+def test_listeners_of_an_engine_under_options(ps_lab: Lab) -> None:
+    """What listens to `engine.execution_options()` hears of its own replica, not of the engine's; so do options of options."""
+    with engine_for(ps_lab) as engine:
+        heard: list[str] = []
+        optioned: Any = engine.execution_options(logging_token="a")
+
+        def listen(target: Any, name: str) -> None:
+            event.listen(target, "before_cursor_execute", lambda *_: heard.append(name))
+
+        listen(engine, "engine")
+        listen(optioned, "options")
+        listen(engine.replica, "replica")
+        with optioned.replica.connect() as conn:
+            conn.execute(text("SELECT 1"))
+        assert sorted(heard) == ["engine", "options", "replica"]
+        heard.clear()
+        assert engine.replica is not None
+        with engine.replica.connect() as conn:
+            conn.execute(text("SELECT 1"))
+        assert sorted(heard) == ["engine", "replica"]
+        again = optioned.execution_options(isolation_level="REPEATABLE READ")
+        with Session(again) as session:
+            assert session.scalar(SERVED_BY_REPLICA)
+            assert session.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        with again.direct.connect() as conn:
+            assert conn.get_isolation_level() == "REPEATABLE READ"
+
+
+def test_called_lost_by_a_listener(ps_lab: Lab) -> None:
+    """Where an application calls an error of a sound connection a disconnect, its pool gives up all connections, as stock's."""
+    with engine_for(ps_lab) as engine:
+
+        @event.listens_for(engine, "handle_error")
+        def call_it_lost(context: Any) -> None:
+            context.is_disconnect = True
+
+        first, second = engine.connect(), engine.connect()
+        other = second.connection.driver_connection
+        second.close()
+        with pytest.raises(sa.exc.ProgrammingError):
+            first.execute(text("SELECT nothing"))
+        assert first.invalidated
+        first.close()
+        with engine.connect() as one, engine.connect() as two:
+            assert other not in (one.connection.driver_connection, two.connection.driver_connection)
+
+
+def test_cursor_factory_of_the_users(ps_lab: Lab) -> None:
+    """Another class of cursors works in transactions, where the first connection asks what SQLAlchemy wants to know, too."""
+    with engine_for(ps_lab, connect_args={"cursor_factory": psycopg.ClientCursor}) as engine, engine.connect() as conn:
+        assert conn.scalar(text("SELECT 1")) == 1
+        assert type(conn.connection.cursor()) is psycopg.ClientCursor  # type: ignore[comparison-overlap]
 
 
 def test_pre_ping_works(ps_lab: Lab) -> None:
