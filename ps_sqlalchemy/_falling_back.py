@@ -19,6 +19,8 @@ class Refusals:
 
     def __init__(self, kinds: tuple[Kind, ...]) -> None:
         self.kinds = kinds
+        self.handled = False
+        """Whether the caller handles them, as a session does that chose the replica itself."""
         self.error: BaseException | None = None
         """The one that was met."""
         self.failure: Failure | None = None

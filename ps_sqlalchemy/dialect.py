@@ -311,6 +311,8 @@ class PSDialect(PGDialect_psycopg):
         """
         failure = classify(exc)
         refusals = falls_back.get()
+        if refusals is not None and not refusals.handled:
+            refusals = None
         kinds = READ_FOR_PRIMARY if refusals is None else refusals.kinds
         if context is None or failure.kind not in kinds:
             raise exc

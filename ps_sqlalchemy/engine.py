@@ -171,9 +171,7 @@ class _Side(sa.Engine):
 
     def connect(self) -> sa.Connection:
         """Return a connection; to the primary, READ ONLY, where no replica would answer this caller."""
-        if self.ps_replicas is not None and falls_back.get() is None and self.ps_replicas.leave_to_primary():
-            return _instead(self, self._ps_primary)
-        return super().connect()
+        return _instead(self, self._ps_primary) or super().connect()
 
     def _ps_update(self, options: Mapping[str, Any]) -> None:
         """Take the primary's options on: `set_engine_execution_options` was heard there."""
@@ -215,9 +213,7 @@ class _SideOption(_Options):
 
     def connect(self) -> sa.Connection:
         """Like `_Side.connect`."""
-        if self.ps_replicas is not None and falls_back.get() is None and self.ps_replicas.leave_to_primary():
-            return _instead(self, self._ps_beside or self._proxied._ps_primary)
-        return super().connect()
+        return _instead(self, self._ps_beside or self._proxied._ps_primary) or super().connect()
 
     @property
     def ps_replicas(self) -> Replicas | None:
@@ -239,8 +235,11 @@ class _SideOption(_Options):
 _Side._option_cls = _SideOption._option_cls = _SideOption
 
 
-def _instead(side: sa.Engine, primary: sa.Engine) -> sa.Connection:
-    """Return a connection to the primary, READ ONLY, under a side's options."""
+def _instead(side: _Side | _SideOption, primary: sa.Engine) -> sa.Connection | None:
+    """Return a connection to the primary, READ ONLY, under a side's options; None where the side is to connect."""
+    replicas, refusals = side.ps_replicas, falls_back.get()
+    if replicas is None or (refusals is not None and refusals.handled) or not replicas.leave_to_primary():
+        return None
     told = primary.get_execution_options()
     options = {name: value for name, value in side.get_execution_options().items() if told.get(name) != value}
     connection = read_only(primary).connect()

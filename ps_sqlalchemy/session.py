@@ -25,7 +25,7 @@ from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_sqlalchemy._falling_back import falling_back
+from ps_sqlalchemy._falling_back import Refusals, falling_back
 from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, read_only
 from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
@@ -81,6 +81,8 @@ class Session(orm.Session):
     """Where the last piece of work went."""
     _ps_read: Read | None = None
     """The statement that is being executed: who answers it."""
+    _ps_refusals: Refusals | None = None
+    """What a replica refuses that the statement being executed is sent to."""
     _ps_flush: Any = None
     """SQLAlchemy's plan of a flush that has written nothing yet."""
 
@@ -124,7 +126,11 @@ class Session(orm.Session):
             self._ps_route = None
             try:
                 with falling_back(kinds) as refusals:
-                    return super()._execute_internal(statement, params, **kwargs)
+                    outer_refusals, self._ps_refusals = self._ps_refusals, refusals
+                    try:
+                        return super()._execute_internal(statement, params, **kwargs)
+                    finally:
+                        self._ps_refusals = outer_refusals
             except sa.exc.DBAPIError as exc:
                 if self._ps_route is not Route.REPLICA or refusals.failure is None or refusals.error is not exc.orig:
                     raise
@@ -173,6 +179,8 @@ class Session(orm.Session):
             self._ps_route = self._ps_decide(clause, replica, replicas)
             if self._ps_route is Route.REPLICA:
                 engine = replica
+                if self._ps_refusals is not None:
+                    self._ps_refusals.handled = True
         if self._ps_read_only and isinstance(engine, sa.Engine) and engine is not replica:
             engine = read_only(engine)
         if self._ps_read is not None:

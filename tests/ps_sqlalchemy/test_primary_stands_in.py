@@ -58,6 +58,17 @@ def _session(replica: Any) -> Any:
         return session.scalars(IDS).all()
 
 
+def _our_session(replica: Any) -> Any:
+    with Session(replica) as session:
+        assert [item.id for item in session.scalars(select(Item))] == [1]
+        return session.scalars(IDS).all()
+
+
+def _our_session_on_connection(replica: Any) -> Any:
+    with replica.connect() as conn, Session(conn) as session:
+        return session.scalars(IDS).all()
+
+
 def _inspected(replica: Any) -> Any:
     return [1] if sa.inspect(replica).has_table("sa_new_table") else []
 
@@ -74,6 +85,8 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "Core, AUTOCOMMIT": _at("AUTOCOMMIT"),
     "Core, REPEATABLE READ": _at("REPEATABLE READ"),
     "stock Session": _session,
+    "our Session": _our_session,
+    "our Session on a connection": _our_session_on_connection,
     "inspect()": _inspected,
     "run_transaction": _run,
     "pandas": lambda replica: pd.read_sql("SELECT id FROM sa_item", replica)["id"].tolist(),
