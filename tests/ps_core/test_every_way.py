@@ -43,7 +43,10 @@ SETS = (
 )
 """The same as `promising()` and the configuration."""
 TABLE = Table()
-BEHIND = 'ReplicaBehind: invalid value for parameter "statement_timeout": "replica_behind"'
+BEHIND = (
+    "ReplicaBehind: replica_behind: the endpoint 'replica' did not answer: it has not replayed yet what this caller has seen; the"
+    " primary has it"
+)
 READ_ONLY = "refused: READ ONLY"
 PINNING = {"stream", "COPY FROM", "COPY (query) TO", "pipeline"}
 """Of these, writes in autocommit have no room for a question."""
