@@ -113,6 +113,32 @@ def test_connects_by_itself(ps_lab: Lab, kind: str, asynchronous: bool, by: str)
 
 @kinds
 @asynchronously
+def test_works_on_what_it_connects(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
+    """A listener may use its connection; what it SETs holds as what is SET later does, and is SET again on one made anew."""
+    with engine_for(ps_lab.url, kind, asynchronous) as engine:
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, record: Any, cargs: list[Any], cparams: dict[str, Any]) -> Any:
+            connection = dialect.connect(*cargs, **cparams)
+            cursor = connection.cursor()
+            cursor.execute("SET search_path = information_schema, public")
+            cursor.close()
+            connection.commit()
+            return connection
+
+        def work() -> None:
+            for side in SIDES:
+                with side_of(engine, side).connect() as conn:
+                    for _ in range(2):
+                        assert conn.scalar(text("SHOW search_path")) == "information_schema, public"
+                        conn.commit()
+                        ps_lab.edge.cut()
+
+        run(asynchronous, work)
+
+
+@kinds
+@asynchronously
 def test_another_drivers_connection_is_refused(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
     """It would run without limits, and nothing would heal it."""
     given: list[Any] = []

@@ -45,6 +45,7 @@ __all__ = ["AsyncConnection"]
 
 
 RETRY: Final = RetryPolicy()
+ONCE: Final = RetryPolicy(attempts=0)
 
 
 R = TypeVar("R")
@@ -123,7 +124,10 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
     @classmethod
     async def dial(cls, state: EndpointState, options: dict[str, Any]) -> Self:
         """Like `Connection.dial`."""
-        return await cls._connect(**connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor))
+        conn = await cls._connect(**connect_options(state, options, client=AsyncCursor, server=AsyncServerBindingCursor))
+        conn._bind(state, options, None, state, ONCE, None)
+        conn._keeps_state = True  # so that it is not made anew: the caller is doing that
+        return conn
 
     @overload
     @classmethod

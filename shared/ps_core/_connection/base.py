@@ -267,6 +267,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         policy: RetryPolicy,
         connector: Any,
     ) -> None:
+        if not hasattr(self, "state"):  # else it was dialled, and is now opened
+            self.add_notice_handler(partial(BaseConnection._on_notice, ref(self)))
+        self._keeps_state = False
         self.state, self._home = state, home
         self._options, self._policy, self._connector = options, policy, connector
         self._replicas = replicas
@@ -274,7 +277,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
         self._watches_escapes = self._escapes()
-        self.add_notice_handler(partial(BaseConnection._on_notice, ref(self)))
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
         # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.

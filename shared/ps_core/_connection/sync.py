@@ -65,6 +65,7 @@ __all__ = ["Connection"]
 R = TypeVar("R")
 
 RETRY: Final = RetryPolicy()
+ONCE: Final = RetryPolicy(attempts=0)
 
 
 class Pipeline(PipelineMixin, psycopg.Pipeline):
@@ -155,8 +156,14 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
 
     @classmethod
     def dial(cls, state: EndpointState, options: dict[str, Any]) -> Self:
-        """Connect to `state`'s endpoint, once, whatever other callers met there; `options` as in `open`."""
-        return cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
+        """Connect to `state`'s endpoint, once, whatever other callers met there; `options` as in `open`.
+
+        Until it is opened, a connection that is lost is not made anew.
+        """
+        conn = cls._connect(**connect_options(state, options, client=Cursor, server=ServerBindingCursor))
+        conn._bind(state, options, None, state, ONCE, None)
+        conn._keeps_state = True  # so that it is not made anew: the caller is doing that
+        return conn
 
     @overload
     @classmethod
