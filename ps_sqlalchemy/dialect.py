@@ -5,7 +5,8 @@ Only the way to a DBAPI connection differs. `name` and `driver` stay "postgresql
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import re
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
@@ -18,12 +19,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
 from sqlalchemy import URL, event
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg, PsycopgAdaptDBAPI
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn, immutabledict
 
 from ps_core import AsyncConnection, Connection
 from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
+from ps_core._retry.attempts import NotOfEndpoint
 from ps_core.context import use_token
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback
@@ -36,7 +38,7 @@ from ps_sqlalchemy.transaction import note_commit
 from ps_sqlalchemy.url import endpoint_of, topology_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
@@ -54,8 +56,20 @@ _TYPE: Final = "SELECT typname, oid, typarray FROM pg_catalog.pg_type WHERE oid 
 
 
 _WHERE: Final = ("host", "port", "user", "password", "dbname")
-_trying: Final[ContextVar[tuple[Topology, EndpointState] | None]] = ContextVar("ps_sqlalchemy_trying", default=None)
-"""The endpoint that a connection is being made to, while `do_connect` is asked: what a listener connects is for it alone."""
+_ELSEWHERE: Final = frozenset({"host", "hostaddr", "port"})
+"""What a listener changes so that its connection leads to another server, whose failure says nothing of the endpoint."""
+
+
+class _Try:
+    """A connection that is being made, while `do_connect` is asked: what a listener connects is for its endpoint alone."""
+
+    def __init__(self, topology: Topology | None, state: EndpointState) -> None:
+        self.topology, self.state = topology, state
+        self.error: BaseException | None = None
+        """What the endpoint itself was met with."""
+
+
+_trying: Final[ContextVar[_Try | None]] = ContextVar("ps_sqlalchemy_trying", default=None)
 
 
 def _options(state: EndpointState, cargs: tuple[Any, ...], cparams: dict[str, Any]) -> dict[str, Any]:
@@ -82,10 +96,16 @@ def _check_ours(connection: Any) -> Any:
     return driver
 
 
-def _taken(ours: PSDialect) -> EndpointState | None:
-    """Return the endpoint that a connection of this dialect's database is being made to."""
-    trying = _trying.get()
-    return trying[1] if trying is not None and trying[0] is ours.ps_topology else None
+def _anywhere(driver: Any) -> AbstractContextManager[None]:
+    """Return the block in which is asked what is the same on a replica that is behind what the caller has seen."""
+    return nullcontext() if driver.state.on_primary else use_token(None)
+
+
+def _root(engine: Any) -> Any:
+    """Return the engine of which this one is a form with other options."""
+    while hasattr(engine, "_proxied"):
+        engine = engine._proxied
+    return engine
 
 
 class PSDialect(PGDialect_psycopg):
@@ -119,6 +139,8 @@ class PSDialect(PGDialect_psycopg):
         """The endpoints, where connections go to replicas."""
         self.ps_goes_to: Replicas | None = None
         """Where connections that are read-only go, on an engine that was made from a URL alone."""
+        self.ps_connect_args: dict[str, Any] = {}
+        """What `connect_args` says."""
         self.ps_heard_by: PSDialect | None = None
         """The dialect whose listeners hear of this one, too."""
 
@@ -188,25 +210,43 @@ class PSDialect(PGDialect_psycopg):
 
     def _ps_ask(self, connect_args: dict[str, Any], record: Any, state: EndpointState) -> Any:
         """Connect to an endpoint, once, as the listeners of `do_connect` want it."""
+        if state.on_primary and self.ps_heard_by is not None:  # in the replica's place, as the primary's engine connects
+            connect_args = self.ps_heard_by.ps_connect_args
         cargs: list[Any] = []
         cparams = {**state.endpoint.conninfo(), **self._ps_options(), **connect_args}
-        assert self.ps_topology is not None
-        trying = _trying.set((self.ps_topology, state))
+        reset = _trying.set(trying := _Try(self.ps_topology, state))
         try:
             for listener in self.dispatch.do_connect if self._has_events else ():
                 connection = listener(self, record, cargs, cparams)
                 if connection is not None:
                     return connection
             return self.connect(*cargs, **cparams)
+        except Exception as exc:
+            if exc is trying.error:
+                raise
+            raise NotOfEndpoint(exc) from exc  # it is the listener's: no other try would help, nor is the endpoint down
         finally:
-            _trying.reset(trying)
+            _trying.reset(reset)
 
     def ps_connect(self, *cargs: Any, **cparams: Any) -> Any:
         """Return a connection to where `cparams` lead: what `dialect.connect` and `dialect.dbapi.connect` are here."""
-        if (state := _taken(self)) is not None:
-            return Connection.dial(state, _options(state, cargs, cparams))
-        state = self.ps_state
-        return Connection.open(state, policy=self.ps_policy, **_options(state, cargs, cparams))
+        trying = _trying.get()
+        if trying is None or trying.topology is not self.ps_topology:
+            state = self.ps_state
+            return self._ps_open(state, **_options(state, cargs, cparams))
+        options = _options(trying.state, cargs, cparams)
+        try:
+            return self._ps_dial(trying.state, options)
+        except Exception as exc:
+            if not _ELSEWHERE & options.keys():
+                trying.error = exc
+            raise
+
+    def _ps_open(self, state: EndpointState, **options: Any) -> Any:
+        return Connection.open(state, policy=self.ps_policy, **options)
+
+    def _ps_dial(self, state: EndpointState, options: dict[str, Any]) -> Any:
+        return Connection.dial(state, options)
 
     def on_connect(self) -> Any:
         then = super().on_connect()  # type: ignore[no-untyped-call]
@@ -222,17 +262,35 @@ class PSDialect(PGDialect_psycopg):
         dbapi_connection = connection.connection.dbapi_connection
         driver = connection.connection.driver_connection
         autocommit, cursor_factory = dbapi_connection.autocommit, driver.cursor_factory
-        self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
+        idle = driver.info.transaction_status == TransactionStatus.IDLE  # a listener may have begun a transaction on it
+        if idle:
+            self._do_autocommit(dbapi_connection, True)  # type: ignore[no-untyped-call]
         driver.cursor_factory = AsyncCursor if self.is_async else Cursor
         if self.server_side_cursors:
             connection = connection.execution_options(stream_results=False)  # such a cursor needs a transaction
         try:
-            # What is asked here is the same on a replica that is behind what the caller has seen.
-            with use_token(None):
+            with _anywhere(driver):
                 super().initialize(connection)  # type: ignore[no-untyped-call]
         finally:
             driver.cursor_factory = cursor_factory
-            self._do_autocommit(dbapi_connection, autocommit)  # type: ignore[no-untyped-call]
+            if idle:
+                self._do_autocommit(dbapi_connection, autocommit)  # type: ignore[no-untyped-call]
+
+    def set_engine_execution_options(self, engine: Any, opts: Mapping[str, Any]) -> None:
+        # As SQLAlchemy's; but what is set on the primary's engine does not set it on those beside it, which have it, or another.
+        names = set(self.connection_characteristics).intersection(opts)
+        if not names:
+            return
+        characteristics, own = immutabledict({name: opts[name] for name in names}), _root(engine)
+
+        @event.listens_for(engine, "engine_connect")
+        def set_connection_characteristics(connection: Any) -> None:
+            if _root(connection.engine) is own:
+                self._set_connection_characteristics(connection, characteristics)  # type: ignore[no-untyped-call]
+
+    def get_isolation_level(self, dbapi_connection: Any) -> Any:
+        with _anywhere(getattr(dbapi_connection, "driver_connection", dbapi_connection)):
+            return super().get_isolation_level(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
         # In autocommit the server does not tell of the level that was just set for transactions.
@@ -309,6 +367,8 @@ class PSDialect(PGDialect_psycopg):
 
         Raises `exc` where it is none of that; or where the caller does the same in a better way, and is told.
         """
+        if context is not None and context.engine.hide_parameters and exc.args:
+            exc.args = (_QUOTED.sub("", str(exc.args[0])), *exc.args[1:])  # the client binds: values are in the text
         failure = classify(exc)
         refusals = falls_back.get()
         if refusals is not None and not refusals.handled:
@@ -316,7 +376,8 @@ class PSDialect(PGDialect_psycopg):
         kinds = READ_FOR_PRIMARY if refusals is None else refusals.kinds
         if context is None or failure.kind not in kinds:
             raise exc
-        driver = context.root_connection.connection.driver_connection
+        dbapi_connection = context.root_connection.connection.dbapi_connection
+        driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         if failure.kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != TransactionStatus.IDLE:
             raise exc  # a transaction with a snapshot of its own: the primary cannot go on with that
         if refusals is not None:
@@ -331,13 +392,19 @@ class PSDialect(PGDialect_psycopg):
         if not self._ps_wait(driver.stand_in()):
             raise exc
         emit_fallback(endpoint, failure)
-        yield
-        if driver.autocommit:
-            self._ps_wait(driver.go_home())
+        try:
+            yield
+        finally:
+            if driver.autocommit:
+                self._ps_wait(driver.go_home())
 
     def _ps_wait(self, result: Any) -> Any:
         """Return the result of a method of the driver's connection."""
         return result
+
+
+_QUOTED: Final = re.compile(r"\nLINE \d+: [^\n]*\n *\^")
+"""The line of the statement that PostgreSQL quotes."""
 
 
 def _carry_notes(context: ExceptionContext) -> None:
@@ -371,15 +438,18 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
             return await greenlet_spawn(self._ps_connector, connect_args, record, state)
 
         options = {**self._ps_options(), **connect_args}
-        return self._ps_adapted(
-            AsyncConnection.open(self.ps_state, replicas=self.ps_replicas, policy=self.ps_policy, connector=connector, **options)
-        )
+        return self._ps_open(self.ps_state, replicas=self.ps_replicas, connector=connector, **options)
 
     def ps_connect(self, *cargs: Any, **cparams: Any) -> Any:
-        if (state := _taken(self)) is not None:
-            return self._ps_adapted(AsyncConnection.dial(state, _options(state, cargs, cparams)))
-        state = self.ps_state
-        return self._ps_adapted(AsyncConnection.open(state, policy=self.ps_policy, **_options(state, cargs, cparams)))
+        if (creator := cparams.pop("async_creator_fn", None)) is not None:  # create_async_engine(async_creator=...)
+            return self._ps_adapted(creator(*cargs, **cparams))
+        return super().ps_connect(*cargs, **cparams)
+
+    def _ps_open(self, state: EndpointState, **options: Any) -> Any:
+        return self._ps_adapted(AsyncConnection.open(state, policy=self.ps_policy, **options))
+
+    def _ps_dial(self, state: EndpointState, options: dict[str, Any]) -> Any:
+        return self._ps_adapted(AsyncConnection.dial(state, options))
 
     def _ps_fetchone(self, driver: Any, statement: str, parameters: tuple[Any, ...]) -> Any:
         return await_only(await_only(driver.execute(statement, parameters)).fetchone())

@@ -24,10 +24,9 @@ from ps_core._names import given_to_complete
 from ps_core._registry import policy_for
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology
-from ps_sqlalchemy._falling_back import falls_back
-from ps_sqlalchemy.options import SETTINGS, SIDES, check_options
+from ps_sqlalchemy.options import SETTINGS, SIDES, check_options, options_of
 from ps_sqlalchemy.pool import max_fallback_of
-from ps_sqlalchemy.url import endpoint_of, url_of
+from ps_sqlalchemy.url import TO, endpoint_of, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,7 +59,6 @@ registry.register("postgresql.ps_async", "ps_sqlalchemy.dialect", "PSDialectAsyn
 
 # Bouncers drain within 24 hours; the connection that was used last is the one that is least likely to have been dropped.
 _POOL_DEFAULTS = {"pool_recycle": 3600, "pool_timeout": 10, "pool_use_lifo": True}
-_POOL_OPTIONS = ("pool_", "max_overflow")
 _POOL_EVENTS = (
     "connect",
     "first_connect",
@@ -83,18 +81,20 @@ class Engine(sa.Engine):
     topology: Topology
     replica: sa.Engine | None
     """An engine on the replica endpoints; None where the topology has none."""
-    _ps_make_direct: Callable[[], sa.Engine]
+    _ps_make_direct: Callable[[], _Side]
 
     @cached_property
     def direct(self) -> sa.Engine:
         """An engine on the direct endpoint, for migrations, LISTEN and session features. Made when it is first asked for."""
-        return self._ps_make_direct()
+        side = self._ps_make_direct()
+        side._ps_update(self.__dict__.get("_ps_updates", {}))
+        return side
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "_has_events":  # which is asked too often to be a property of the others
+        if name in ("_has_events", "echo"):  # the first is asked too often to be a property of the others
             for side in self._ps_sides():
-                side._has_events = value
+                setattr(side, name, value)
 
     def _ps_sides(self) -> list[_Side]:
         return [side for side in map(self.__dict__.get, ("replica", "direct")) if isinstance(side, _Side)]
@@ -102,6 +102,7 @@ class Engine(sa.Engine):
     def update_execution_options(self, **opt: Any) -> None:
         """Update the options of the engine, and of those on the other endpoints."""
         super().update_execution_options(**opt)
+        self._ps_updates = {**self.__dict__.get("_ps_updates", {}), **opt}
         for side in self._ps_sides():
             side._ps_update(opt)
 
@@ -110,6 +111,11 @@ class Engine(sa.Engine):
         for side in self._ps_sides():
             side._ps_dispose(close)
         super().dispose(close=close)
+
+    def _ps_forget(self) -> None:
+        """Leave all connections to the process that this one was forked from."""
+        for engine in (self, *self._ps_sides()):
+            engine.pool = engine.pool.recreate()
 
 
 class _Options(SAOptionEngine):
@@ -153,8 +159,9 @@ class _OptionEngine(_Options):
     def update_execution_options(self, **opt: Any) -> None:
         super().update_execution_options(**opt)
         self._ps_options = {**self.__dict__.get("_ps_options", {}), **opt}
-        for name in ("replica", "direct"):
-            self.__dict__.pop(name, None)
+        for side in map(self.__dict__.get, ("replica", "direct")):
+            if isinstance(side, _SideOption):
+                side._ps_update(opt)
 
 
 Engine._option_cls = _OptionEngine._option_cls = _OptionEngine
@@ -168,10 +175,6 @@ class _Side(sa.Engine):
     _ps_primary: Engine
     ps_replicas: Replicas | None = None
     """The endpoints, where it is the replicas'."""
-
-    def connect(self) -> sa.Connection:
-        """Return a connection; to the primary, READ ONLY, where no replica would answer this caller."""
-        return _instead(self, self._ps_primary) or super().connect()
 
     def _ps_update(self, options: Mapping[str, Any]) -> None:
         """Take the primary's options on: `set_engine_execution_options` was heard there."""
@@ -211,10 +214,6 @@ class _SideOption(_Options):
         joined.parent = _Listeners(proxied, beside)
         self._ps_update(options)
 
-    def connect(self) -> sa.Connection:
-        """Like `_Side.connect`."""
-        return _instead(self, self._ps_beside or self._proxied._ps_primary) or super().connect()
-
     @property
     def ps_replicas(self) -> Replicas | None:
         return self._proxied.ps_replicas
@@ -233,17 +232,6 @@ class _SideOption(_Options):
 
 
 _Side._option_cls = _SideOption._option_cls = _SideOption
-
-
-def _instead(side: _Side | _SideOption, primary: sa.Engine) -> sa.Connection | None:
-    """Return a connection to the primary, READ ONLY, under a side's options; None where the side is to connect."""
-    replicas, refusals = side.ps_replicas, falls_back.get()
-    if replicas is None or (refusals is not None and refusals.handled) or not replicas.leave_to_primary():
-        return None
-    told = primary.get_execution_options()
-    options = {name: value for name, value in side.get_execution_options().items() if told.get(name) != value}
-    connection = read_only(primary).connect()
-    return connection.execution_options(**options) if options else connection
 
 
 def read_only(engine: Any) -> sa.Engine:
@@ -284,7 +272,7 @@ def adopt(engine: sa.Engine) -> None:
         engine.dispatch._update(heard, only_propagate=False)
     engine.topology, engine.replica = topology, None
     make = dialect.ps_sides or partial(_like, engine, connect_args or {})
-    own = frozenset(engine.pool.dispatch.connect.listeners)  # the dialect's; each has its own
+    own = frozenset(_sqlalchemys(engine.pool))  # each pool has its own
     engine._ps_make_direct = lambda: _join(make("direct"), engine, besides=own)
     if topology.replicas:
         if connect_args is None:
@@ -310,6 +298,7 @@ def _own_creator(engine: sa.Engine, dialect: Any) -> dict[str, Any] | None:
         return dialect.ps_open(given, connection_record)
 
     engine.pool._creator = connect
+    dialect.ps_connect_args = given
     return given
 
 
@@ -363,7 +352,7 @@ def _join(
     *,
     besides: frozenset[Any] = frozenset(),
     max_fallback: int | None = None,
-) -> sa.Engine:
+) -> _Side:
     """Let what listens to the primary's engine hear of this one, but for the listeners `besides`."""
     side, execution_options = made
     dialect: Any = side.dialect
@@ -388,12 +377,22 @@ def _join(
         if shared.ps_goes_to is not None:
             shared.ps_goes_to = side.ps_replicas
     else:
+        own = _sqlalchemys(side.pool)
+        side.pool.__dict__.pop("dispatch", None)  # with what plugins let listen: that hears of the primary's
+        for listener in own:
+            sa.event.listen(side.pool, "connect", listener)
         dialect.ps_join(primary.dialect)
     dialect.ps_heard_by = primary.dialect
     side._ps_update(execution_options)
     for name in _POOL_EVENTS:
         sa.event.listen(side.pool, name, partial(_forward, primary, name, besides))
     return side
+
+
+def _sqlalchemys(pool: sa.pool.Pool) -> list[Any]:
+    """Return what SQLAlchemy itself lets listen to the pool of an engine that it has just made."""
+    listeners: Any = pool.dispatch.connect
+    return [listener for listener in listeners.listeners if getattr(listener, "__module__", "").startswith("sqlalchemy.")]
 
 
 def _forward(primary: Engine, name: str, besides: frozenset[Any], *args: Any) -> None:
@@ -468,6 +467,10 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
         topology = target
     else:
         url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
+        if f"{TO}=" in (url or ""):
+            raise ConfigurationError(
+                f"{TO}: this URL leads to one endpoint: give it to sqlalchemy.create_engine, or write the role's URL here"
+            )
         topology = Topology.from_url(url, **settings)
     if not topology.replicas and sides["replica_"]:
         names = ", ".join(f"replica_{name}" for name in sides["replica_"])
@@ -478,15 +481,18 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
         side = sides.get(f"{to}_", {})
         given = {**options, **side}
         if "poolclass" in side:  # sizes that were meant for another class
-            given = {name: value for name, value in given.items() if name in side or not name.startswith(_POOL_OPTIONS)}
+            taken = options_of(drivername, given["poolclass"])
+            given = {name: value for name, value in given.items() if name in side or name in taken}
         elif "poolclass" not in given:
             # Over several endpoints, reads should be spread: not to whatever connection was used last.
             lifo = to != "replica" or len(topology.replicas) == 1
             given = {**_POOL_DEFAULTS, "pool_use_lifo": lifo, **given}
-        execution_options = given.pop("execution_options", {})
+        execution_options = given.pop("execution_options", None) or {}
         if to == "replica" and "isolation_level" in side:
             # Of the dialect, which both sides share; an engine may have one of its own.
-            execution_options = {**execution_options, "isolation_level": given.pop("isolation_level")}
+            given.pop("isolation_level")
+            if (level := side["isolation_level"]) is not None:
+                execution_options = {**execution_options, "isolation_level": level}
         name = _logging_name(given.get("logging_name"), to)
         arguments = {"pool_logging_name": name, **given, "logging_name": name}
         url = url_of(endpoint_of(topology, to), drivername)
@@ -501,7 +507,7 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
 def _forget_connections() -> None:
     # A process that was forked must not use its parent's connections, nor close them.
     for engine in list(_engines):
-        engine.dispose(close=False)
+        engine._ps_forget()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
     from sqlalchemy.pool.base import ResetStyle
 
-__all__ = ["SETTINGS", "SIDES", "EngineOptions", "check_options"]
+__all__ = ["SETTINGS", "SIDES", "EngineOptions", "check_options", "options_of"]
 
 SETTINGS: Final = frozenset(TopologySettings.__annotations__)
 SIDES: Final = ("replica_", "direct_")
@@ -166,6 +166,12 @@ def check_options(options: Mapping[str, Any], sides: Mapping[str, Mapping[str, A
                 names,
                 otherwise="write a setting of ps_core.topology.TopologySettings, or an option of sqlalchemy.create_engine",
             )
+
+
+def options_of(drivername: str, poolclass: type) -> Collection[str]:
+    """Return the options that `sqlalchemy.create_engine` takes with this pool class."""
+    dialect: Any = sa.URL.create(drivername).get_dialect()
+    return _options_of(dialect, poolclass)
 
 
 def _options_of(dialect: type, poolclass: type) -> Collection[str]:

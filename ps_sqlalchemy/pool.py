@@ -23,6 +23,7 @@ _checking_out: Final[ContextVar[bool]] = ContextVar("ps_sqlalchemy_checking_out"
 class QueuePool(pool.QueuePool):
     """`sqlalchemy.pool.QueuePool`, bounded by the deadline."""
 
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.QueuePool"  # as stock's
     _ps_timeout: float
 
     @property
@@ -60,6 +61,8 @@ class QueuePool(pool.QueuePool):
 
 class AsyncAdaptedQueuePool(QueuePool, pool.AsyncAdaptedQueuePool):
     """The same for asyncio."""
+
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.AsyncAdaptedQueuePool"
 
 
 def max_fallback_of(share: float, engine: Engine) -> int | None:

@@ -106,7 +106,9 @@ class Replicas:
             state.refused_read_only.add(text)
 
     def first(self) -> EndpointState:
-        """Return the endpoint for a new connection."""
+        """Return the endpoint for a new connection: the primary in their place for who has seen what only that certainly has."""
+        if self.may_lack_what_was_seen() and (fallback := self._falls_back("position not known")) is not None:
+            return fallback
         state = self.choose()
         return state or self._falls_back() or self.states[0]
 
@@ -125,7 +127,7 @@ class Replicas:
         """Return where a connection that is at `state`, and was opened for `home`, should connect anew."""
         if state is self.fallback:
             return self.first()
-        if state is home:
+        if state is home or home is self.fallback:  # where it was opened while no replica would do
             return state
         with self._left_out.lock:
             return home if home not in self._out or self._is_due(home) else state
@@ -172,17 +174,21 @@ class Replicas:
         if self.fallback is None:
             return False
         if self.max_fallback is not None:
-            there = sum(conn.state is self.fallback and not conn.closed for conn in tuple(self._on_fallback))
-            if there >= self.max_fallback:
-                return False
-            if by is not None:
-                self._on_fallback.add(by)
+            with self._left_out.lock:
+                there = sum(
+                    (one.takes_place or one.state is self.fallback) and not one.closed for one in tuple(self._on_fallback)
+                )
+                if there >= self.max_fallback:
+                    return False
+                if by is not None:
+                    by.takes_place = True  # before it is there
+                    self._on_fallback.add(by)
         return True
 
-    def _falls_back(self) -> EndpointState | None:
+    def _falls_back(self, reason: str = "no replica left") -> EndpointState | None:
         if not self.has_room_on_fallback():
             return None
-        emit(Event(name=Name.FALLBACK, endpoint=self.states[0].endpoint.name, reason="no replica left"))
+        emit(Event(name=Name.FALLBACK, endpoint=self.states[0].endpoint.name, reason=reason))
         return self.fallback
 
     def report_failure(self, state: EndpointState) -> None:
@@ -209,9 +215,11 @@ class Replicas:
     def should_return_home(self, state: EndpointState, home: EndpointState) -> bool:
         """Return whether a connection at `state`, which was opened for `home`, should see whether its endpoint is there again."""
         if state is self.fallback:
+            if not self._out:  # it is there for a caller who had seen what only the primary certainly has
+                return not self.may_lack_what_was_seen()
             now = self._clock()
             return any(now >= due for due, _ in tuple(self._out.values()))
-        return state is not home and self._clock() >= self._next_probe(home)
+        return state is not home and home is not self.fallback and self._clock() >= self._next_probe(home)
 
     @property
     def out(self) -> tuple[EndpointState, ...]:

@@ -244,7 +244,8 @@ def test_nobody_connects_to_be_told_no(ps_lab: Lab, kind: str) -> None:
             assert not conn.scalar(SERVED_BY_REPLICA)
             with pytest.raises(sa.exc.InternalError, match="read-only"):
                 conn.execute(text("CREATE TABLE never (id int)"))
-        if kind != "from a URL, postgresql_readonly":
-            assert replica_of(engine).pool.checkedin() == 0
-            assert engine.pool.checkedin() == 1
+            if kind != "from a URL, postgresql_readonly":
+                assert conn.connection.driver_connection.state.endpoint.name == "fallback"
+    with use_token(None), reader(engine, kind).connect() as conn:  # the same connection
+        assert conn.scalar(SERVED_BY_REPLICA)
     engine.dispose()

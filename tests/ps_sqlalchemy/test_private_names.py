@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm, pool
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg, PsycopgAdaptDBAPI
 from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.event.base import _Dispatch, _JoinedDispatcher
 from sqlalchemy.orm.session import SessionTransaction
 from sqlalchemy.sql.cache_key import HasCacheKey
@@ -39,6 +40,10 @@ SIGNATURES: dict[str, tuple[Any, str]] = {
     # How a dialect connects.
     "PGDialect_psycopg._do_autocommit": (PGDialect_psycopg._do_autocommit, "(self, connection, value)"),
     "PGDialect_psycopg._type_info_fetch": (PGDialect_psycopg._type_info_fetch, "(self, connection, name)"),
+    "DefaultDialect._set_connection_characteristics": (
+        DefaultDialect._set_connection_characteristics,
+        "(self, connection, characteristics)",
+    ),
     "PsycopgAdaptDBAPI.connect": (PsycopgAdaptDBAPI.connect, "(self, *arg, **kw)"),
     # Who hears what.
     "_Dispatch._join": (_Dispatch._join, "(self, other)"),

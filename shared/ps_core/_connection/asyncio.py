@@ -203,18 +203,25 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         fallback = self._may_stand_in()
         if fallback is None:
             return False
-        await self.rollback()  # nothing but the statement that was refused was in it
-        if self._other_side is None:
-            self._other_side = await self._open_other_side(fallback, None)
-        self.stands_in = True
-        await self._cross()
+        try:
+            await self.rollback()  # nothing but the statement that was refused was in it
+            if self._other_side is None:
+                self._other_side = await self._open_other_side(fallback, None)
+            self.stands_in = True
+            await self._cross()
+        finally:
+            self.takes_place = False
         return True
 
     async def go_home(self) -> None:
         """Like `Connection.go_home`."""
-        if self.stands_in:
-            self.stands_in = False
-            await self._cross()
+        if not self.stands_in:
+            return
+        self.stands_in = False
+        await self._cross()
+        if self._replicas is not None and self._replicas.max_fallback is not None and not self._on_replicas:
+            other, self._other_side = self._other_side, None  # the share is of connections, not of those that are used
+            await other.close()
 
     async def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
         opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}

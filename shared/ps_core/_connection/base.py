@@ -204,6 +204,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _on_replicas = False
     stands_in = False
     """The primary answers in the replica's place; see `stand_in`."""
+    takes_place = False
+    """It is about to be one of the connections that may be on the primary in the replicas' place."""
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""

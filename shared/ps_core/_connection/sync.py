@@ -255,18 +255,25 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         fallback = self._may_stand_in()
         if fallback is None:
             return False
-        self.rollback()  # nothing but the statement that was refused was in it
-        if self._other_side is None:
-            self._other_side = self._open_other_side(fallback, None)
-        self.stands_in = True
-        self._cross()
+        try:
+            self.rollback()  # nothing but the statement that was refused was in it
+            if self._other_side is None:
+                self._other_side = self._open_other_side(fallback, None)
+            self.stands_in = True
+            self._cross()
+        finally:
+            self.takes_place = False
         return True
 
     def go_home(self) -> None:
         """End what `stand_in` began."""
-        if self.stands_in:
-            self.stands_in = False
-            self._cross()
+        if not self.stands_in:
+            return
+        self.stands_in = False
+        self._cross()
+        if self._replicas is not None and self._replicas.max_fallback is not None and not self._on_replicas:
+            other, self._other_side = self._other_side, None  # the share is of connections, not of those that are used
+            other.close()
 
     def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
         opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
     from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
 
-__all__ = ["Attempts", "StillRunning", "is_transient"]
+__all__ = ["Attempts", "NotOfEndpoint", "StillRunning", "is_transient"]
 
 
 class StillRunning(psycopg.OperationalError):
     """What became of the transaction that is looked up cannot be told yet."""
+
+
+class NotOfEndpoint(Exception):
+    """What makes connections has failed by itself: that says nothing of the endpoint, and no other try would help."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Attempts:
@@ -150,6 +158,8 @@ class Attempts:
         try:
             with deadline_unwrapped():
                 yield
+        except NotOfEndpoint as exc:
+            raise exc.error from exc.error.__cause__
         except (psycopg.Error, TimeoutError) as exc:
             if isinstance(exc, DeadlineExceeded):
                 raise
