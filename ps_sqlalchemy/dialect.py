@@ -96,7 +96,7 @@ def _check_ours(connection: Any) -> Any:
     return driver
 
 
-def _anywhere(driver: Any) -> AbstractContextManager[None]:
+def _anywhere(driver: Any) -> AbstractContextManager[Any]:
     """Return the block in which is asked what is the same on a replica that is behind what the caller has seen."""
     return nullcontext() if driver.state.on_primary else use_token(None)
 

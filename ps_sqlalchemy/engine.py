@@ -147,6 +147,15 @@ class _OptionEngine(_Options):
     def topology(self) -> Topology:
         return self._proxied.topology
 
+    def dispose(self, close: bool = True) -> None:
+        """Dispose the pools of all endpoints, which are those of the engine that this one was made of."""
+        base: Any = self._proxied
+        while isinstance(base, _OptionEngine):
+            base = base._proxied
+        for side in base._ps_sides():
+            side._ps_dispose(close)
+        super().dispose(close=close)
+
     @cached_property
     def replica(self) -> sa.Engine | None:
         replica = self._proxied.replica
