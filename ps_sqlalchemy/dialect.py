@@ -309,7 +309,7 @@ class PSDialect(PGDialect_psycopg):
         # On an engine that was made from a URL alone, this is how an application says that it only reads.
         if self.ps_goes_to is not None:
             driver = getattr(connection, "driver_connection", connection)
-            goes = bool(value) and value != READ_ONLY_ON_PRIMARY and not self.ps_goes_to.leave_to_primary()
+            goes = bool(value) and value != READ_ONLY_ON_PRIMARY
             self._ps_wait(driver.go_to(self.ps_goes_to if goes else None))
         super().set_readonly(connection, bool(value))  # type: ignore[no-untyped-call]
 
@@ -367,8 +367,7 @@ class PSDialect(PGDialect_psycopg):
 
         Raises `exc` where it is none of that; or where the caller does the same in a better way, and is told.
         """
-        if context is not None and context.engine.hide_parameters and exc.args:
-            exc.args = (_QUOTED.sub("", str(exc.args[0])), *exc.args[1:])  # the client binds: values are in the text
+        _hide_values(exc, context)
         failure = classify(exc)
         refusals = falls_back.get()
         if refusals is not None and not refusals.handled:
@@ -394,6 +393,9 @@ class PSDialect(PGDialect_psycopg):
         emit_fallback(endpoint, failure)
         try:
             yield
+        except self.loaded_dbapi.Error as error:
+            _hide_values(error, context)
+            raise
         finally:
             if driver.autocommit:
                 self._ps_wait(driver.go_home())
@@ -403,8 +405,14 @@ class PSDialect(PGDialect_psycopg):
         return result
 
 
-_QUOTED: Final = re.compile(r"\nLINE \d+: [^\n]*\n *\^")
-"""The line of the statement that PostgreSQL quotes."""
+_QUOTED: Final = re.compile(r"\n\S+ \d+: [^\n]*\n *\^")
+"""The line of the statement that libpq quotes: "LINE 1: ...", in the language of the process."""
+
+
+def _hide_values(error: Exception, context: Any) -> None:
+    """Take the quoted line out of an error under `hide_parameters=True`: the client binds, so that values are in the text."""
+    if context is not None and context.engine.hide_parameters and error.args:
+        error.args = (_QUOTED.sub("", str(error.args[0])), *error.args[1:])
 
 
 def _carry_notes(context: ExceptionContext) -> None:

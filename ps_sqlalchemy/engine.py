@@ -198,13 +198,19 @@ class _Side(sa.Engine):
 
 
 class _Listeners(JoinedDispatcher[Any]):
-    """What listens to an engine beside the primary's itself, and all that listens to an engine on the primary."""
+    """What listens to an engine beside the primary's, but not to that; and all that listens to an engine on the primary."""
 
-    def __init__(self, side: Any, beside: Any) -> None:
-        super().__init__(side.dispatch, beside.dispatch)
+    def __init__(self, side: _Side | _SideOption, beside: Any) -> None:
+        super().__init__(cast("Any", side.dispatch), beside.dispatch)
+        self._side = side
 
     def __getattr__(self, name: str) -> Any:
-        return (*getattr(self.local, name).parent_listeners, *getattr(self.parent, name))
+        own: list[Any] = []
+        side: Any = self._side
+        while side is not None:
+            own += getattr(side.dispatch, name).parent_listeners
+            side = side._proxied if isinstance(side, _SideOption) else None
+        return (*own, *getattr(self.parent, name))
 
 
 class _SideOption(_Options):

@@ -182,6 +182,10 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
         replicas = replicas_of(target)
         if replicas is None:
             raise ConfigurationError("to='replica': there is none: write replica_bouncer=... or direct_replica=True")
+        if target.replica_fallback not in (0, 1):
+            raise ConfigurationError(
+                f"replica_fallback={target.replica_fallback:g} is a share of an engine's pool: write 'primary' or 'none'"
+            )
         return Target(replicas.first(), replicas, policy)
     primary, _, direct = states_of(target)
     if to not in ("primary", "direct"):

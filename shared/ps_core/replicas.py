@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import threading
 import time
@@ -50,6 +51,8 @@ class Replicas:
     PROBE_INTERVAL = 1.0
     """Seconds after a failure until the next read is sent to the endpoint as a probe. It doubles with every failed probe."""
     MAX_PROBE_INTERVAL = 15.0
+    PROMISED_FOR = 10.0
+    """Seconds for which a place on the fallback is kept: longer than one try to connect takes."""
 
     def __init__(
         self,
@@ -69,11 +72,13 @@ class Replicas:
         self._left_out = _LeftOut()
         self._out = self._left_out.due
         self._on_fallback: WeakSet[Any] = WeakSet()
+        self._promised: list[float] = []
+        """Until when places on the fallback are kept for connections that are being made."""
 
     def limited_to(self, max_fallback: int | None) -> Replicas:
         """Return the same set for a user of it (an engine) of whose connections only so many may be on the fallback at once."""
         own = copy(self)
-        own.max_fallback, own._on_fallback = max_fallback, WeakSet()
+        own.max_fallback, own._on_fallback, own._promised = max_fallback, WeakSet(), []
         return own
 
     def are_away(self) -> bool:
@@ -91,10 +96,6 @@ class Replicas:
         """Return whether the caller has seen what only the primary certainly has: a token without a position."""
         state = self.states[0]
         return state.tracks and has_to_ask_primary(state.identity)
-
-    def leave_to_primary(self) -> bool:
-        """Return whether who is about to connect to a replica is to ask the primary, READ ONLY: no replica would answer them."""
-        return self.fallback is not None and self.max_fallback is None and (self.may_lack_what_was_seen() or self.are_away())
 
     def have_refused(self, text: str) -> bool:
         """Return whether one of the endpoints has refused this text because it writes."""
@@ -169,24 +170,23 @@ class Replicas:
         self.report_failure(state)
         return other or self._falls_back()
 
-    def has_room_on_fallback(self, by: Any = None) -> bool:
-        """Return whether another connection may go to the fallback; `by`: the one that goes."""
+    def takes_place(self) -> bool:
+        """Return whether another connection may go to the fallback. Its place is kept for a while, until it is there."""
         if self.fallback is None:
             return False
-        if self.max_fallback is not None:
-            with self._left_out.lock:
-                there = sum(
-                    (one.takes_place or one.state is self.fallback) and not one.closed for one in tuple(self._on_fallback)
-                )
-                if there >= self.max_fallback:
-                    return False
-                if by is not None:
-                    by.takes_place = True  # before it is there
-                    self._on_fallback.add(by)
+        if self.max_fallback is None:
+            return True
+        with self._left_out.lock:
+            now, pid = self._clock(), os.getpid()
+            self._promised = [until for until in self._promised if until > now]
+            there = [one for one in self._on_fallback if one.state is self.fallback and not one.closed and one.pid == pid]
+            if len(there) + len(self._promised) >= self.max_fallback:
+                return False
+            self._promised.append(now + self.PROMISED_FOR)
         return True
 
     def _falls_back(self, reason: str = "no replica left") -> EndpointState | None:
-        if not self.has_room_on_fallback():
+        if not self.takes_place():
             return None
         emit(Event(name=Name.FALLBACK, endpoint=self.states[0].endpoint.name, reason=reason))
         return self.fallback
@@ -203,7 +203,10 @@ class Replicas:
         """Say that `conn` is connected to its endpoint: one that was left out is back."""
         state = conn.state
         if state is self.fallback:
-            self._on_fallback.add(conn)
+            with self._left_out.lock:
+                self._on_fallback.add(conn)
+                if self._promised:
+                    self._promised.pop(0)
         elif state in self._out:
             with self._left_out.lock:
                 was_out = self._out.pop(state, None) is not None
@@ -215,8 +218,10 @@ class Replicas:
     def should_return_home(self, state: EndpointState, home: EndpointState) -> bool:
         """Return whether a connection at `state`, which was opened for `home`, should see whether its endpoint is there again."""
         if state is self.fallback:
-            if not self._out:  # it is there for a caller who had seen what only the primary certainly has
-                return not self.may_lack_what_was_seen()
+            if self.may_lack_what_was_seen():
+                return False
+            if any(each not in self._out for each in self.states if each.endpoint.weight):
+                return True  # it is there for a caller who had seen what only the primary certainly has
             now = self._clock()
             return any(now >= due for due, _ in tuple(self._out.values()))
         return state is not home and home is not self.fallback and self._clock() >= self._next_probe(home)

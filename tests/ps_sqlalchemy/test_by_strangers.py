@@ -20,7 +20,9 @@ import ps_core
 import ps_sqlalchemy
 from ps_core import ConfigurationError, Token, use_token
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 from ps_sqlalchemy import Engine, Session
+from tests.differential.clients import stock_engine
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
 
 URL = "postgresql://app.branch:secret@host/db"
@@ -86,6 +88,20 @@ def test_level_of_the_replicas_alone(ps_lab: Lab, own: str) -> None:
             assert own == "AUTOCOMMIT" or conn.get_isolation_level() == own
 
 
+def test_levels_of_options_of_options(ps_lab: Lab) -> None:
+    """Among several, the same level counts as on stock: the first engine's; for replicas, their own."""
+    stock = stock_engine(ps_lab, execution_options={"isolation_level": "READ UNCOMMITTED"})
+    options: Any = {"execution_options": {"isolation_level": "READ UNCOMMITTED"}, "replica_isolation_level": "REPEATABLE READ"}
+    with engine_for(ps_lab, **options) as engine:
+        for change in ({"isolation_level": "READ COMMITTED"}, {"a": 1}):
+            stock, engine = stock.execution_options(**change), engine.execution_options(**change)  # noqa: PLW2901
+            with stock.connect() as expected, engine.connect() as conn:
+                assert conn.get_isolation_level() == expected.get_isolation_level() == "READ UNCOMMITTED"
+            with engine.replica.connect() as conn:
+                assert conn.get_isolation_level() == "REPEATABLE READ"
+    stock.dispose()
+
+
 def test_options_of_options(ps_lab: Lab, unknown: Token) -> None:
     """They stand in, too, and keep their listeners when the options change."""
     with engine_for(ps_lab) as engine:
@@ -131,8 +147,94 @@ def test_share_holds_for_all_at_once(ps_lab: Lab, ahead: Token) -> None:
         for conn in conns:
             conn.close()
         for conn in [engine.replica.connect() for _ in range(count)]:
-            assert conn.connection.driver_connection._other_side is None
+            assert conn.connection.driver_connection._substitute is None
             conn.close()
+
+
+def test_share_holds_for_all_that_connect_at_once(ps_lab: Lab, unknown: Token) -> None:
+    """So it is for connections that are opened on the primary: no more than the share."""
+    count, allowed = 8, 2
+    with engine_for(ps_lab, replica_fallback=0.25, pool_size=count, max_overflow=0) as engine:
+        with use_token(None), engine.replica.connect():
+            pass
+        engine.replica.dispose()
+        begin = threading.Barrier(count, timeout=30)
+        end = threading.Barrier(count, timeout=30)
+        answers: list[Any] = []
+
+        def read() -> None:
+            with use_token(unknown):
+                begin.wait()
+                with engine.replica.connect() as conn:
+                    try:
+                        answers.append(str(conn.scalar(SERVED_BY_REPLICA)))
+                    except sa.exc.DBAPIError as exc:
+                        assert "no more than the 2 connections of replica_fallback" in str(exc)  # noqa: PT017
+                        answers.append("told")
+                    end.wait()
+
+        threads = [threading.Thread(target=read) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(answers) == ["False"] * allowed + ["told"] * (count - allowed)
+
+
+@pytest.mark.parametrize("token", ["ahead", "unknown"])
+def test_session_of_a_replica_without_a_pooler(ps_lab: Lab, token: str, request: pytest.FixtureRequest) -> None:
+    """What was SET there cannot be carried to the primary, which then does not answer without it."""
+    seen: Token = request.getfixturevalue(token)
+    engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", direct_replica=True)
+    replica: Any = engine.replica
+    with use_token(None), replica.connect() as conn:
+        conn.execute(text("SET search_path = information_schema"))
+        conn.commit()
+        with use_token(seen), pytest.raises(sa.exc.DBAPIError, match="what was SET on this connection cannot be carried there"):
+            conn.scalar(text("SHOW search_path"))
+        conn.rollback()
+        assert conn.scalar(text("SHOW search_path")) == "information_schema"
+    engine.dispose()
+
+
+def test_writes_of_readers_in_autocommit(ps_lab: Lab, ahead: Token, unknown: Token) -> None:
+    """`postgresql_readonly=True` on an engine from a URL is READ ONLY on the primary, too, whoever asks."""
+    ps_lab.sql("CREATE TABLE IF NOT EXISTS sa_readers (n int); GRANT ALL ON sa_readers TO PUBLIC")
+    ps_lab.wait_replicas_caught_up()
+    engine = sa.create_engine(url_of(ps_lab))
+    for token in (None, ahead, unknown):
+        options: Any = {"isolation_level": "AUTOCOMMIT", "postgresql_readonly": True}
+        with use_token(token), engine.connect().execution_options(**options) as conn:
+            assert conn.scalar(SERVED_BY_REPLICA) is (token is None)
+            with pytest.raises(sa.exc.DBAPIError, match="read-only"):
+                conn.execute(text("INSERT INTO sa_readers VALUES (1)"))
+    engine.dispose()
+    assert ps_lab.sql("SELECT count(*) FROM sa_readers") == [(0,)]
+    ps_lab.sql("DROP TABLE sa_readers")
+
+
+def test_replicas_that_are_out(ps_lab: Lab, unknown: Token) -> None:
+    """While replicas are left out, a caller whose position is not known stays on the primary, on one connection."""
+    with engine_for(ps_lab) as engine:
+        ps_lab.bouncers["read-pool"].stop()
+        try:
+            with use_token(None), engine.replica.connect() as conn:
+                assert not conn.scalar(SERVED_BY_REPLICA)
+            replicas = engine.replica.ps_replicas
+            wait_until(lambda: all(replicas._next_probe(state) <= time.monotonic() for state in replicas.states), "a due probe")
+            with use_token(unknown), engine.replica.connect() as conn, ps_lab.round_trips() as trips:
+                for _ in range(4):
+                    assert not conn.scalar(SERVED_BY_REPLICA)
+                    conn.commit()
+            assert trips.startups <= 1
+        finally:
+            ps_lab.restart_bouncer("read-pool")
+
+        def returned() -> bool:
+            with use_token(None), engine.replica.connect() as conn:
+                return bool(conn.scalar(SERVED_BY_REPLICA))
+
+        wait_until(returned, "reads on the replica")
 
 
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
@@ -196,6 +298,10 @@ def test_hidden_parameters(ps_lab: Lab) -> None:
                 conn.execute(text("SELECT nope WHERE :a = 1"), {"a": 987})
             assert "987" not in str(caught.value)
             assert 'column "nope" does not exist' in str(caught.value)
+        ahead = Token(identity=ps_lab.branch, position=1 << 62, at=time.time())
+        with use_token(ahead), engine.replica.connect() as conn, pytest.raises(sa.exc.ProgrammingError) as caught:
+            conn.execute(text("SELECT nope WHERE :a = 1"), {"a": 987})
+        assert "987" not in str(caught.value)
     with engine_for(ps_lab) as engine, engine.connect() as conn, pytest.raises(sa.exc.ProgrammingError, match="987"):
         conn.execute(text("SELECT nope WHERE :a = 1"), {"a": 987})
 

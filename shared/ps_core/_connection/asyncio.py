@@ -181,9 +181,11 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
                         with attempts.bounded_connect():
                             conn = await (connector(state) if connector else cls.dial(state, options))
                             conn._bind(state, options, replicas, home, policy, connector)
-                            await conn.wait(conn._arrive_gen(turn))
+                            with conn._finished_if_not_opened():
+                                await conn.wait(conn._arrive_gen(turn))
                         if state.role is None:
-                            await conn.wait(conn._learn_gen())
+                            with conn._finished_if_not_opened():
+                                await conn.wait(conn._learn_gen())
         return conn
 
     async def go_to(self, replicas: Replicas | None) -> None:
@@ -196,21 +198,19 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             assert replicas is not None
             self._other_side = await self._open_other_side(replicas.first(), replicas)
         self._on_replicas = not self._on_replicas
-        await self._cross()
+        await self._cross(self._other_side)
 
     async def stand_in(self) -> bool:
         """Like `Connection.stand_in`."""
-        fallback = self._may_stand_in()
-        if fallback is None:
+        replicas, fallback = self._replicas, self._may_stand_in()
+        if replicas is None or fallback is None:
             return False
-        try:
-            await self.rollback()  # nothing but the statement that was refused was in it
-            if self._other_side is None:
-                self._other_side = await self._open_other_side(fallback, None)
-            self.stands_in = True
-            await self._cross()
-        finally:
-            self.takes_place = False
+        await self.rollback()  # nothing but the statement that was refused was in it
+        if self._substitute is None:
+            self._substitute = await self._open_other_side(fallback, None)
+        self.stands_in = True
+        await self._cross(self._substitute)
+        replicas.report_connected(self)
         return True
 
     async def go_home(self) -> None:
@@ -218,25 +218,26 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         if not self.stands_in:
             return
         self.stands_in = False
-        await self._cross()
-        if self._replicas is not None and self._replicas.max_fallback is not None and not self._on_replicas:
-            other, self._other_side = self._other_side, None  # the share is of connections, not of those that are used
-            await other.close()
+        await self._cross(self._substitute)
+        if self._replicas is not None and self._replicas.max_fallback is not None:
+            substitute, self._substitute = self._substitute, None  # the share is of connections, not of those that are used
+            await substitute.close()
 
     async def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
         opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}
         return await type(self).open(state, **opening, **self._options)
 
-    async def _cross(self) -> None:
-        rest = self._exchange(self._other_side)
+    async def _cross(self, other: Any) -> None:
+        rest = self._exchange(other)
         if rest is not None:
             await self.wait(rest)
 
     async def close(self) -> None:
         """Like `Connection.close`."""
         await super().close()
-        if self._other_side is not None:
-            await self._other_side.close()
+        for other in (self._other_side, self._substitute):
+            if other is not None:
+                await other.close()
 
     async def revive(self) -> None:
         """Like `Connection.revive`."""

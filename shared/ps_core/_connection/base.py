@@ -204,8 +204,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _on_replicas = False
     stands_in = False
     """The primary answers in the replica's place; see `stand_in`."""
-    takes_place = False
-    """It is about to be one of the connections that may be on the primary in the replicas' place."""
+    _substitute: Any = None
+    """The connection to the primary by which it answers then, and meanwhile the replica's."""
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
@@ -279,6 +279,15 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
         self._watches_escapes = self._escapes()
+
+    @contextmanager
+    def _finished_if_not_opened(self) -> Iterator[None]:
+        """Leave nothing open where the caller never gets the connection: it fails, or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            self.pgconn.finish()
+            raise
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
         # A connection to a standby stays open when it is promoted, and would accept writes from then on: always READ ONLY there.
@@ -837,8 +846,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return ReplicaBehind(text, info=result, encoding=error._encoding)
 
     def _behind_text(self, why: str) -> str:
-        forbids = self._replicas is not None and self._replicas.fallback is None
-        may = ", and replica_fallback='none' forbids the primary to answer in its place" if forbids else "; the primary has it"
+        replicas, may = self._replicas, "; the primary has it"
+        if replicas is not None and replicas.fallback is None:
+            may = ", and replica_fallback='none' forbids the primary to answer in its place"
+        elif replicas is not None and replicas.max_fallback is not None:
+            may += f", but no more than the {replicas.max_fallback} connections of replica_fallback may ask it in its place"
+        elif self._keeps_state:
+            may += ", but what was SET on this connection cannot be carried there"
         return f"replica_behind: the endpoint {self.state.endpoint.name!r} did not answer: {why}{may}"
 
     def _guard_within(self) -> tuple[bytes, ...]:
@@ -1240,6 +1254,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return True
         return False
 
+    @property
+    def pid(self) -> int:
+        """The process that made it."""
+        return self._pid
+
     def _may_heal(self) -> bool:
         return not (self._keeps_state or self._closed or os.getpid() != self._pid)
 
@@ -1337,10 +1356,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         replicas = self._replicas
         if self.stands_in or replicas is None or replicas.fallback is None or self.state is replicas.fallback:
             return None
+        if self._keeps_state:  # what was SET on a connection without a pooler cannot be carried
+            return None
         status = self.pgconn.transaction_status
         if status != IDLE and not (status == pq.TransactionStatus.INERROR and self._began_idle):
             return None
-        return replicas.fallback if replicas.has_room_on_fallback(by=self) else None
+        return replicas.fallback if replicas.takes_place() else None
 
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""

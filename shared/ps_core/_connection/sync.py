@@ -222,9 +222,11 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                     with attempts.bounded_connect():
                         conn = connector(state) if connector else cls.dial(state, options)
                         conn._bind(state, options, replicas, home, policy, connector)
-                        conn.wait(conn._arrive_gen(turn))
+                        with conn._finished_if_not_opened():
+                            conn.wait(conn._arrive_gen(turn))
                     if state.role is None:
-                        conn.wait(conn._learn_gen())
+                        with conn._finished_if_not_opened():
+                            conn.wait(conn._learn_gen())
         return conn
 
     def go_to(self, replicas: Replicas | None) -> None:
@@ -243,7 +245,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             assert replicas is not None  # the first way is away
             self._other_side = self._open_other_side(replicas.first(), replicas)
         self._on_replicas = not self._on_replicas
-        self._cross()
+        self._cross(self._other_side)
 
     def stand_in(self) -> bool:
         """Let the primary answer what follows, READ ONLY, in the place of the replica that refused it, until the
@@ -252,17 +254,15 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         Returns False where that is not possible: it is forbidden, the primary did already, this is no replica's connection, or
         more than the statement that was refused is in the open transaction.
         """
-        fallback = self._may_stand_in()
-        if fallback is None:
+        replicas, fallback = self._replicas, self._may_stand_in()
+        if replicas is None or fallback is None:
             return False
-        try:
-            self.rollback()  # nothing but the statement that was refused was in it
-            if self._other_side is None:
-                self._other_side = self._open_other_side(fallback, None)
-            self.stands_in = True
-            self._cross()
-        finally:
-            self.takes_place = False
+        self.rollback()  # nothing but the statement that was refused was in it
+        if self._substitute is None:
+            self._substitute = self._open_other_side(fallback, None)
+        self.stands_in = True
+        self._cross(self._substitute)
+        replicas.report_connected(self)
         return True
 
     def go_home(self) -> None:
@@ -270,25 +270,26 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         if not self.stands_in:
             return
         self.stands_in = False
-        self._cross()
-        if self._replicas is not None and self._replicas.max_fallback is not None and not self._on_replicas:
-            other, self._other_side = self._other_side, None  # the share is of connections, not of those that are used
-            other.close()
+        self._cross(self._substitute)
+        if self._replicas is not None and self._replicas.max_fallback is not None:
+            substitute, self._substitute = self._substitute, None  # the share is of connections, not of those that are used
+            substitute.close()
 
     def _open_other_side(self, state: EndpointState, replicas: Replicas | None) -> Any:
         opening = {"replicas": replicas, "policy": self._policy, "connector": self._connector}
         return type(self).open(state, **opening, **self._options)
 
-    def _cross(self) -> None:
-        rest = self._exchange(self._other_side)
+    def _cross(self, other: Any) -> None:
+        rest = self._exchange(other)
         if rest is not None:
             self.wait(rest)
 
     def close(self) -> None:
         """Close the connection, and the one that is kept for `go_to`."""
         super().close()
-        if self._other_side is not None:
-            self._other_side.close()
+        for other in (self._other_side, self._substitute):
+            if other is not None:
+                other.close()
 
     def revive(self) -> None:
         """Connect anew where the connection was lost and nothing is open on it; else do nothing."""
