@@ -6,7 +6,7 @@ Only the way to a DBAPI connection differs. `name` and `driver` stay "postgresql
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from functools import partial
@@ -26,7 +26,6 @@ from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core._retry.attempts import NotOfEndpoint
-from ps_core.context import use_token
 from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback
 from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
@@ -94,11 +93,6 @@ def _check_ours(connection: Any) -> Any:
             " dialect.connect(*cargs, **cparams), or change cparams and return nothing"
         )
     return driver
-
-
-def _anywhere(driver: Any) -> AbstractContextManager[Any]:
-    """Return the block in which is asked what is the same on a replica that is behind what the caller has seen."""
-    return nullcontext() if driver.state.on_primary else use_token(None)
 
 
 def _root(engine: Any) -> Any:
@@ -269,7 +263,7 @@ class PSDialect(PGDialect_psycopg):
         if self.server_side_cursors:
             connection = connection.execution_options(stream_results=False)  # such a cursor needs a transaction
         try:
-            with _anywhere(driver):
+            with driver.asking_anywhere():
                 super().initialize(connection)  # type: ignore[no-untyped-call]
         finally:
             driver.cursor_factory = cursor_factory
@@ -289,7 +283,7 @@ class PSDialect(PGDialect_psycopg):
                 self._set_connection_characteristics(connection, characteristics)  # type: ignore[no-untyped-call]
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
-        with _anywhere(getattr(dbapi_connection, "driver_connection", dbapi_connection)):
+        with getattr(dbapi_connection, "driver_connection", dbapi_connection).asking_anywhere():
             return super().get_isolation_level(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -320,6 +320,20 @@ def test_asked_anywhere(ps_lab: Lab, ahead: Token) -> None:
     """The isolation level is the same on a replica that is behind."""
     with engine_for(ps_lab) as engine, use_token(ahead), engine.replica.connect() as conn:
         assert conn.get_isolation_level() == "READ COMMITTED"
+
+
+def test_first_connection_goes_home_while_it_is_asked(ps_lab: Lab, ahead: Token, unknown: Token) -> None:
+    """What SQLAlchemy asks the first connection is the same on a replica that is behind, where the connection has just gone."""
+    with engine_for(ps_lab) as engine, ExitStack() as later, use_token(unknown):
+
+        @event.listens_for(engine.replica, "do_connect")
+        def connect(dialect: Any, _: Any, cargs: Any, cparams: Any) -> Any:
+            opened = dialect.connect(*cargs, **cparams)
+            later.enter_context(use_token(ahead))
+            return opened
+
+        with engine.replica.connect() as conn:
+            assert not conn.scalar(SERVED_BY_REPLICA)
 
 
 def test_connect_args_of_the_replicas(ps_lab: Lab, ahead: Token) -> None:

@@ -206,6 +206,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """The primary answers in the replica's place; see `stand_in`."""
     _substitute: Any = None
     """The connection to the primary by which it answers then, and meanwhile the replica's."""
+    _asks_anywhere = False
+    """See `asking_anywhere`."""
     _plan: Plan | None = None
     _parameters: dict[bytes, bytes | None] | None = None
     """The session's, of a libpq connection that was given up."""
@@ -818,7 +820,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
         self._guarded = 0
-        if not (self.state.tracks and self.state.endpoint.read_only):
+        if self._asks_anywhere or not (self.state.tracks and self.state.endpoint.read_only):
             return ()
         seen = current_token()
         token = None if seen is None else seen.of(self.state.identity)
@@ -832,6 +834,18 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             raise ReplicaBehind(self._behind_text("what this caller has seen has no known position"))
         self._guarded = token.position
         return (guard_sql(token.position),)
+
+    @contextmanager
+    def asking_anywhere(self) -> Iterator[None]:
+        """Return a block that asks what is the same on every server, such as its version: also on a replica that is behind.
+
+        Where the connection is made anew, meanwhile, it goes where the caller's next statement can be answered.
+        """
+        outer, self._asks_anywhere = self._asks_anywhere, True
+        try:
+            yield
+        finally:
+            self._asks_anywhere = outer
 
     def _behind(self, error: psycopg.Error, result: PGresult) -> psycopg.Error | None:
         """Return the error of a guard as what it is: the server has not replayed what the caller has seen."""
