@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import tenacity
 from django.db import DatabaseError, transaction
 
-from ps_core import RetryPolicy
+from ps_core._retry.policy import USUAL
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
@@ -17,11 +17,11 @@ from ps_core.failures import RUN_AGAIN, classify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ps_core import RetryPolicy
+
 __all__ = ["run_transaction"]
 
 T = TypeVar("T")
-
-_POLICY: Final = RetryPolicy()
 
 
 @overload
@@ -29,7 +29,7 @@ def run_transaction(
     fn: Callable[[], T],
     *,
     using: str | None = None,
-    retry: RetryPolicy = _POLICY,
+    retry: RetryPolicy = USUAL,
     verify: str | None = None,
     marker: bool = False,
 ) -> T: ...
@@ -37,7 +37,7 @@ def run_transaction(
 
 @overload
 def run_transaction(
-    fn: None = None, *, using: str | None = None, retry: RetryPolicy = _POLICY, verify: str | None = None, marker: bool = False
+    fn: None = None, *, using: str | None = None, retry: RetryPolicy = USUAL, verify: str | None = None, marker: bool = False
 ) -> Callable[[Callable[..., T]], Callable[..., T]]: ...
 
 
@@ -45,7 +45,7 @@ def run_transaction(
     fn: Callable[[], Any] | None = None,
     *,
     using: str | None = None,
-    retry: RetryPolicy = _POLICY,
+    retry: RetryPolicy = USUAL,
     verify: str | None = None,
     marker: bool = False,
 ) -> Any:

@@ -30,7 +30,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.events import emit_fallback
 from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
 from ps_sqlalchemy._falling_back import falls_back
-from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt
+from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, adopt, root_of
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from ps_sqlalchemy.transaction import note_commit
@@ -93,13 +93,6 @@ def _check_ours(connection: Any) -> Any:
             " dialect.connect(*cargs, **cparams), or change cparams and return nothing"
         )
     return driver
-
-
-def _root(engine: Any) -> Any:
-    """Return the engine of which this one is a form with other options."""
-    while hasattr(engine, "_proxied"):
-        engine = engine._proxied
-    return engine
 
 
 class PSDialect(PGDialect_psycopg):
@@ -275,11 +268,11 @@ class PSDialect(PGDialect_psycopg):
         names = set(self.connection_characteristics).intersection(opts)
         if not names:
             return
-        characteristics, own = immutabledict({name: opts[name] for name in names}), _root(engine)
+        characteristics, own = immutabledict({name: opts[name] for name in names}), root_of(engine)
 
         @event.listens_for(engine, "engine_connect")
         def set_connection_characteristics(connection: Any) -> None:
-            if _root(connection.engine) is own:
+            if root_of(connection.engine) is own:
                 self._set_connection_characteristics(connection, characteristics)  # type: ignore[no-untyped-call]
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:

@@ -45,6 +45,7 @@ __all__ = [
     "create_engine",
     "read_only",
     "replica_of",
+    "root_of",
 ]
 
 Sides: TypeAlias = "Callable[[To], tuple[sa.Engine, Mapping[str, Any]]]"
@@ -75,6 +76,19 @@ _POOL_EVENTS = (
 _engines: WeakSet[Engine] = WeakSet()
 
 
+def root_of(engine: Any) -> Any:
+    """Return the engine of which this one is a form with other options."""
+    while hasattr(engine, "_proxied"):
+        engine = engine._proxied
+    return engine
+
+
+def _take(engine: sa.Engine, options: Mapping[str, Any]) -> None:
+    """Let `engine` take on options of the primary's, where `set_engine_execution_options` was heard."""
+    engine._execution_options = engine._execution_options.union(options)
+    engine.dialect.set_engine_execution_options(engine, options)
+
+
 class Engine(sa.Engine):
     """An engine on the primary endpoint."""
 
@@ -87,7 +101,7 @@ class Engine(sa.Engine):
     def direct(self) -> sa.Engine:
         """An engine on the direct endpoint, for migrations, LISTEN and session features. Made when it is first asked for."""
         side = self._ps_make_direct()
-        side._ps_update(self.__dict__.get("_ps_updates", {}))
+        _take(side, self.__dict__.get("_ps_updates", {}))
         return side
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -104,7 +118,7 @@ class Engine(sa.Engine):
         super().update_execution_options(**opt)
         self._ps_updates = {**self.__dict__.get("_ps_updates", {}), **opt}
         for side in self._ps_sides():
-            side._ps_update(opt)
+            _take(side, opt)
 
     def dispose(self, close: bool = True) -> None:
         """Dispose the pools of all endpoints."""
@@ -129,13 +143,9 @@ class _Options(SAOptionEngine):
 
     def update_execution_options(self, **opt: Any) -> None:
         if self._ps_told:
-            self._ps_update(opt)
+            _take(self, opt)
         else:
             super().update_execution_options(**opt)
-
-    def _ps_update(self, options: Mapping[str, Any]) -> None:
-        self._execution_options = self._execution_options.union(options)
-        self.dialect.set_engine_execution_options(self, options)
 
 
 class _OptionEngine(_Options):
@@ -149,10 +159,7 @@ class _OptionEngine(_Options):
 
     def dispose(self, close: bool = True) -> None:
         """Dispose the pools of all endpoints, which are those of the engine that this one was made of."""
-        base: Any = self._proxied
-        while isinstance(base, _OptionEngine):
-            base = base._proxied
-        for side in base._ps_sides():
+        for side in root_of(self)._ps_sides():
             side._ps_dispose(close)
         super().dispose(close=close)
 
@@ -170,7 +177,7 @@ class _OptionEngine(_Options):
         self._ps_options = {**self.__dict__.get("_ps_options", {}), **opt}
         for side in map(self.__dict__.get, ("replica", "direct")):
             if isinstance(side, _SideOption):
-                side._ps_update(opt)
+                _take(side, opt)
 
 
 Engine._option_cls = _OptionEngine._option_cls = _OptionEngine
@@ -184,11 +191,6 @@ class _Side(sa.Engine):
     _ps_primary: Engine
     ps_replicas: Replicas | None = None
     """The endpoints, where it is the replicas'."""
-
-    def _ps_update(self, options: Mapping[str, Any]) -> None:
-        """Take the primary's options on: `set_engine_execution_options` was heard there."""
-        self._execution_options = self._execution_options.union(options)
-        self.dialect.set_engine_execution_options(self, options)
 
     def _ps_dispose(self, close: bool) -> None:
         """Begin with a new pool, as the primary does: `engine_disposed` is heard there."""
@@ -227,7 +229,7 @@ class _SideOption(_Options):
         self._ps_beside = beside
         joined: Any = self.dispatch
         joined.parent = _Listeners(proxied, beside)
-        self._ps_update(options)
+        _take(self, options)
 
     @property
     def ps_replicas(self) -> Replicas | None:
@@ -398,7 +400,7 @@ def _join(
             sa.event.listen(side.pool, "connect", listener)
         dialect.ps_join(primary.dialect)
     dialect.ps_heard_by = primary.dialect
-    side._ps_update(execution_options)
+    _take(side, execution_options)
     for name in _POOL_EVENTS:
         sa.event.listen(side.pool, name, partial(_forward, primary, name, besides))
     return side

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 import ps_core
 from ps_core import RetryPolicy
+from ps_core._retry.policy import USUAL
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
@@ -61,7 +62,6 @@ class _Run:
 
 
 _running: Final[ContextVar[_Run | None]] = ContextVar("ps_sqlalchemy_run_transaction", default=None)
-_POLICY: Final = RetryPolicy()
 
 
 _ITSELF: Final = (orm.Session, sa.Connection, AsyncSession, AsyncConnection)
@@ -84,7 +84,7 @@ def run_transaction(
     begin: Any,
     fn: Callable[[Any], T],
     *,
-    retry: RetryPolicy = _POLICY,
+    retry: RetryPolicy = USUAL,
     verify: str | None = None,
     marker: bool = False,
 ) -> T:
@@ -139,7 +139,7 @@ async def arun_transaction(
     begin: Any,
     fn: Callable[[Any], Awaitable[T]],
     *,
-    retry: RetryPolicy = _POLICY,
+    retry: RetryPolicy = USUAL,
     verify: str | None = None,
     marker: bool = False,
 ) -> T:

@@ -1,6 +1,7 @@
 """Engines on the lab, and a small model."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,6 +28,21 @@ class Item(Base):
 
 SERVED_BY_REPLICA: Select[Any] = select(func.pg_is_in_recovery())
 """Whether a replica answered."""
+
+
+@contextmanager
+def engine_for(lab: Lab, **options: Any) -> Iterator[Any]:
+    """An engine of a test's own, on the lab's bouncers."""
+    engine = create_engine(lab.url, **{"bouncer": "write-pool", "replica_bouncer": "read-pool", **options})
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def plain_url(lab: Lab, driver: str = "ps") -> str:
+    """Return the URL for an application that takes nothing else."""
+    return lab.url.replace("postgresql:", f"postgresql+{driver}:") + "&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -23,19 +23,9 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from ps_sqlalchemy import Engine, Session
 from tests.differential.clients import stock_engine
-from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
+from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, engine_for, plain_url
 
 URL = "postgresql://app.branch:secret@host/db"
-
-
-@contextmanager
-def engine_for(lab: Lab, **options: Any) -> Iterator[Any]:
-    """An engine of one's own."""
-    engine = ps_sqlalchemy.create_engine(lab.url, **{"bouncer": "write-pool", "replica_bouncer": "read-pool", **options})
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 @pytest.fixture
@@ -50,15 +40,10 @@ def unknown(ps_lab: Lab) -> Token:
     return Token(identity=ps_lab.branch, position=None, at=time.time())
 
 
-def url_of(lab: Lab, driver: str = "ps") -> str:
-    """The URL for an application that takes nothing else."""
-    return lab.url.replace("postgresql:", f"postgresql+{driver}:") + "&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
-
-
 LEVELS: dict[str, Callable[[Lab], Any]] = {
     "options": lambda lab: ps_sqlalchemy.create_engine(lab.url).execution_options(isolation_level="AUTOCOMMIT"),
     "at creation": lambda lab: ps_sqlalchemy.create_engine(lab.url, execution_options={"isolation_level": "AUTOCOMMIT"}),
-    "from a URL": lambda lab: sa.create_engine(url_of(lab), execution_options={"isolation_level": "AUTOCOMMIT"}),
+    "from a URL": lambda lab: sa.create_engine(plain_url(lab), execution_options={"isolation_level": "AUTOCOMMIT"}),
 }
 
 
@@ -201,7 +186,7 @@ def test_writes_of_readers_in_autocommit(ps_lab: Lab, ahead: Token, unknown: Tok
     """`postgresql_readonly=True` on an engine from a URL is READ ONLY on the primary, too, whoever asks."""
     ps_lab.sql("CREATE TABLE IF NOT EXISTS sa_readers (n int); GRANT ALL ON sa_readers TO PUBLIC")
     ps_lab.wait_replicas_caught_up()
-    engine = sa.create_engine(url_of(ps_lab))
+    engine = sa.create_engine(plain_url(ps_lab))
     for token in (None, ahead, unknown):
         options: Any = {"isolation_level": "AUTOCOMMIT", "postgresql_readonly": True}
         with use_token(token), engine.connect().execution_options(**options) as conn:
@@ -400,7 +385,7 @@ def test_plugins_and_pool_events(ps_lab: Lab, made: str) -> None:
     engine: Any = (
         ps_sqlalchemy.create_engine(ps_lab.url, replica_bouncer="read-pool", **options)
         if made == "by create_engine"
-        else sa.create_engine(url_of(ps_lab), **options)
+        else sa.create_engine(plain_url(ps_lab), **options)
     )
     for side in (engine, engine.replica, engine.direct):
         heard.clear()

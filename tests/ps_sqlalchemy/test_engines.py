@@ -3,9 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,26 +21,11 @@ from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._registry import replicas_of
 from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session
-from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA
+from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, engine_for, plain_url
 
 URL = "postgresql://app.branch:secret@host/db"
 
 asynchronously = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
-
-
-@contextmanager
-def engine_for(lab: Lab, **options: Any) -> Iterator[Engine]:
-    """An engine of one's own."""
-    engine = ps_sqlalchemy.create_engine(lab.url, **{"bouncer": "write-pool", "replica_bouncer": "read-pool", **options})
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def plain_url(lab: Lab) -> str:
-    """The URL for an application that takes nothing else."""
-    return lab.url.replace("postgresql://", "postgresql+ps://") + "&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
 
 
 def test_replica_shares_the_compiled_cache_and_hears_the_engine(ps_lab: Lab) -> None:
@@ -384,7 +367,7 @@ def test_url_alone_in_asyncio(ps_lab: Lab) -> None:
     """The same for asyncio."""
 
     async def main() -> None:
-        engine = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:"))
+        engine = create_async_engine(plain_url(ps_lab, "ps_async"))
         try:
             for readonly in (False, True, False):
                 async with engine.connect() as conn:
@@ -411,7 +394,7 @@ def test_url_alone_has_all_sides(ps_lab: Lab, asynchronous: bool) -> None:
     }
     made: Any
     if asynchronous:
-        made = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:"), **options)
+        made = create_async_engine(plain_url(ps_lab, "ps_async"), **options)
         engine: Any = made.sync_engine
         assert ps_sqlalchemy.replica_of(made).sync_engine is engine.replica
     else:
@@ -448,7 +431,7 @@ def test_url_alone_has_all_sides(ps_lab: Lab, asynchronous: bool) -> None:
 
 def test_made_for_asyncio_alone(ps_lab: Lab) -> None:
     """Engines and what is beside them are ours once, however often SQLAlchemy says that they were made."""
-    engine: Any = create_async_engine(plain_url(ps_lab).replace("+ps:", "+ps_async:")).sync_engine
+    engine: Any = create_async_engine(plain_url(ps_lab, "ps_async")).sync_engine
     heard = len(tuple(engine.dialect.dispatch.handle_error))
     assert heard == 1
     engine.dialect.engine_created(engine)

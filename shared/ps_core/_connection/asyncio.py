@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
@@ -26,7 +26,7 @@ from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, connecting_until, deadline_within
-from ps_core._retry.policy import RetryPolicy
+from ps_core._retry.policy import ONCE, USUAL, RetryPolicy
 from ps_core.context import current, ensure_tracker, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from ps_core.topology import Endpoint, Topology
 
 __all__ = ["AsyncConnection"]
-
-
-RETRY: Final = RetryPolicy()
-ONCE: Final = RetryPolicy(attempts=0)
 
 
 R = TypeVar("R")
@@ -136,7 +132,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: AsyncRowFactory[R],
@@ -150,7 +146,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: None = None,
@@ -163,7 +159,7 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Awaitable[AsyncConnection[Any]]] | None = None,
         row_factory: Any = None,

@@ -22,7 +22,7 @@ Its private names that are used here are listed, with their signatures, in tests
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import psycopg
 import tenacity
@@ -44,7 +44,7 @@ from ps_core._message.commit import Outcome
 from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, connecting_until, deadline_within
-from ps_core._retry.policy import RetryPolicy
+from ps_core._retry.policy import ONCE, USUAL, RetryPolicy
 from ps_core.context import current, leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
@@ -63,9 +63,6 @@ __all__ = ["Connection"]
 
 
 R = TypeVar("R")
-
-RETRY: Final = RetryPolicy()
-ONCE: Final = RetryPolicy(attempts=0)
 
 
 class Pipeline(PipelineMixin, psycopg.Pipeline):
@@ -172,7 +169,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: RowFactory[R],
@@ -186,7 +183,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: None = None,
@@ -199,7 +196,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         state: EndpointState,
         *,
         replicas: Replicas | None = None,
-        policy: RetryPolicy = RETRY,
+        policy: RetryPolicy = USUAL,
         within: float | None = None,
         connector: Callable[[EndpointState], Connection[Any]] | None = None,
         row_factory: Any = None,

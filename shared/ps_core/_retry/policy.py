@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import tenacity
 
@@ -13,7 +13,7 @@ from ps_core.timeouts import parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RetryPolicy"]
+__all__ = ["ONCE", "USUAL", "RetryPolicy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +61,7 @@ class RetryPolicy:
             "retry": tenacity.retry_if_exception(retry),
             "reraise": True,
         }
+
+
+USUAL: Final = RetryPolicy()
+ONCE: Final = RetryPolicy(attempts=0)
