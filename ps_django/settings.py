@@ -39,9 +39,12 @@ class Settings:
     stale_writes: Literal["warn", "refuse", "allow"] = "warn"
     """What to do where all fields of an instance are saved that was loaded from a replica: it may overwrite what is newer."""
     cookie: str | None = "ps_token"
-    """The cookie in which `ConsistencyMiddleware` keeps the token; None: none."""
+    """The name of the cookies in which `ConsistencyMiddleware` keeps the token: this one for what was read, and this one with `_`
+    and 8 hexadecimal digits behind it for what was written. None: no cookies. A name may begin with `__Host-` or `__Secure-`."""
+    cookie_partitioned: bool = False
+    """Whether the cookies have the attribute Partitioned, for sites that are embedded in others."""
     header: str | None = None
-    """A header of requests and responses that carries it as well, for clients without cookies. It wins over the cookie."""
+    """A header of requests and responses that carries it as well, for clients without cookies."""
     local_settings: str | None = None
     """For `LocalSettingsMiddleware`: the dotted path of a function that returns a request's settings ({"app.tenant": "42"})."""
 
@@ -57,6 +60,8 @@ class Settings:
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
                 raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")
+        if self.cookie is not None:
+            self._check_cookie(self.cookie)
         if self.deadline is not None:
             object.__setattr__(self, "deadline", parse_duration(self.deadline, name="PS_DJANGO['DEADLINE']"))
         if self.local_settings is not None:
@@ -66,6 +71,21 @@ class Settings:
                 raise ConfigurationError(
                     f"PS_DJANGO['LOCAL_SETTINGS']: write a function's dotted path, not {self.local_settings!r}: {exc}"
                 ) from exc
+
+    def _check_cookie(self, name: str) -> None:
+        # A browser drops such a cookie without a word.
+        wanted = []
+        if (name.startswith(("__Host-", "__Secure-")) or self.cookie_partitioned) and not settings.SESSION_COOKIE_SECURE:
+            wanted.append("SESSION_COOKIE_SECURE = True")
+        if name.startswith("__Host-") and settings.SESSION_COOKIE_PATH != "/":
+            wanted.append('SESSION_COOKIE_PATH = "/"')
+        if name.startswith("__Host-") and settings.SESSION_COOKIE_DOMAIN is not None:
+            wanted.append("SESSION_COOKIE_DOMAIN = None")
+        if wanted:
+            raise ConfigurationError(
+                f"PS_DJANGO['COOKIE']: the cookie {name!r} has the attributes of the session's, and browsers take it only with"
+                f" {', '.join(wanted)}: write that, or another name without COOKIE_PARTITIONED"
+            )
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> Settings:
@@ -84,7 +104,7 @@ def current_settings() -> Settings:
 
 
 def _forget(*, setting: str = "", **_: Any) -> None:
-    if setting == "PS_DJANGO":
+    if setting == "PS_DJANGO" or setting.startswith("SESSION_COOKIE_"):
         current_settings.cache_clear()
 
 

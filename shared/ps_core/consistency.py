@@ -16,8 +16,10 @@ True
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Self, cast
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ _HEADERS: Final = (24, 40)
 MAX_BRANCHES: Final = 4
 """Of one token: the branches (databases) that were seen last. Cookies are small."""
 
-_TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,64})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
+_MAX_IDENTITY: Final = 16
+_TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,16})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -70,8 +73,13 @@ def format_lsn(position: int) -> str:
 
 
 def identity_of(text: str) -> str:
-    """Return a branch's (or host's) name in the characters that a token may hold."""
-    return _UNSAFE.sub("_", text)[:64]
+    """Return a branch's (or host's) name as tokens hold it: a short one as it is, such as PlanetScale's ids, a longer one hashed.
+
+    16 characters at most, so that a token fits into a small cookie, which names no host.
+    """
+    if len(text) > _MAX_IDENTITY:
+        return urlsafe_b64encode(sha256(text.encode()).digest()[:12]).decode()
+    return _UNSAFE.sub("_", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
