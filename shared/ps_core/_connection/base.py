@@ -837,9 +837,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     @contextmanager
     def asking_anywhere(self) -> Iterator[None]:
-        """Return a block that asks what is the same on every server, such as its version: also on a replica that is behind.
+        """Return a block that asks what is the same on every server, such as its version.
 
-        Where the connection is made anew, meanwhile, it goes where the caller's next statement can be answered.
+        A replica that is behind what the caller has seen answers, too, and nothing counts as seen. Where the connection is made
+        anew meanwhile, it goes where the caller's next statement can be answered.
         """
         outer, self._asks_anywhere = self._asks_anywhere, True
         try:
@@ -885,6 +886,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
         `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
         """
+        if self._asks_anywhere:
+            return  # what is the same everywhere is nothing that was seen
         position = None if lsn is None else parse_lsn(lsn, reached=True)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         covers = self._unknown_positions if covers is None else covers
