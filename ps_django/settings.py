@@ -11,6 +11,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from ps_core._names import no_such
+from ps_core._propagation import Propagator
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
@@ -60,8 +61,11 @@ class Settings:
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
                 raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")
-        if self.cookie is not None:
-            self._check_cookie(self.cookie)
+        try:
+            Propagator(keys=["any"], cookie=self.cookie, header=self.header)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"PS_DJANGO: {exc}") from exc
+        self._check_cookie(self.cookie or "")
         if self.deadline is not None:
             object.__setattr__(self, "deadline", parse_duration(self.deadline, name="PS_DJANGO['DEADLINE']"))
         if self.local_settings is not None:

@@ -399,12 +399,15 @@ def test_cookie_attributes() -> None:
         ({"COOKIE_PARTITIONED": True}, {}, "SESSION_COOKIE_SECURE = True"),
         ({"COOKIE": "__Host-t"}, {"SECURE": True, "PATH": "/a"}, 'SESSION_COOKIE_PATH = "/"'),
         ({"COOKIE": "__Host-t"}, {"SECURE": True, "DOMAIN": "a.example"}, "SESSION_COOKIE_DOMAIN = None"),
+        ({"COOKIE": None}, {}, "both None"),
+        ({"COOKIE": "a b"}, {}, "PS_DJANGO: cookie"),
+        ({"HEADER": "X-Token:"}, {}, "PS_DJANGO: header"),
         ({"COOKIE": "__Host-t"}, {"SECURE": True}, None),
         ({"COOKIE_PARTITIONED": True}, {"SECURE": True}, None),
     ],
 )
-def test_attributes_that_browsers_refuse(own: dict[str, Any], session: dict[str, Any], wanted: str | None) -> None:
-    """A browser drops such a cookie without a word; the settings say so at once."""
+def test_cookies_that_browsers_refuse(own: dict[str, Any], session: dict[str, Any], wanted: str | None) -> None:
+    """A browser drops such a cookie without a word, and no name carries nothing; the settings say so at once."""
     with override_settings(PS_DJANGO=own, **{f"SESSION_COOKIE_{name}": value for name, value in session.items()}):
         if wanted is None:
             assert current_settings().cookie
