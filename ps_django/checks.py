@@ -23,6 +23,7 @@ from django.db import connections
 from django.db.utils import load_backend
 
 from ps_core import Connection
+from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
 from ps_django.config import ENGINE, consistency_of, endpoint_of, families
@@ -37,7 +38,11 @@ __all__ = ["check_databases", "check_settings"]
 
 ROUTER: Final = "ps_django.routers.ReplicaRouter"
 MIDDLEWARE: Final = "ps_django.middleware.ConsistencyMiddleware"
-_BEFORE: Final = "django.contrib.sessions.middleware.SessionMiddleware"
+_BEFORE: Final = {
+    "django.contrib.sessions.middleware.SessionMiddleware": "writes after the response: the token is without that",
+    "django.middleware.cache.UpdateCacheMiddleware": "would keep one user's token in an answer for others",
+}
+"""Middleware that has to be inside of ours, and what it does else."""
 # What needs a session of its own, in the sources of applications: in a file that has none of these words, nothing does.
 _WORDS: Final = re.compile(rb"advisory_(?:un)?lock|LISTEN\s")
 # A string that is SQL with such a call; the name of a function, or a call, that another string completes; or a LISTEN.
@@ -132,12 +137,22 @@ def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
             obj="MIDDLEWARE",
             id="ps_django.W004",
         )
-    elif gives_tokens and MIDDLEWARE in middleware and _BEFORE in middleware[: middleware.index(MIDDLEWARE)]:
-        yield Error(
-            "ConsistencyMiddleware is behind SessionMiddleware, which writes after the response: the token is without that.",
-            hint=f"Put {MIDDLEWARE!r} before {_BEFORE!r}.",
-            obj="MIDDLEWARE",
-            id="ps_django.E004",
+    elif gives_tokens and MIDDLEWARE in middleware:
+        for before in middleware[: middleware.index(MIDDLEWARE)]:
+            if before in _BEFORE:
+                yield Error(
+                    f"ConsistencyMiddleware is behind {before.rpartition('.')[2]}, which {_BEFORE[before]}.",
+                    hint=f"Put {MIDDLEWARE!r} before {before!r}.",
+                    obj="MIDDLEWARE",
+                    id="ps_django.E004",
+                )
+    primaries = {alias for alias in set(families(ours).values()) if _gives_tokens(alias, ours)}
+    if len(primaries) > MAX_BRANCHES:
+        yield Warning(
+            f"A token names {MAX_BRANCHES} databases, those that its user saw last, and {len(primaries)} give tokens.",
+            hint='Write ps_consistency="none" for those whose users need not see their own writes at once.',
+            obj="DATABASES",
+            id="ps_django.W018",
         )
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.signals import setting_changed
+from django.utils.cache import patch_cache_control
 from django.utils.module_loading import import_string
 
-from ps_core._propagation import Propagator
+from ps_core._propagation import Propagator, cookies_of
 from ps_core.consistency import MAX_AGE
 from ps_core.context import block, deadline, forget_token, from_request, local_settings
 from ps_core.routing import SAFE_METHODS
@@ -78,6 +79,7 @@ class ConsistencyMiddleware(_Middleware):
     def around(self, request: HttpRequest) -> Iterator[Any]:
         """Begin with what the user has seen, and tell it on."""
         propagator = current_propagator()
+        cookies = _taken_out(request, propagator)
 
         def tell(response: HttpResponseBase) -> HttpResponseBase:
             if not getattr(request, "_ps_exempt", False) and (answer := inject()):
@@ -85,7 +87,7 @@ class ConsistencyMiddleware(_Middleware):
             return response
 
         header = request.headers.get(propagator.header) if propagator.header else None
-        with block(reading=request.method in SAFE_METHODS), from_request(propagator, request.COOKIES.items(), header) as inject:
+        with block(reading=request.method in SAFE_METHODS), from_request(propagator, cookies, header) as inject:
             yield tell
 
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
@@ -96,9 +98,25 @@ class ConsistencyMiddleware(_Middleware):
             forget_token()
 
 
+def _taken_out(request: HttpRequest, propagator: Propagator) -> list[tuple[str, str]]:
+    """Take the token's cookies out of a request, and return them: what varies with cookies (`cache_page`) must not with these."""
+    header = request.META.get("HTTP_COOKIE", "")
+    taken = [(name, value) for name, value in cookies_of(header) if propagator.is_cookie(name)]
+    if taken:
+        pairs = map(str.strip, header.split(";"))
+        request.META["HTTP_COOKIE"] = "; ".join(
+            pair for pair in pairs if not propagator.is_cookie(pair.partition("=")[0].strip())
+        )
+        for name, _ in taken:
+            request.COOKIES.pop(name, None)
+    return taken
+
+
 def _tell(response: HttpResponseBase, answer: Answer, propagator: Propagator) -> None:
     if propagator.header:
         response[propagator.header] = answer.value
+        # A stored answer would give its user, or another one, an older token than they have.
+        patch_cache_control(response, no_store=True)
     if propagator.cookie:
         for name in answer.deleted:
             _set_cookie(response, name, "", 0)
@@ -135,7 +153,8 @@ class _Partitioned(Morsel[str]):
 def current_propagator() -> Propagator:
     """Return what carries tokens by the project's settings."""
     options = current_settings()
-    return Propagator(keys=[settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS], cookie=options.cookie, header=options.header)
+    keys = [settings.SECRET_KEY, *filter(None, settings.SECRET_KEY_FALLBACKS)]
+    return Propagator(keys=keys, cookie=options.cookie, header=options.header)
 
 
 def _forget(*, setting: str = "", **_: Any) -> None:

@@ -11,7 +11,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from ps_core._names import no_such
-from ps_core._propagation import Propagator
+from ps_core._propagation import Propagator, wanted_by_browsers
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
@@ -77,18 +77,22 @@ class Settings:
                 ) from exc
 
     def _check_cookie(self, name: str) -> None:
-        # A browser drops such a cookie without a word.
-        wanted = []
-        if (name.startswith(("__Host-", "__Secure-")) or self.cookie_partitioned) and not settings.SESSION_COOKIE_SECURE:
-            wanted.append("SESSION_COOKIE_SECURE = True")
-        if name.startswith("__Host-") and settings.SESSION_COOKIE_PATH != "/":
-            wanted.append('SESSION_COOKIE_PATH = "/"')
-        if name.startswith("__Host-") and settings.SESSION_COOKIE_DOMAIN is not None:
-            wanted.append("SESSION_COOKIE_DOMAIN = None")
+        wanted = wanted_by_browsers(
+            name,
+            secure=settings.SESSION_COOKIE_SECURE,
+            path=settings.SESSION_COOKIE_PATH,
+            domain=settings.SESSION_COOKIE_DOMAIN,
+            cross_site=self.cookie_partitioned or (str(settings.SESSION_COOKIE_SAMESITE).lower() == "none" and bool(name)),
+        )
         if wanted:
+            write = {
+                "Secure": "SESSION_COOKIE_SECURE = True",
+                "Path=/": 'SESSION_COOKIE_PATH = "/"',
+                "no Domain": "SESSION_COOKIE_DOMAIN = None",
+            }
             raise ConfigurationError(
                 f"PS_DJANGO['COOKIE']: the cookie {name!r} has the attributes of the session's, and browsers take it only with"
-                f" {', '.join(wanted)}: write that, or another name without COOKIE_PARTITIONED"
+                f" {', '.join(wanted)}: write {', '.join(write[each] for each in wanted)}"
             )
 
     @classmethod

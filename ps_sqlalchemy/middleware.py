@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ps_core._propagation import NAME, Propagator, cookies_of
+from ps_core._propagation import HEADER, Propagator, cookies_of, wanted_by_browsers
 from ps_core.consistency import MAX_AGE
 from ps_core.context import deadline, from_request, reading, using_primary
 from ps_core.errors import ConfigurationError
@@ -58,7 +58,7 @@ class _Middleware:
 
     app: Any = field(kw_only=False)
     keys: Sequence[str | bytes] = field(repr=False)
-    """What the token is signed with: the first signs, all are accepted. To change the key, put the new one in front."""
+    """What the token is signed with: the first signs, all are accepted. A new key is put behind on all servers, then in front."""
     cookie: str | None = "ps_token"
     """The name of the cookies that carry the token: this one for what was read, and this one with `_` and 8 hexadecimal digits
     behind it for what was written. None: no cookies. A name may begin with `__Host-` or `__Secure-`."""
@@ -90,21 +90,20 @@ class _Middleware:
 
     def __post_init__(self) -> None:
         propagator = Propagator(keys=self.keys, cookie=self.cookie, header=self.header, identity=self.identity)
-        if self.deadline_header is not None and not NAME.fullmatch(self.deadline_header):
+        if self.deadline_header is not None and not HEADER.fullmatch(self.deadline_header):
             raise ConfigurationError(
-                f"deadline_header: {self.deadline_header!r} is no name for one: write letters, digits, '-' and '_'"
+                f"deadline_header: {self.deadline_header!r} is no name for one: write letters, digits and '-'"
             )
         if self.samesite not in ("lax", "strict", "none"):
             raise ConfigurationError(f"samesite: write 'lax', 'strict' or 'none', not {self.samesite!r}")
-        if self.samesite == "none" and not self.secure:
-            raise ConfigurationError("samesite='none': browsers want it together with secure=True: add that")
-        name = self.cookie or ""
-        if self.partitioned and not self.secure:
-            raise ConfigurationError("partitioned=True: browsers want it together with secure=True: add that")
-        if name.startswith(("__Host-", "__Secure-")) and not self.secure:
-            raise ConfigurationError(f"cookie: browsers take {name!r} only with secure=True: add that")
-        if name.startswith("__Host-") and self.domain is not None:
-            raise ConfigurationError(f"cookie: browsers take {name!r} only without domain: leave that out")
+        cross_site = self.samesite == "none" or self.partitioned
+        wanted = wanted_by_browsers(self.cookie or "", secure=bool(self.secure), domain=self.domain, cross_site=cross_site)
+        if wanted:
+            write = {"Secure": "secure=True", "no Domain": "no domain"}
+            raise ConfigurationError(
+                f"cookie: browsers take {self.cookie!r} (samesite={self.samesite!r}, partitioned={self.partitioned}) only with"
+                f" {' and '.join(wanted)}: write {' and '.join(write[each] for each in wanted)}"
+            )
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
             raise ConfigurationError(f"domain: write a host's name, as in 'example.org', not {self.domain!r}")
         max_age = parse_duration(self.max_age, name="max_age")
@@ -140,7 +139,8 @@ class _Middleware:
     def _headers(self, answer: Answer | None, scheme: str) -> Headers:
         if answer is None:
             return []
-        headers = [(self.header, answer.value)] if self.header else []
+        # A stored answer would give its user, or another one, an older token than they have.
+        headers = [(self.header, answer.value), ("Cache-Control", "no-store")] if self.header else []
         if self.cookie:
             secure = scheme == "https" if self.secure is None else self.secure
             # A browser deletes a cookie only where these are as they were when it was set.

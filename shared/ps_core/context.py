@@ -12,7 +12,7 @@ import secrets
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from ps_core._message.change import ROLE, SEARCH_PATH
 from ps_core._message.session import split_list
-from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge
+from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge, parts_of
 from ps_core.errors import ConfigurationError
 from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
@@ -119,12 +119,11 @@ class Tracker:
     def has_news(self) -> bool:
         """Whether the next request has to know: this one wrote, or its user, who has a token, saw more than that tells.
 
-        A user who never wrote anything needs no token, and their answers stay cacheable.
+        A user who never wrote anything needs no token, and their answers stay cacheable. A write is news also where its position
+        is below what was seen: a primary that crashed took that with it.
         """
-        if self.token is None or self._first is None:
+        if self.wrote or self.token is None or self._first is None:
             return self.wrote
-        if self.wrote and self.token.position is None:
-            return True
         return _positions(self.token) != _positions(self._first)
 
     def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
@@ -146,7 +145,7 @@ class Tracker:
 
 
 def _positions(token: Token) -> dict[str, int | None]:
-    return {one.identity: one.position for one in (token, *token.others)}
+    return {one.identity: one.position for one in parts_of(token)}
 
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
@@ -227,7 +226,7 @@ def from_request(
     carried = propagator.extract(cookies, header, now=time.time())
     for reason in carried.ignored:
         _log.warning("ignored a consistency token: %s", reason)
-    with use_token(carried.token) as tracker, using_primary() if carried.too_many else nullcontext():
+    with use_token(carried.token) as tracker:
 
         def inject() -> Answer | None:
             if tracker.token is None or not tracker.has_news:

@@ -14,6 +14,7 @@ from django.db import connections
 from django.test import override_settings
 
 import ps_django
+from ps_core.consistency import MAX_BRANCHES
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
 from ps_django.settings import Settings
@@ -69,12 +70,26 @@ def test_nothing_to_check(patch: pytest.MonkeyPatch) -> None:
             ["django.contrib.sessions.middleware.SessionMiddleware", "ps_django.middleware.ConsistencyMiddleware"],
             "E004",
         ),
+        ("MIDDLEWARE", ["django.middleware.cache.UpdateCacheMiddleware", "ps_django.middleware.ConsistencyMiddleware"], "E004"),
     ],
 )
 def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -> None:
     """Settings of the project."""
     patch.setattr(settings, name, value, raising=False)
     assert ids(check_settings()) == {found}
+
+
+@pytest.mark.parametrize(("count", "found"), [(MAX_BRANCHES, set()), (MAX_BRANCHES + 1, {"W018"})])
+def test_databases_of_a_token(patch: pytest.MonkeyPatch, count: int, found: set[str]) -> None:
+    """More databases than a user's token can name."""
+    more = {}
+    for number in range(1, count):
+        for alias in ("default", "replica"):
+            entry = settings.DATABASES[alias]
+            options = {**entry["OPTIONS"], "ps_primary": f"default{number}"}
+            more[f"{alias}{number}"] = {**entry, "OPTIONS": options if alias == "replica" else dict(entry["OPTIONS"])}
+    patch.setattr(settings, "DATABASES", {**settings.DATABASES, **more})
+    assert ids(check_settings()) == found
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,20 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from django.contrib import auth
+from django.core.cache import cache
 from django.core.management import call_command
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.test import AsyncClient, Client, RequestFactory, modify_settings, override_settings
 from django.urls import path
 from django.views import View
+from django.views.decorators.cache import cache_page
+from django.views.decorators.vary import vary_on_cookie
 
 import ps_django
 from ps_core import Token, current_token, use_token
@@ -130,8 +134,22 @@ def user(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"user": request.user.get_username()})
 
 
+_made = count()
+
+
+@vary_on_cookie
+def _page(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"made": next(_made), "cookies": list(request.COOKIES)})
+
+
+def cached(request: HttpRequest) -> HttpResponseBase:
+    """Tell how often this was made, and with which cookies."""
+    return cache_page(60)(_page)(request)
+
+
 urlpatterns = [
     *shop,
+    path("cached", cached),
     path("login", log_in),
     path("logout", log_out),
     path("user", user),
@@ -266,10 +284,66 @@ def test_deleted_cookies_stay_deleted(late: None) -> None:
 def test_more_cookies_than_are_read(ps_lab: Lab) -> None:
     """The primary answers, which has all that any of them can name; also where a view says otherwise."""
     old = current_propagator().sign(Token(identity=ps_lab.branch, position=1, at=time.time()))
-    for count, served_by_replica in ((MAX_COOKIES, True), (MAX_COOKIES + 1, False)):
+    for valid, served_by_replica in ((MAX_COOKIES, True), (MAX_COOKIES + 1, False)):
         browser = Browser()
-        browser.cookies = {f"ps_token_{number:08x}": old for number in range(count)}
+        browser.cookies = {f"ps_token_{number:08x}": old for number in range(valid)}
+        browser.cookies |= {f"ps_token_{number:08x}": "forged" for number in range(100, 140)}
         assert [by_replica(_ask("GET", path, browser)) for path in ("/who", "/replica")] == [served_by_replica] * 2
+
+
+def test_cookies_of_two_paths(late: None) -> None:
+    """Of two cookies of one name, as a browser sends those of two paths or domains, the larger one counts."""
+    client = Client()
+    first, second = (_ask("POST", "/products", Browser(), name=f"web path {number}") for number in range(2))
+    older, newer = ("ps_token=" + next(iter(token_cookies(answer).values())) for answer in (first, second))
+    for header in (f"{older}; {newer}", f"{newer}; a=1; {older}"):
+        answer = client.get("/products", headers={"cookie": header})
+        assert "web path 1" in answer.json()["names"]
+        assert not answer.cookies
+
+
+def test_position_that_was_not_known(late: None) -> None:
+    """The answer that has learned a position in its place is as one that wrote: the next request is not led by the old cookie."""
+    browser = Browser()
+    unknown = Token(identity=_branch(), position=None, at=time.time())
+    browser.cookies = {"ps_token_00000000": current_propagator().sign(unknown)}
+    answer = _ask("GET", "/who", browser)
+    assert not by_replica(answer)
+    browser.receive(received(answer))
+    assert "ps_token_00000000" not in browser.cookies
+    assert [name.startswith("ps_token_") for name in browser.cookies] == [True]
+    assert not _ask("GET", "/who", browser).cookies
+
+
+def _branch() -> str:
+    from django.db import connections
+
+    identity: str = connections["default"].ps_state.identity  # type: ignore[attr-defined]
+    return identity
+
+
+def test_pages_that_vary_with_cookies(ps_lab: Lab) -> None:
+    """A page that is cached for each user is made as often as on stock: the token's cookies are none of the user's."""
+    cache.clear()
+    browser = Browser()
+    browser.cookies = {"sessionid": "eve"}
+    browser.receive(received(_ask("POST", "/who", browser)))
+    pages = []
+    for _ in range(3):
+        Client().post("/who")  # somebody else
+        ps_lab.wait_replicas_caught_up()
+        browser.receive(received(_ask("GET", "/who", browser)))
+        pages.append(_ask("GET", "/cached", browser).json())
+    assert len({page["made"] for page in pages}) == 1
+    assert pages[0]["cookies"] == ["sessionid"]
+    browser.cookies["sessionid"] = "mallory"
+    assert _ask("GET", "/cached", browser).json()["made"] not in {page["made"] for page in pages}
+
+
+def test_empty_fallback_of_the_key() -> None:
+    """`SECRET_KEY_FALLBACKS = [os.environ.get("OLD_KEY", "")]` has none."""
+    with override_settings(SECRET_KEY_FALLBACKS=[""]):
+        assert token_cookies(Client().post("/who"))
 
 
 def _ask(method: str, path: str, browser: Browser, **data: str) -> Any:
@@ -302,6 +376,7 @@ def test_header(ps_lab: Lab) -> None:
     with override_settings(PS_DJANGO={"HEADER": "X-PS-Token", "COOKIE": None}):
         answer = Client().post("/who")
         token = answer.headers["X-PS-Token"]
+        assert answer.headers["Cache-Control"] == "no-store"
         assert answer.cookies == {}
         ps_lab.set_replay_delay(60)
         try:
@@ -397,6 +472,9 @@ def test_cookie_attributes() -> None:
         ({"COOKIE": "__Host-t"}, {}, "SESSION_COOKIE_SECURE = True"),
         ({"COOKIE": "__Secure-t"}, {}, "SESSION_COOKIE_SECURE = True"),
         ({"COOKIE_PARTITIONED": True}, {}, "SESSION_COOKIE_SECURE = True"),
+        ({}, {"SAMESITE": "None"}, "SESSION_COOKIE_SECURE = True"),
+        ({"COOKIE": None, "HEADER": "PS-Token"}, {"SAMESITE": "None"}, None),
+        ({"COOKIE": "__host-t"}, {"PATH": "/a"}, "SESSION_COOKIE_SECURE = True"),
         ({"COOKIE": "__Host-t"}, {"SECURE": True, "PATH": "/a"}, 'SESSION_COOKIE_PATH = "/"'),
         ({"COOKIE": "__Host-t"}, {"SECURE": True, "DOMAIN": "a.example"}, "SESSION_COOKIE_DOMAIN = None"),
         ({"COOKIE": None}, {}, "both None"),
@@ -410,7 +488,7 @@ def test_cookies_that_browsers_refuse(own: dict[str, Any], session: dict[str, An
     """A browser drops such a cookie without a word, and no name carries nothing; the settings say so at once."""
     with override_settings(PS_DJANGO=own, **{f"SESSION_COOKIE_{name}": value for name, value in session.items()}):
         if wanted is None:
-            assert current_settings().cookie
+            assert current_settings()
         else:
             with pytest.raises(ConfigurationError, match=wanted):
                 current_settings()

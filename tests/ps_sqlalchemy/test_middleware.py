@@ -239,9 +239,10 @@ def test_more_cookies_than_are_read(ps_lab: Lab, make: Make) -> None:
     """The primary answers, which has all that any of them can name; and what it answers tidies up."""
     old = Token(identity=ps_lab.branch, position=1, at=time.time())
     names = [f"ps_token_{number:08x}" for number in range(MAX_COOKIES + 1)]
+    forged = "".join(f"; ps_token_{number:08x}=x" for number in range(100, 140))
     client = make()
     few, many = ("; ".join(f"{name}={signed(old)}" for name in some) for some in (names[1:], names))
-    assert client("GET", "/items", cookie=few).body["by_replica"] is True
+    assert client("GET", "/items", cookie=few + forged).body["by_replica"] is True
     assert client("GET", "/items", cookie=many).body["by_replica"] is False
     cookies = client("POST", "/items/1", cookie=many).cookies
     assert sum("Max-Age=0" in cookie for cookie in cookies) == 16
@@ -287,6 +288,7 @@ def test_header(make: Make, delayed: Callable[[], None], caplog: pytest.LogCaptu
     answer = client("POST", "/items/1")
     assert not answer.cookies
     token = answer.headers["ps-token"]
+    assert answer.headers["cache-control"] == "no-store"
     assert client("GET", "/items").body["ids"] == []
     assert client("GET", "/items", ps_token=token).body["ids"] == [1]
     answer = make(header="PS-Token")("POST", "/items/2", cookie="a=1")
@@ -322,9 +324,8 @@ def test_rotation_of_keys(make: Make, delayed: Callable[[], None], caplog: pytes
         (301, None, "", "expired"),
         (0, "other", "", "of another branch"),
         (0, None, "x", "not signed"),
-        (-3600, None, "", "future"),
     ],
-    ids=["expired", "branch", "forged", "future"],
+    ids=["expired", "branch", "forged"],
 )
 def test_tokens_that_count_for_nothing(
     ps_lab: Lab, make: Make, caplog: pytest.LogCaptureFixture, age: float, identity: str | None, suffix: str, reason: str
@@ -338,9 +339,10 @@ def test_tokens_that_count_for_nothing(
     assert reason in message
 
 
-def test_token_of_a_clock_that_is_ahead_counts(ps_lab: Lab, make: Make) -> None:
-    """The clocks of two machines need not agree to the second."""
-    far = Token(identity=ps_lab.branch, position=parse_lsn("FFFF/0"), at=time.time() + 30)
+@pytest.mark.parametrize("ahead", [30, 3600])
+def test_token_of_a_clock_that_is_ahead_counts(ps_lab: Lab, make: Make, ahead: float) -> None:
+    """The clocks of two machines need not agree: what is signed is from one of them."""
+    far = Token(identity=ps_lab.branch, position=parse_lsn("FFFF/0"), at=time.time() + ahead)
     assert make()("GET", "/items", cookie=f"ps_token={signed(far)}").body["by_replica"] is False
 
 
@@ -491,7 +493,7 @@ def test_asgi_leaves_the_message_alone() -> None:
         ({"partitioned": True}, "secure=True"),
         ({"cookie": "__Host-t"}, "secure=True"),
         ({"cookie": "__Secure-t"}, "secure=True"),
-        ({"cookie": "__Host-t", "secure": True, "domain": "example.org"}, "without domain"),
+        ({"cookie": "__host-t", "secure": True, "domain": "example.org"}, "no domain"),
         ({"domain": "example.org; Secure"}, "domain"),
         ({"max_age": "6min"}, "max_age"),
         ({"max_age": "0.5s"}, "max_age"),
