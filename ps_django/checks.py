@@ -157,6 +157,14 @@ def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator
             obj=alias,
             id="ps_django.E005",
         )
+    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
+    if entry.get("ATOMIC_REQUESTS") and primary != alias:
+        yield Warning(
+            f"ATOMIC_REQUESTS of {alias!r}: each request begins a transaction there as well, and connects for it.",
+            hint=f"Set ATOMIC_REQUESTS of {primary!r} alone: in its block, too, reads go to replicas until something is written.",
+            obj=alias,
+            id="ps_django.W017",
+        )
     if timeouts.statement is None and endpoint.role != "direct":
         yield Warning(
             f"{alias!r} has no statement timeout: a statement may hold a pooler's connection for ever.",

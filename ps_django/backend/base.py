@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
 from django.db import DatabaseError, Error, connections
@@ -26,18 +28,20 @@ from ps_core._retry.deadline import GRACE
 from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
-from ps_core.failures import FOR_PRIMARY, classify
+from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ps_core._endpoint import EndpointState
     from ps_django.path import PathDecision
 
 __all__ = ["DatabaseWrapper"]
+
+T = TypeVar("T")
 
 _WATCH: Final = path.watch
 _MODULES: Final = sys.modules
@@ -103,34 +107,114 @@ class _Pool:
 
 
 class _FallingBack(CursorWrapper):
-    """Run on the primary what the replica could not do (`FOR_PRIMARY`), or would do with other settings of the session."""
+    """Let the primary answer what the replica could not (`FOR_PRIMARY`), or would with other settings of the session.
+
+    Outside of a transaction the primary's alias does. In one, the primary stands in on the connection of this alias, READ ONLY,
+    until the transaction ends: what it rolls back, the other alias would have committed.
+    """
 
     _away = False
     """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
         if PSConnection.any_session and self.db._ps_is_replica:
-            # What sets something is for this very alias.
-            away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
-            if away is not self._away:
-                self._go(away=away)
+            self._take_side(sql)
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
-            options = self.db.settings_dict["OPTIONS"]
-            primary = options.get("ps_primary")
-            failure = classify(exc)
-            if (
-                options.get("ps_role") != "replica"
-                or primary is None
-                or self.db.in_atomic_block
-                or not self.db.get_autocommit()
-                or failure.kind not in FOR_PRIMARY
-            ):
+            if not self._goes_on(exc):
                 raise
-            emit_fallback(self.db.alias, failure)
-        self._go(away=True)
         return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
+
+    def _executemany(self, sql: Any, param_list: Any, *ignored_wrapper_args: Any) -> Any:
+        if self.db._ps_is_replica:
+            param_list = list(param_list)  # the primary may have to be given them, too
+        execute_many = super()._executemany  # type: ignore[misc]
+        return self._ask(sql, lambda: execute_many(sql, param_list, *ignored_wrapper_args))
+
+    def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+        """Call a function, as Django's method."""
+        call = super().callproc
+        return self._ask(procname, lambda: call(procname, params, kparams))
+
+    # Django leaves the errors of what follows as they are: see `_BothErrorsWrapper`.
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[Any]:
+        """Begin a COPY, as psycopg's method."""
+
+        def begin() -> Any:
+            with self.db.ps_wrap_as_both:
+                return stack.enter_context(self.cursor.copy(statement, params, writer=writer))
+
+        with self.db.ps_wrap_as_both, ExitStack() as stack:
+            yield self._ask(statement, begin)
+
+    def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
+        """Iterate over rows as they come, as psycopg's method."""
+
+        def begin() -> tuple[Any, list[Any]]:
+            with self.db.ps_wrap_as_both:
+                rows = self.cursor.stream(query, params, **options)
+                return rows, list(islice(rows, 1))
+
+        with self.db.ps_wrap_as_both:
+            rows, first = self._ask(query, begin)
+            with closing(rows):
+                yield from first
+                yield from rows
+
+    def scroll(self, value: int, mode: str = "relative") -> None:
+        """Move the cursor, as psycopg's method."""
+        with self.db.ps_wrap_as_both:
+            self.cursor.scroll(value, mode)
+
+    def _ask(self, sql: Any, run: Callable[[], T]) -> T:
+        if PSConnection.any_session and self.db._ps_is_replica:
+            self._take_side(sql)
+        try:
+            return run()
+        except DatabaseError as exc:
+            if not self._goes_on(exc):
+                raise
+        return run()
+
+    def _take_side(self, sql: Any) -> None:
+        # What sets something is for this very alias.
+        away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
+        if away is not self._away:
+            self._go(away=away)
+
+    def _goes_on(self, exc: DatabaseError) -> bool:
+        """Return whether the primary is to be asked what ended in `exc`; this cursor leads there then."""
+        failure = classify(exc)
+        if self._away or failure.kind not in FOR_PRIMARY or not self.db._ps_is_replica:
+            return False
+        if self.db.in_atomic_block or not self.db.get_autocommit():
+            if not self._stands_in(failure.kind):
+                return False
+        else:
+            self._go(away=True)
+        emit_fallback(self.db.alias, failure)
+        return True
+
+    def _stands_in(self, kind: Kind) -> bool:
+        if kind not in READ_FOR_PRIMARY:
+            return False
+        driver = self.cursor.connection
+        if kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != pq.TransactionStatus.IDLE:
+            return False  # a transaction with a snapshot of its own: the primary cannot go on with that
+        if self.db.ps_lagging is not None:
+            self._go(away=True)
+            return True
+        with self.db.wrap_database_errors:
+            if not driver.stand_in():
+                return False
+        if name := getattr(self.cursor, "name", ""):  # Django's class, which does not follow its connection
+            self.cursor.close()
+            self.cursor = self.db.create_cursor(name)
+            self.close = self.db.ps_wrap_as_both(self.cursor.close)
+        return True
 
     def _go(self, *, away: bool) -> None:
         self.cursor.close()
@@ -151,6 +235,14 @@ class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
         # Django documents two keys: the third is there where another endpoint could have answered.
         if self.db.queries_log and conn is not None and ("ps_primary" in options or "ps_direct" in options):
             self.db.queries_log[-1]["endpoint"] = conn.state.endpoint.name
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[Any]:
+        """The same, as Django logs it."""
+        with ExitStack() as stack:
+            with self.debug_sql(statement, params):
+                copy = stack.enter_context(super().copy(statement, params, writer=writer))
+            yield copy
 
 
 class DatabaseClient(client.DatabaseClient):
@@ -231,6 +323,38 @@ class _ErrorWrapper(DatabaseErrorWrapper):
             raise
 
 
+class _BothErrorsWrapper(_ErrorWrapper):
+    """The same for what Django lets the driver's errors out of (COPY): what is raised is of both classes."""
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        try:
+            super().__exit__(exc_type, exc_value, traceback)
+        except Error as exc:
+            if isinstance(exc_value, Error):
+                return
+            error = _error_of(type(exc), exc_type, exc.args)
+            vars(error).update(vars(exc_value))
+            raise error.with_traceback(traceback) from exc_value
+
+
+class _OfBoth:
+    """What the errors that are Django's and the driver's have in common: they can be pickled."""
+
+    def __reduce__(self) -> Any:
+        reduced: Any = super().__reduce__()
+        return _error_of, (*type(self).__bases__[1:], reduced[1]), *reduced[2:]
+
+
+def _error_of(of_django: type, of_driver: type, args: tuple[Any, ...]) -> Any:
+    kind: Any = _kind_of(of_django, of_driver)
+    return kind.__new__(kind, *args)
+
+
+@cache
+def _kind_of(of_django: type, of_driver: type) -> type:
+    return type(of_driver.__name__, (_OfBoth, of_django, of_driver), {"__module__": of_driver.__module__})
+
+
 class _Kind(type):
     """Lets a wrapper know the tenant with which it was made, so that one that it is given later is known for that."""
 
@@ -273,6 +397,11 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def wrap_database_errors(self) -> Any:
         """Django's, whose errors have our notes, too."""
         return _ErrorWrapper(self)
+
+    @cached_property
+    def ps_wrap_as_both(self) -> Any:
+        """The same, where Django has none."""
+        return _BothErrorsWrapper(self)
 
     def ps_decide(self) -> PathDecision:
         """Return which path a connection would take here and now, which limits it would have, and why."""
@@ -399,11 +528,15 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def chunked_cursor(self) -> Any:
-        """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
+        """Return a server-side cursor where one can live: outside of a transaction, where the session is all that it needs."""
         self.ps_take_path()
-        if self.ps_state.endpoint.pooled and not self.in_atomic_block:
+        endpoint, context = self.ps_state.endpoint, current()
+        carries = endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits
+        if (endpoint.pooled or carries) and not self.in_atomic_block:
             return self.cursor()
-        return super().chunked_cursor()
+        cursor: Any = super().chunked_cursor()
+        cursor.close = self.ps_wrap_as_both(cursor.cursor.close)  # it asks the server
+        return cursor
 
     def _cursor(self, name: str | None = None) -> Any:
         if _WATCH.on or self._ps_visits or len(_MODULES) != _WATCH.modules:

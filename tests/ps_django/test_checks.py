@@ -47,7 +47,9 @@ def change(patch: pytest.MonkeyPatch, alias: str, **changes: Any) -> None:
 
 
 def test_all_is_well(patch: pytest.MonkeyPatch) -> None:
-    """What `databases()` makes has no findings."""
+    """What `databases()` makes has no findings; nor has what Django has for the primary's alias."""
+    assert check_settings() == []
+    change(patch, "default", ATOMIC_REQUESTS=True, CONN_MAX_AGE=3600)
     assert check_settings() == []
 
 
@@ -83,6 +85,8 @@ def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -
         ("default", {"OPTIONS": {"ps_statement_timeout": "5s"}}, "E001"),
         ("default", {"OPTIONS": {"ps_statement_timeouts": "5s"}}, "E001"),
         ("replica", {"USER": "app.branch"}, "E005"),
+        ("replica", {"ATOMIC_REQUESTS": True}, "W017"),
+        ("direct", {"ATOMIC_REQUESTS": True}, "W017"),
         ("default", {"OPTIONS": {"ps_statement_timeout": None}}, "W006"),
         ("default", {"CONN_MAX_AGE": None}, "W007"),
         ("replica", {"CONN_MAX_AGE": 100_000}, "W007"),
