@@ -117,7 +117,7 @@ class _FallingBack(CursorWrapper):
     """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
-        if PSConnection.any_session and self.db._ps_is_replica:
+        if PSConnection.any_session and self.db.ps_is_replica:
             self._take_side(sql)
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
@@ -127,7 +127,7 @@ class _FallingBack(CursorWrapper):
         return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
 
     def _executemany(self, sql: Any, param_list: Any, *ignored_wrapper_args: Any) -> Any:
-        if self.db._ps_is_replica:
+        if self.db.ps_is_replica:
             param_list = list(param_list)  # the primary may have to be given them, too
         execute_many = super()._executemany  # type: ignore[misc]
         return self._ask(sql, lambda: execute_many(sql, param_list, *ignored_wrapper_args))
@@ -170,7 +170,7 @@ class _FallingBack(CursorWrapper):
             self.cursor.scroll(value, mode)
 
     def _ask(self, sql: Any, run: Callable[[], T]) -> T:
-        if PSConnection.any_session and self.db._ps_is_replica:
+        if PSConnection.any_session and self.db.ps_is_replica:
             self._take_side(sql)
         try:
             return run()
@@ -188,7 +188,7 @@ class _FallingBack(CursorWrapper):
     def _goes_on(self, exc: DatabaseError) -> bool:
         """Return whether the primary is to be asked what ended in `exc`; this cursor leads there then."""
         failure = classify(exc)
-        if self._away or failure.kind not in FOR_PRIMARY or not self.db._ps_is_replica:
+        if self._away or failure.kind not in FOR_PRIMARY or not self.db.ps_is_replica:
             return False
         if self.db.in_atomic_block or not self.db.get_autocommit():
             if not self._stands_in(failure.kind):
@@ -551,13 +551,13 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
     @cached_property
-    def _ps_is_replica(self) -> bool:
+    def ps_is_replica(self) -> bool:
         options = self.settings_dict["OPTIONS"]
         return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings
 
     @cached_property
     def _ps_follows(self) -> bool:
-        return self._ps_is_replica and tenants.keeps_tenant(self)
+        return self.ps_is_replica and tenants.keeps_tenant(self)
 
     def ps_lacks_of_primary(self) -> bool:
         """Return whether something was SET on the primary's alias that does not hold on this one of a replica.
