@@ -149,7 +149,7 @@ def _gives_tokens(alias: str, ours: dict[str, Any]) -> bool:
 
 
 def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator[CheckMessage]:
-    age, timeouts, params = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts, dict(endpoint.params)
+    age, timeouts = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts
     if endpoint.role == "replica" and "|" not in endpoint.user and endpoint.host.endswith(".psdb.cloud"):
         yield Error(
             f"{alias!r} is a replica's alias, but its user names no replica bouncer and no |replica: it leads to the primary.",
@@ -179,7 +179,7 @@ def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator
             obj=alias,
             id="ps_django.W007",
         )
-    mode = params.get("sslmode", "prefer")
+    mode = endpoint.sslmode
     if mode != "verify-full" and not (endpoint.host in ("", "localhost", "127.0.0.1", "::1") or endpoint.host.startswith("/")):
         yield Warning(
             f"sslmode={mode} of {alias!r}: whoever is in between can be the server.",

@@ -99,6 +99,27 @@ def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any],
     assert ids(check_settings()) == {found}
 
 
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, {"W008"}),
+        ({"sslmode": "require"}, {"W008"}),
+        ({"sslmode": "verify-ca"}, {"W008"}),
+        ({"sslmode": "verify-full"}, set()),
+        ({"sslrootcert": "system"}, set()),
+    ],
+)
+def test_tls(patch: pytest.MonkeyPatch, options: dict[str, str], found: set[str]) -> None:
+    """With the system's roots libpq verifies fully, also where no mode is written."""
+    patch.setattr(
+        settings, "DATABASES", {"default": {"ENGINE": "ps_django.backend", "HOST": "db.example.com", "OPTIONS": options}}
+    )
+    patch.delenv("PGSSLMODE", raising=False)
+    assert ids(check_settings()) - {"W014"} == found
+    patch.setenv("PGSSLMODE", "verify-full")
+    assert bool(ids(check_settings()) - {"W014"}) is ("sslmode" in options and bool(found))
+
+
 def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str]]:
     """Return the findings in applications with these folders: where, and the hint."""
     from django.apps import AppConfig, apps
