@@ -22,7 +22,8 @@ from django.db import Error as DjangoDatabaseError
 from django.db import connections
 from django.db.utils import load_backend
 
-from ps_core import Connection
+from ps_core import Connection, use_token
+from ps_core._retry.policy import ONCE
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
 from ps_django.config import ENGINE, consistency_of, endpoint_of, families
@@ -354,11 +355,23 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_state.endpoint
-    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_catalog.pg_is_in_recovery()")[0]:
-        yield Warning(
-            f"{alias!r} is a replica's alias, and a primary answers.",
-            hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
-            obj=alias,
-            id="ps_django.W013",
-        )
+    state = connection.ps_state
+    if not state.endpoint.read_only or connection.ps_mirrors is not None:
+        return
+    # The alias's connection goes to the primary for what a replica has not replayed, and stays there a while after an outage. The
+    # question is who answers at the endpoint itself.
+    try:
+        with use_token(None), Connection.open(state, policy=ONCE, autocommit=True) as client:
+            ((in_recovery,),) = client.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchall()
+    except psycopg.OperationalError as exc:
+        answer = f"cannot be reached: a primary answers in its place ({str(exc).splitlines()[0]})"
+    else:
+        if in_recovery:
+            return
+        answer = "is a primary's"
+    yield Warning(
+        f"The endpoint of {alias!r}, a replica's alias, {answer}.",
+        hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
+        obj=alias,
+        id="ps_django.W013",
+    )

@@ -1,5 +1,6 @@
 """The system checks: each is found where it should be, with its id, and not where all is well."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,12 @@ from django.db import connections
 from django.test import override_settings
 
 import ps_django
+from ps_core import Token, use_token
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
 from ps_django.settings import Settings
 from ps_lab import Lab
+from ps_lab.processes import wait_until
 
 URL = "postgresql://app.branch:pw@x.horizon.psdb.cloud/db"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "django-checks.md"
@@ -319,6 +322,46 @@ def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
         found = ids(check_databases(databases=["replica"]))
         connection.close()
     assert found == {"W013"}
+
+
+def standing_in() -> bool:
+    """Return whether the primary answers on the replica's alias, to whom nothing was told."""
+    with use_token(None), connections["replica"].cursor() as cursor:
+        cursor.execute("SELECT pg_is_in_recovery()")
+        row = cursor.fetchone()
+    assert row is not None
+    return not row[0]
+
+
+def test_after_a_crash(ps_lab: Lab) -> None:
+    """After a crash of the primary, each server is what its alias says, whatever the process has seen before it."""
+    with use_token(Token(identity=ps_lab.branch, position=None, at=time.time())):
+        ps_lab.crash_primary(detection=0.1)
+        ps_lab.wait_replicas_caught_up()
+        assert ids(check_databases(databases=["default", "replica"])) == set()
+
+
+def test_replicas_that_lag(ps_lab: Lab) -> None:
+    """What only the primary has by now says nothing of the replica's alias."""
+    ps_lab.set_replay_delay(60)
+    try:
+        ps_lab.sql("UPDATE shop_product SET stock = 1")
+        ps_lab.sql("INSERT INTO shop_product (name, price, stock) VALUES ('cup', 1, 1)")
+        assert ids(check_databases(databases=["default", "replica"])) == set()
+    finally:
+        ps_lab.set_replay_delay(0)
+
+
+def test_replicas_away(ps_lab: Lab) -> None:
+    """While they are away, the primary stands in, and that is said; not of the first moments in which they are back."""
+    ps_lab.bouncers["read-pool"].stop()
+    try:
+        assert standing_in()
+        assert ids(check_databases(databases=["replica"])) == {"W013"}
+    finally:
+        ps_lab.restart_bouncer("read-pool")
+    assert ids(check_databases(databases=["replica"])) == set()
+    wait_until(lambda: not standing_in(), "the reads' return")
 
 
 def test_settings_that_cannot_work(site: None) -> None:
