@@ -551,6 +551,14 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
     @cached_property
+    def pg_version(self) -> int:
+        """The server's version; a replica has its primary's. Checks ask for that of each alias, and replicas may be away."""
+        if self.ps_is_replica:
+            version: int = connections[self.settings_dict["OPTIONS"]["ps_primary"]].pg_version  # type: ignore[attr-defined]
+            return version
+        return super().pg_version
+
+    @cached_property
     def ps_is_replica(self) -> bool:
         options = self.settings_dict["OPTIONS"]
         return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings

@@ -21,6 +21,7 @@ from ps_django.config import endpoint_of
 from ps_django.settings import Settings
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.ps_django.projects import result, start, write
 
 URL = "postgresql://app.branch:pw@x.horizon.psdb.cloud/db"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "django-checks.md"
@@ -322,6 +323,36 @@ def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
         found = ids(check_databases(databases=["replica"]))
         connection.close()
     assert found == {"W013"}
+
+
+MODELS = """
+from django.db import models
+from django.db.models.functions import Upper
+
+
+class Item(models.Model):
+    name = models.CharField(max_length=20)
+    upper = models.GeneratedField(expression=Upper("name"), output_field=models.CharField(max_length=20), db_persist=True)
+"""
+PROJECT = """
+import ps_django
+DATABASES = ps_django.databases({url!r}, bouncer="write-pool", replica_urls={away!r}, replica_fallback="none", retry_timeout="1s")
+DATABASE_ROUTERS = {routers}
+MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
+INSTALLED_APPS = ["items"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+"""
+
+
+@pytest.mark.parametrize("primary", ["up", "away"])
+@pytest.mark.parametrize("routers", [["ps_django.routers.ReplicaRouter"], []])
+def test_without_servers(ps_lab: Lab, tmp_path: Path, routers: list[str], primary: str) -> None:
+    """`manage.py check` needs no replica; and the primary only for models for which stock asks its server's version."""
+    away = "postgresql://app:x@127.0.0.1:1/postgres?sslmode=disable"
+    project = PROJECT.format(url=ps_lab.url if primary == "up" else away, away=away, routers=routers)
+    models = MODELS if primary == "up" else MODELS[: MODELS.index("    upper")]
+    folder = write(tmp_path, {"project.py": project, "items/models.py": models})
+    assert "identified no issues" in result(start(folder, "manage.py", "check"))[0] or not routers
 
 
 def standing_in() -> bool:
