@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,7 +144,6 @@ def test_in_a_reading_context(shop: Any, way: str) -> None:
         (nullcontext, DEFAULT),
         (ps_django.reading, REPLICA),
         (ps_django.using_replica, REPLICA),
-        (ps_django.writing, DEFAULT),
         (ps_django.using_primary, DEFAULT),
     ],
 )
@@ -153,6 +153,14 @@ def test_blocks(shop: Any, block: Callable[[], AbstractContextManager[Any]], exp
         assert set(aliases(lambda: list(type(shop).objects.all()))) == {expected}
 
 
+def test_names() -> None:
+    """Each promise has one name; the first one of `using_primary` still works, and nothing teaches it."""
+    assert ps_django.writing is ps_django.using_primary
+    assert "writing" not in ps_django.__all__
+    pages = Path(__file__).parents[2].joinpath("docs").rglob("*.md")
+    assert [page for page in pages if "writing()" in page.read_text()] == []
+
+
 def test_blocks_nest(shop: Any) -> None:
     """Blocks nest and restore, as decorators and as context managers, also on exceptions (behaviour of multidb-router's pins)."""
     read = lambda: list(type(shop).objects.all())  # noqa: E731
@@ -160,7 +168,7 @@ def test_blocks_nest(shop: Any) -> None:
     with ps_django.reading():
         assert aliases(read) == [REPLICA]
         assert aliases(pinned) == [DEFAULT]
-        with pytest.raises(ZeroDivisionError), ps_django.writing():
+        with pytest.raises(ZeroDivisionError), ps_django.using_primary():
             assert aliases(read) == [DEFAULT]
             raise ZeroDivisionError
         assert aliases(read) == [REPLICA]
@@ -171,7 +179,7 @@ def test_everywhere(shop: Any) -> None:
     read = lambda: list(type(shop).objects.all())  # noqa: E731
     with override_settings(PS_DJANGO={"READS": "replica"}):
         assert aliases(read) == [REPLICA]
-        with ps_django.writing():
+        with ps_django.using_primary():
             assert aliases(read) == [DEFAULT]
     assert aliases(read) == [DEFAULT]
 
@@ -199,7 +207,9 @@ def test_threads(shop: Any) -> None:
                 barrier.wait()
                 found.setdefault(name, set()).add(router.db_for_read(type(shop)))
 
-    threads = [threading.Thread(target=work, args=pair) for pair in (("a", ps_django.reading()), ("b", ps_django.writing()))]
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in (("a", ps_django.reading()), ("b", ps_django.using_primary()))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
