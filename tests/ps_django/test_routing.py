@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connections, router, transaction
+from django.db import connections, models, router, transaction
 from django.db.utils import ConnectionHandler, ConnectionRouter
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -105,6 +105,56 @@ def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
         "select_for_update": (DEFAULT, _locked),
         "a read in atomic": (DEFAULT, _atomic),
     }
+
+
+MODES = [None, *(getattr(models, name) for name in ("FETCH_ONE", "FETCH_PEERS") if hasattr(models, name))]
+"""None is the default, and all that Django had before 6.1."""
+LATER: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "reading": ps_django.reading,
+    "outside": nullcontext,
+    "using_primary": ps_django.using_primary,
+    "atomic": transaction.atomic,
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: type(mode).__name__)
+def test_lazy_loads(shop: Any, mode: Any, later: str) -> None:
+    """What is loaded when it is needed goes where reads go by then; deferred fields of peers, where the first came from."""
+    from django.contrib.auth.models import Group, User
+
+    from ps_cli.shop.models import Order
+
+    def with_mode(rows: Any) -> list[Any]:
+        return list(rows if mode is None else rows.fetch_mode(mode))
+
+    expected = REPLICA if later == "reading" else DEFAULT
+    peers = mode is not None and mode.track_peers
+    with ps_django.reading():
+        orders, products = with_mode(Order.objects.order_by("pk")), with_mode(type(shop).objects.defer("stock"))
+        deferred = with_mode(Order.objects.defer("quantity").order_by("pk"))
+        (user,) = with_mode(User.objects.all())
+    with LATER[later]():
+        assert aliases(lambda: [order.product for order in orders]) == [expected] * (1 if peers else 2)
+        assert aliases(lambda: [order.quantity for order in deferred]) == ([REPLICA] if peers else [expected] * 2)
+        assert aliases(lambda: products[0].stock) == [expected]
+        assert aliases(lambda: list(user.groups.all())) == [expected]
+        assert {order.product._state.db for order in orders} == {expected}
+    assert {one._state.db for one in (*orders, user)} == {REPLICA}
+    assert [type(group) for group in user.groups.all()] == [Group]
+
+
+@pytest.mark.skipif(not hasattr(models, "FETCH_RAISE"), reason="Django before 6.1 has no fetch modes")
+def test_lazy_loads_that_are_blocked(shop: Any) -> None:
+    """Where lazy loads are blocked, none of ours is made behind its back: an instance of a replica is written as it is."""
+    from django.core.exceptions import FieldFetchBlocked
+
+    with ps_django.reading():
+        product, other = (type(shop).objects.defer("stock").fetch_mode(models.FETCH_RAISE).get(pk=shop.pk) for _ in range(2))
+    with pytest.raises(FieldFetchBlocked):
+        product.stock  # noqa: B018 - it loads
+    assert aliases(lambda: product.save(update_fields=["name"])) == [DEFAULT]
+    assert aliases(lambda: other.save(using=REPLICA)) == [DEFAULT]
 
 
 def _locked(product: Any) -> Any:
