@@ -15,7 +15,7 @@ from ps_django import _writes, stale
 from ps_django.config import families, replicas_of
 from ps_django.path import path_decision
 from ps_django.settings import current_settings
-from ps_django.transaction import in_transaction, own_blocks
+from ps_django.transaction import in_block_of_request, in_transaction
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -103,5 +103,5 @@ def _in_transaction(alias: str) -> bool:
     connection: Any = connections[alias]
     if not in_transaction(connection):
         return False
-    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(own_blocks(connection)) == 1 and current().reading
+    of_request = in_block_of_request(connection) and current().reading
     return not (of_request and (connection.is_idle() or len(connection.atomic_blocks) > 1))

@@ -32,6 +32,7 @@ from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
+from ps_django.transaction import in_block_of_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -573,9 +574,9 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         Whoever SETs something says so to the primary's alias, and does not know where their reads will be answered.
         """
         primary = connections[self.settings_dict["OPTIONS"]["ps_primary"]].connection
-        # In a transaction here somebody asked for this very alias. A tenant's search path is set by each wrapper itself.
+        # In a transaction of their own here somebody asked for this very alias. A tenant's path is set by each wrapper itself.
         but_for = ("search_path",) if self._ps_follows else ()
-        if primary is None or self.connection is None or self.in_atomic_block:
+        if primary is None or self.connection is None or (self.in_atomic_block and not in_block_of_request(self)):
             return False
         return bool(self.connection.lacks(primary, but_for=but_for))
 

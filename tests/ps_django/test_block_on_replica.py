@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.db import DataError, InternalError, connections, transaction
+from django.db.models.expressions import RawSQL
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
@@ -121,6 +122,23 @@ def test_first_is_a_savepoint(ps_lab: Lab) -> None:
         assert ask() is False
     with use_token(None):
         assert ask() is True
+
+
+def test_what_was_set_on_the_primary(ps_lab: Lab, late: None) -> None:
+    """What a middleware SETs on the primary's alias holds for the reads of a request, also in its block on the replica."""
+    from ps_cli.shop.models import Product
+
+    tenant = RawSQL("nullif(current_setting('app.tenant', true), '')", ())
+    for alias in ("default", "replica"):
+        connections[alias].ensure_connection()
+    ask("default", "SELECT set_config('app.tenant', '7', false)")
+    try:
+        with atomic_requests("default", "replica"), ps_django.reading(), use_token(None):
+            with transaction.atomic(using="default"), transaction.atomic(using="replica"):
+                assert Product.objects.all().db == "replica"
+                assert Product.objects.values_list(tenant, flat=True).first() == "7"
+    finally:
+        connections["default"].close()
 
 
 def test_autocommit_off(ps_lab: Lab) -> None:
