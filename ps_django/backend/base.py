@@ -20,6 +20,7 @@ from django.utils.functional import cached_property
 from psycopg import pq
 
 from ps_core import Connection as PSConnection
+from ps_core._connection.base import must_carry
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core._message.statement import analyse
@@ -529,11 +530,9 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def chunked_cursor(self) -> Any:
-        """Return a server-side cursor where one can live: outside of a transaction, where the session is all that it needs."""
+        """Return a server-side cursor where one can live: outside of a transaction, where it has to carry nothing."""
         self.ps_take_path()
-        endpoint, context = self.ps_state.endpoint, current()
-        carries = endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits
-        if (endpoint.pooled or carries) and not self.in_atomic_block:
+        if must_carry(self.ps_state.endpoint) and not self.in_atomic_block:
             return self.cursor()
         cursor: Any = super().chunked_cursor()
         cursor.close = self.ps_wrap_as_both(cursor.cursor.close)  # it asks the server

@@ -32,6 +32,17 @@ def products(request: HttpRequest) -> HttpResponse:
     return HttpResponse(f"{[one.name for one in Product.objects.all()]} {answers()}")
 
 
+def write(request: HttpRequest) -> HttpResponse:
+    """Write on the replica's alias, and fail where that is asked for."""
+    from ps_cli.shop.models import Product
+
+    Product.objects.using("replica").get_or_create(name="pan", defaults={"price": 1, "stock": 1})
+    with transaction.atomic():
+        Product.objects.using("replica").update(stock=7)
+    assert not request.POST.get("fails")
+    return HttpResponse()
+
+
 def answers() -> str:
     """Tell who answers a read."""
     from ps_cli.shop.customers import InRecovery
@@ -40,7 +51,7 @@ def answers() -> str:
     return "replica" if Product.objects.values_list(InRecovery(), flat=True).first() else "primary"
 
 
-urlpatterns = [path("products", products)]
+urlpatterns = [path("products", products), path("write", write)]
 
 
 @pytest.fixture
@@ -94,6 +105,20 @@ def test_atomic_requests(ps_lab: Lab, late: None) -> None:
             assert user.get("/products").content == b"['cup', 'pot'] primary"
             assert other.get("/products").content == b"['cup'] replica"
     assert not connections["replica"].in_atomic_block
+
+
+@override_settings(ROOT_URLCONF=__name__)
+def test_writes_of_a_request(ps_lab: Lab, late: None) -> None:
+    """What a request writes on the replica's alias is in its transaction on the primary, where both are the request's."""
+    stocks = "SELECT array_agg(stock ORDER BY id) FROM shop_product"
+    with atomic_requests("default", "replica"):
+        with pytest.raises(AssertionError):
+            Client().post("/write", {"fails": "yes"})
+        assert ps_lab.sql(stocks) == [([1],)]
+        Client().post("/write")
+        assert ps_lab.sql(stocks) == [([7, 7],)]
+    with atomic_requests("replica"), pytest.raises(InternalError, match="only reads"):
+        Client().post("/write")
 
 
 @pytest.mark.parametrize("position", [1 << 62, None])
