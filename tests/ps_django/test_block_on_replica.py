@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import DataError, InternalError, connections, transaction
+from django.db import DataError, InternalError, OperationalError, connections, transaction
 from django.db.models.expressions import RawSQL
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
@@ -189,6 +189,27 @@ def test_after_an_error(ps_lab: Lab) -> None:
         raise ZeroDivisionError
     with use_token(None):
         assert ask() is True
+
+
+def test_cancelled_by_replay(ps_lab: Lab) -> None:
+    """A read that replay cancels twice is the primary's, with what follows; one of a transaction with a snapshot is an error."""
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION dj_conflict() RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN IF pg_is_in_recovery() THEN"
+        " RAISE EXCEPTION 'canceling statement due to conflict with recovery' USING ERRCODE = '40001'; END IF; RETURN 1; END $$"
+    )
+    ps_lab.wait_replicas_caught_up()
+    with use_token(None):
+        assert ask(query="SELECT dj_conflict()") == 1
+        with transaction.atomic(using="replica"):
+            assert ask() is True
+            assert ask(query="SELECT dj_conflict()") == 1
+            assert ask() is False
+        with pytest.raises(OperationalError, match="conflict"), transaction.atomic(using="replica"):
+            with transaction.atomic(using="replica"):
+                assert ask() is True
+            ask(query="SELECT dj_conflict()")
+        assert ask() is True
+    ps_lab.sql("DROP FUNCTION dj_conflict()")
 
 
 def test_forbidden(ps_lab: Lab) -> None:
