@@ -64,6 +64,15 @@ class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
 _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
 
 
+@cache
+def _over_ours(factory: Any) -> Any:
+    """Return a project's own cursor class (`OPTIONS["cursor_factory"]`) over ours, where it is derived from Django's."""
+    for of_django, ours in _CURSORS.items():
+        if isinstance(factory, type) and issubclass(factory, of_django):
+            return type(factory.__name__, (factory, ours), {"__module__": factory.__module__})
+    return factory
+
+
 class Connection(PSConnection[Any]):
     """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
 
@@ -72,8 +81,8 @@ class Connection(PSConnection[Any]):
         if name:
             return super().cursor(name, binary=binary, row_factory=row_factory, **of_named)
         self._check_connection_ok()
-        factory = self.cursor_factory
-        cursor = _CURSORS.get(factory, factory)(self, row_factory=row_factory or self.row_factory)
+        factory: Any = self.cursor_factory
+        cursor = (_CURSORS.get(factory) or _over_ours(factory))(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor
