@@ -13,26 +13,18 @@ from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.deletion import Collector
 
-from ps_django.transaction import in_block_of_request, in_transaction
-
 __all__ = ["lead_to_primary", "writer_of"]
 
 
 def writer_of(alias: str) -> str:
     """Return the alias that writes for `alias`: the primary's for a replica's.
 
-    But not where a transaction is open on that one: what another alias writes, it would not roll back. It refuses writes. The
-    transactions that ATOMIC_REQUESTS opened on both end together.
+    But not in a transaction on that one, which would not roll back what the other one writes: there, writes are refused.
     """
+    if alias not in connections.settings:
+        return alias  # Django says that there is none
     connection: Any = connections[alias]
-    if not getattr(connection, "ps_is_replica", False):
-        return alias
-    primary: str = connection.settings_dict["OPTIONS"]["ps_primary"]
-    if in_transaction(connection):
-        other: Any = connections[primary]
-        if not (in_block_of_request(connection) and other.settings_dict["ATOMIC_REQUESTS"] and in_transaction(other)):
-            return alias
-    return primary
+    return (getattr(connection, "ps_is_replica", False) and connection.ps_writer) or alias
 
 
 def lead_to_primary() -> None:

@@ -33,7 +33,7 @@ from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
-from ps_django.transaction import in_block_of_request
+from ps_django.transaction import in_block_of_request, in_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -120,8 +120,8 @@ class _Pool:
 class _FallingBack(CursorWrapper):
     """Let the primary answer what the replica could not (`FOR_PRIMARY`), or would with other settings of the session.
 
-    Outside of a transaction the primary's alias does. In one, the primary stands in on the connection of this alias, READ ONLY,
-    until the transaction ends: what it rolls back, the other alias would have committed.
+    The primary's alias does (`ps_writer`). In a transaction on this alias, what is rolled back here that one would commit: there
+    the primary stands in on this alias's connection, READ ONLY, until the transaction ends.
     """
 
     _away = False
@@ -201,11 +201,10 @@ class _FallingBack(CursorWrapper):
         failure = classify(exc)
         if self._away or failure.kind not in FOR_PRIMARY or not self.db.ps_is_replica:
             return False
-        if self.db.in_atomic_block or not self.db.get_autocommit():
-            if not self._stands_in(failure.kind):
-                return False
-        else:
+        if self.db.ps_writer is not None:
             self._go(away=True)
+        elif not self._stands_in(failure.kind):
+            return False
         emit_fallback(self.db.alias, failure)
         return True
 
@@ -571,6 +570,19 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def ps_is_replica(self) -> bool:
         options = self.settings_dict["OPTIONS"]
         return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings
+
+    @property
+    def ps_writer(self) -> str | None:
+        """The alias of this replica's primary, where what is done through that ends as the work here does; else None.
+
+        So it does where no transaction is open here, or where ATOMIC_REQUESTS opened one on both.
+        """
+        primary: str = self.settings_dict["OPTIONS"]["ps_primary"]
+        if in_transaction(self):
+            other: Any = connections[primary]
+            if not (in_block_of_request(self) and other.settings_dict["ATOMIC_REQUESTS"] and in_transaction(other)):
+                return None
+        return primary
 
     @cached_property
     def _ps_follows(self) -> bool:

@@ -22,13 +22,13 @@ WHERE = "SELECT pg_is_in_recovery()"
 
 
 def products(request: HttpRequest) -> HttpResponse:
-    """POST makes a product; GET tells the names, who answered, and whether a block is open on each alias."""
+    """POST makes a product; GET tells the names, and who answered."""
     from ps_cli.shop.models import Product
 
     if request.method == "POST":
         Product.objects.create(name=request.POST["name"], price=1, stock=1)
         return HttpResponse()
-    assert all(connections[alias].in_atomic_block for alias in ("default", "replica"))
+    assert connections["replica"].in_atomic_block
     return HttpResponse(f"{[one.name for one in Product.objects.all()]} {answers()}")
 
 
@@ -39,6 +39,7 @@ def write(request: HttpRequest) -> HttpResponse:
     Product.objects.using("replica").get_or_create(name="pan", defaults={"price": 1, "stock": 1})
     with transaction.atomic():
         Product.objects.using("replica").update(stock=7)
+    ask(query="SELECT dj_double('pan')")
     assert not request.POST.get("fails")
     return HttpResponse()
 
@@ -96,10 +97,11 @@ def ask(alias: str = "replica", query: str = WHERE) -> Any:
 
 
 @override_settings(ROOT_URLCONF=__name__)
-def test_atomic_requests(ps_lab: Lab, late: None) -> None:
-    """With ATOMIC_REQUESTS on all aliases, a GET after its user's write is answered by the primary; others by the replicas."""
+@pytest.mark.parametrize("aliases", [("default", "replica"), ("replica",)])
+def test_atomic_requests(ps_lab: Lab, late: None, aliases: tuple[str, ...]) -> None:
+    """With ATOMIC_REQUESTS on a replica's alias, a GET after its user's write is the primary's; others are the replicas'."""
     user, other = Client(), Client()
-    with atomic_requests("default", "replica"):
+    with atomic_requests(*aliases):
         assert user.post("/products", {"name": "pot"}).status_code == 200
         for _ in range(2):
             assert user.get("/products").content == b"['cup', 'pot'] primary"
@@ -111,12 +113,18 @@ def test_atomic_requests(ps_lab: Lab, late: None) -> None:
 def test_writes_of_a_request(ps_lab: Lab, late: None) -> None:
     """What a request writes on the replica's alias is in its transaction on the primary, where both are the request's."""
     stocks = "SELECT array_agg(stock ORDER BY id) FROM shop_product"
+    ps_lab.sql(
+        "CREATE OR REPLACE FUNCTION dj_double(product text) RETURNS int LANGUAGE sql AS"
+        " $$UPDATE shop_product SET stock = stock * 2 WHERE name = product RETURNING stock$$"
+    )
+    ps_lab.set_replay_delay(0)
+    ps_lab.wait_replicas_caught_up()
     with atomic_requests("default", "replica"):
         with pytest.raises(AssertionError):
             Client().post("/write", {"fails": "yes"})
         assert ps_lab.sql(stocks) == [([1],)]
         Client().post("/write")
-        assert ps_lab.sql(stocks) == [([7, 7],)]
+        assert ps_lab.sql(stocks) == [([7, 14],)]
     with atomic_requests("replica"), pytest.raises(InternalError, match="only reads"):
         Client().post("/write")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import InternalError, connections, models, transaction
 from django.db.models.deletion import Collector
+from django.db.utils import ConnectionDoesNotExist
 
 from ps_core import use_token
 from ps_lab import Lab
@@ -203,3 +204,10 @@ def test_alias_of_the_instance(ps_lab: Lab, m: SimpleNamespace) -> None:
     ps_lab.wait_replicas_caught_up()
     assert trips(ps_lab, lambda: list(m.vessels.all())) == {"replica"}
     assert trips(ps_lab, lambda: m.vessel.refresh_from_db(using="replica")) == {"replica"}
+
+
+def test_no_such_alias(m: SimpleNamespace) -> None:
+    """An alias that there is not is an error, as on stock."""
+    for work in (lambda: m.Vessel.objects.using("nowhere").create(name="a"), lambda: m.vessel.delete(using="nowhere")):
+        with pytest.raises(ConnectionDoesNotExist, match="nowhere"):
+            work()
