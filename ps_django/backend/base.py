@@ -662,8 +662,12 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         twin._ps_blocks = 1
         twin.ensure_connection()
         if (session := self.connection.session_sql()) is not None:
-            with twin.connection.transaction():  # what holds behind the pooler holds there: it is the same work
-                twin.connection.execute(session)
+            try:
+                with twin.wrap_database_errors, twin.connection.transaction():
+                    twin.connection.execute(session)  # what holds behind the pooler holds there: it is the same work
+            except BaseException:
+                twin.close()
+                raise
         self._ps_kept, self.connection = (self.connection, self._ps_decision), twin.connection
         self._ps_decision, twin.connection = twin._ps_decision, None
         self._ps_visits = True
@@ -684,7 +688,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _ps_carry_over(self) -> None:
         tenants.forget_what_was_set(self)
         if self.connection.autocommit is not self.autocommit:
-            self.connection.autocommit = self.autocommit
+            self._set_autocommit(self.autocommit)  # type: ignore[attr-defined] # not in the stubs
 
     def _close(self) -> None:
         kept, self._ps_kept = self._ps_kept, None

@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import Error, connections, transaction
+from django.db import DataError, Error, connections, transaction
 from django.db import utils as django_errors
 
+import ps_django
 from ps_lab import Lab
 
 Way = Callable[[Any, Lab], None]
@@ -262,3 +263,15 @@ def test_errors(ps_lab: Lab, stock: str, name: str, threaded: bool) -> None:
                 error.args,
                 error.diag.message_primary,  # type: ignore[attr-defined]
             )
+
+
+def test_session_that_the_direct_path_refuses(ps_lab: Lab, site: None) -> None:
+    """What holds behind the pooler and can be set no longer on the direct path is an error of Django's."""
+    ps_lab.sql("CREATE ROLE err_role NOLOGIN")
+    ps_lab.sql("GRANT err_role TO app")
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SET ROLE err_role")
+    ps_lab.sql("DROP ROLE err_role")
+    with ps_django.on_direct_path(), pytest.raises(DataError, match="err_role"):
+        connections["default"].cursor()
+    connections["default"].close()
