@@ -688,7 +688,8 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _ps_carry_over(self) -> None:
         tenants.forget_what_was_set(self)
         if self.connection.autocommit is not self.autocommit:
-            self._set_autocommit(self.autocommit)  # type: ignore[attr-defined] # not in the stubs
+            with self.wrap_database_errors:
+                self.connection.autocommit = self.autocommit
 
     def _close(self) -> None:
         kept, self._ps_kept = self._ps_kept, None
