@@ -22,7 +22,8 @@ from django.db import Error as DjangoDatabaseError
 from django.db import connections
 from django.db.utils import load_backend
 
-from ps_core import Connection
+from ps_core import Connection, use_token
+from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
@@ -164,13 +165,21 @@ def _gives_tokens(alias: str, ours: dict[str, Any]) -> bool:
 
 
 def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator[CheckMessage]:
-    age, timeouts, params = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts, dict(endpoint.params)
+    age, timeouts = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts
     if endpoint.role == "replica" and "|" not in endpoint.user and endpoint.host.endswith(".psdb.cloud"):
         yield Error(
             f"{alias!r} is a replica's alias, but its user names no replica bouncer and no |replica: it leads to the primary.",
             hint='Write ps_django.databases(url, replica_bouncer="NAME"), or USER|NAME by hand.',
             obj=alias,
             id="ps_django.E005",
+        )
+    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
+    if entry.get("ATOMIC_REQUESTS") and primary != alias:
+        yield Warning(
+            f"ATOMIC_REQUESTS of {alias!r}: each request begins a transaction there as well, and connects for it.",
+            hint=f"Set ATOMIC_REQUESTS of {primary!r} alone: in its block, too, reads go to replicas until something is written.",
+            obj=alias,
+            id="ps_django.W017",
         )
     if timeouts.statement is None and endpoint.role != "direct":
         yield Warning(
@@ -186,7 +195,7 @@ def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator
             obj=alias,
             id="ps_django.W007",
         )
-    mode = params.get("sslmode", "prefer")
+    mode = endpoint.sslmode
     if mode != "verify-full" and not (endpoint.host in ("", "localhost", "127.0.0.1", "::1") or endpoint.host.startswith("/")):
         yield Warning(
             f"sslmode={mode} of {alias!r}: whoever is in between can be the server.",
@@ -361,11 +370,23 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_state.endpoint
-    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_catalog.pg_is_in_recovery()")[0]:
-        yield Warning(
-            f"{alias!r} is a replica's alias, and a primary answers.",
-            hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
-            obj=alias,
-            id="ps_django.W013",
-        )
+    state = connection.ps_state
+    if not state.endpoint.read_only or connection.ps_mirrors is not None:
+        return
+    # The alias's connection goes to the primary for what a replica has not replayed, and stays there a while after an outage. The
+    # question is who answers at the endpoint itself.
+    try:
+        with use_token(None), Connection.open(state, policy=ONCE, autocommit=True) as client:
+            ((in_recovery,),) = client.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchall()
+    except psycopg.OperationalError as exc:
+        answer = f"cannot be reached: a primary answers in its place ({str(exc).splitlines()[0]})"
+    else:
+        if in_recovery:
+            return
+        answer = "is a primary's"
+    yield Warning(
+        f"The endpoint of {alias!r}, a replica's alias, {answer}.",
+        hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
+        obj=alias,
+        id="ps_django.W013",
+    )

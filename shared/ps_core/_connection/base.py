@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from ps_core._retry.gate import Turn
     from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
+    from ps_core.topology import Endpoint
 
 __all__ = [
     "OK",
@@ -84,6 +85,7 @@ __all__ = [
     "WAIT_INTERVAL",
     "BaseConnection",
     "connect_options",
+    "must_carry",
     "time_to_connect",
     "without_waiting",
 ]
@@ -324,8 +326,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining()
             pipeline.plan(SEVERAL)
         elif self._autocommit and self.pgconn.transaction_status == IDLE:
-            endpoint, context = self.state.endpoint, current()
-            if endpoint.pooled or endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits:
+            if must_carry(self.state.endpoint):
                 raise psycopg.NotSupportedError(
                     "in autocommit, only cursors of ps_core carry timeouts, local settings, an assumed role and the guard of a"
                     ' replica: leave `cursor_factory` out (binding="server" binds and prepares as psycopg.Cursor does), or use it'
@@ -1396,6 +1397,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
             yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
         self._parameters = None
+
+
+def must_carry(endpoint: Endpoint) -> bool:
+    """Return whether what is sent in autocommit has to bring something along: timeouts, settings, a role, a guard."""
+    context = current()
+    return bool(endpoint.pooled or endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits)
 
 
 _COUNT: Final = count(1)
