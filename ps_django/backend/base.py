@@ -58,6 +58,14 @@ class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
 _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
 
 
+def _over_ours(factory: Any) -> Any:
+    """Return a class of cursors with ours below, where it is derived from Django's own: django-prometheus makes such ones."""
+    for stock, ours in _CURSORS.items():
+        if factory is not stock and issubclass(factory, stock):
+            return type(factory.__name__, (factory, ours), {"__module__": factory.__module__})
+    return factory
+
+
 class Connection(PSConnection[Any]):
     """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
 
@@ -338,6 +346,8 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _ps_connect(self, state: EndpointState, usual: dict[str, Any], params: dict[str, Any]) -> Any:
         """Connect to `state`, with those of `params` that are not the `usual` ones of an endpoint: they are a subclass's."""
         params = {name: value for name, value in params.items() if name not in usual or usual[name] != value}
+        if "cursor_factory" in params:
+            params["cursor_factory"] = _over_ours(params["cursor_factory"])
         params["policy"] = policy_of(self.alias, self.settings_dict, connections.settings)
         primary = self.settings_dict["OPTIONS"].get("ps_primary")
         if state.endpoint.role != "replica" or primary not in connections.settings:
