@@ -3,7 +3,7 @@
 
 .PHONY: bench compare demo differential docs lint mutants scale soak stress test test-fast test-tools adversity test-suite-django
 .PHONY: test-suite-sqlalchemy
-.PHONY: test-applications test-browser example-django example-django-pairs
+.PHONY: test-applications test-browser test-postgis example-django example-django-pairs
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -41,6 +41,11 @@ test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
 	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7'
 	.venv/bin/pytest tests/applications
+
+# GeoDjango on servers with PostGIS, from the system's packages; skipped, with the reason, where these cannot be installed.
+test-postgis: .venv/ready
+	@.ci/setup postgis || true
+	.venv/bin/pytest tests/postgis
 
 # The shop of docs/examples in a real browser; Chromium from the system's packages.
 test-browser: .venv/ready

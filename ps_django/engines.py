@@ -8,14 +8,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.utils import load_backend
 
 from ps_django.backend.base import DatabaseWrapper
-from ps_django.config import ENGINE
+from ps_django.config import ENGINE, POSTGIS, in_place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = ["is_ours", "ours_of", "strangers"]
 
-_OWN: Final = (ENGINE, "ps_django.postgis")
+_OWN: Final = (ENGINE, POSTGIS)
 """Known without what they need (GDAL): Django says what is missing, when the alias is used."""
 
 
@@ -44,9 +44,11 @@ def strangers(entries: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str,
     ours = ours_of(entries)
     for alias, entry in entries.items():
         if alias not in ours and "ps_role" in (entry.get("OPTIONS") or {}):
+            engine = entry.get("ENGINE")
             yield (
                 alias,
-                f"{alias!r} has options of ps_django, and its ENGINE {entry.get('ENGINE')!r} is not derived from {ENGINE!r}.",
+                f"{alias!r} has options of ps_django, and its ENGINE {engine!r} is not derived from {ENGINE!r}.",
                 f"Write ORIGINAL_BACKEND = {ENGINE!r} for django_tenants.postgresql_backend, POSTGRES_EXTRA_DB_BACKEND_BASE ="
-                f" {ENGINE!r} for psqlextra.backend; else ENGINE = {ENGINE!r}, or a backend that is derived from it.",
+                f" {ENGINE!r} for psqlextra.backend; else ENGINE = {in_place_of(engine)!r}, or a backend that is derived from"
+                " it.",
             )

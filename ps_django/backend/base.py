@@ -323,6 +323,10 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         alias = path.direct_of(self.settings_dict, connections.settings)
         return None if alias is None else connections.settings[alias]
 
+    def ps_connections(self) -> list[Any]:
+        """Return the connections that are open: the one in use, and the one on the alias's own path that is kept meanwhile."""
+        return [one for one in (self.connection, self._ps_kept and self._ps_kept[0]) if one is not None]
+
     def is_idle(self) -> bool:
         """Return whether nothing has been asked of the server in this transaction."""
         return self.connection is None or self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE

@@ -178,6 +178,11 @@ def test_engine() -> None:
             "engine: 'django.db.backends.postgresql' is Django's own: write 'ps_django.backend', or a backend that is derived"
             " from it",
         ),
+        (
+            "django.contrib.gis.db.backends.postgis",
+            "engine: 'django.contrib.gis.db.backends.postgis' is Django's own: write 'ps_django.postgis', or a backend that is"
+            " derived from it",
+        ),
     ],
 )
 def test_engines_that_cannot_work(engine: Any, message: str) -> None:
@@ -201,6 +206,9 @@ def test_checks(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
         "Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend, POSTGRES_EXTRA_DB_BACKEND_BASE ="
         " 'ps_django.backend' for psqlextra.backend; else ENGINE = 'ps_django.backend', or a backend that is derived from it.",
     )
+    entries["direct"]["ENGINE"] = "django.contrib.gis.db.backends.postgis"
+    (message,) = check_settings()
+    assert str(message.hint).endswith("; else ENGINE = 'ps_django.postgis', or a backend that is derived from it.")
     entries["direct"]["ENGINE"] = "ps_django.backend"
     entries["replica"]["ENGINE"] = "tests.ps_django.derived"
     with pytest.raises(ConfigurationError) as caught:
