@@ -17,17 +17,16 @@ import psycopg
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name
-from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
-from django.db.utils import load_backend
 
 from ps_core import Connection, use_token
 from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
-from ps_django.config import ENGINE, consistency_of, endpoint_of, families
+from ps_django.config import consistency_of, endpoint_of, families
+from ps_django.engines import ours_of, strangers
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,8 +60,10 @@ _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
     entries = settings.DATABASES
-    ours = {alias: entry for alias, entry in entries.items() if _is_ours(entry.get("ENGINE"))}
-    found: list[CheckMessage] = [*_of_other_engines(entries, ours)]
+    ours = ours_of(entries)
+    found: list[CheckMessage] = [
+        Error(wrong, hint=hint, obj=alias, id="ps_django.E016") for alias, wrong, hint in strangers(entries)
+    ]
     if not ours:
         return found
     found += _of_project(ours)
@@ -81,28 +82,6 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
             if endpoint.role == "primary" and endpoint.pooled:
                 pooled.append(alias)
     return [*found, *_of_applications(pooled)]
-
-
-def _is_ours(engine: str | None) -> bool:
-    """Return whether an ENGINE is our backend, or derived from it."""
-    if engine is None or engine == ENGINE:
-        return engine is not None
-    try:
-        wrapper = load_backend(engine).DatabaseWrapper
-    except (ImproperlyConfigured, ImportError, AttributeError):
-        return False  # Django says that, when the alias is used
-    return issubclass(wrapper, DatabaseWrapper)
-
-
-def _of_other_engines(entries: dict[str, Any], ours: dict[str, Any]) -> Iterator[CheckMessage]:
-    for alias, entry in entries.items():
-        if alias not in ours and "ps_role" in (entry.get("OPTIONS") or {}):
-            yield Error(
-                f"{alias!r} has options of ps_django, and its ENGINE {entry.get('ENGINE')!r} is not derived from {ENGINE!r}.",
-                hint=f"Write ORIGINAL_BACKEND = {ENGINE!r} for django_tenants.postgresql_backend; else ENGINE = {ENGINE!r}.",
-                obj=alias,
-                id="ps_django.E016",
-            )
 
 
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:

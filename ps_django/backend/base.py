@@ -64,9 +64,8 @@ class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
 _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
 
 
-@cache
 def _over_ours(factory: Any) -> Any:
-    """Return a project's own cursor class (`OPTIONS["cursor_factory"]`) over ours, where it is derived from Django's."""
+    """Return a class of cursors over ours, where it is derived from Django's: a project's, django-prometheus', OpenTelemetry's."""
     for of_django, ours in _CURSORS.items():
         if isinstance(factory, type) and issubclass(factory, of_django):
             return type(factory.__name__, (factory, ours), {"__module__": factory.__module__})
@@ -76,16 +75,25 @@ def _over_ours(factory: Any) -> Any:
 class Connection(PSConnection[Any]):
     """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
 
+    _derived: tuple[Any, Any] = (None, None)
+    """A factory of somebody else's, and the class that stands for it."""
+
     def cursor(self, name: str = "", *, binary: bool = False, row_factory: Any = None, **of_named: Any) -> Any:
         """Return a cursor, as psycopg's method."""
         if name:
             return super().cursor(name, binary=binary, row_factory=row_factory, **of_named)
         self._check_connection_ok()
         factory: Any = self.cursor_factory
-        cursor = (_CURSORS.get(factory) or _over_ours(factory))(self, row_factory=row_factory or self.row_factory)
+        cursor = (_CURSORS.get(factory) or self._class_for(factory))(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor
+
+    def _class_for(self, factory: Any) -> Any:
+        # Packages make a class for each connection.
+        if self._derived[0] is not factory:
+            self._derived = factory, _over_ours(factory)
+        return self._derived[1]
 
 
 class _Driver:
@@ -453,6 +461,10 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         """Return the settings of the direct path; None where there is none."""
         alias = path.direct_of(self.settings_dict, connections.settings)
         return None if alias is None else connections.settings[alias]
+
+    def ps_connections(self) -> list[Any]:
+        """Return the connections that are open: the one in use, and the one on the alias's own path that is kept meanwhile."""
+        return [one for one in (self.connection, self._ps_kept and self._ps_kept[0]) if one is not None]
 
     def is_idle(self) -> bool:
         """Return whether nothing has been asked of the server in this transaction."""
