@@ -3,7 +3,7 @@
 
 .PHONY: bench compare demo differential docs lint mutants scale soak stress test test-fast test-tools adversity test-suite-django
 .PHONY: test-suite-sqlalchemy
-.PHONY: test-applications test-browser example-django example-django-pairs
+.PHONY: test-applications test-browser test-ecosystem example-django example-django-pairs
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -41,6 +41,13 @@ test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
 	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7'
 	.venv/bin/pytest tests/applications
+
+# Packages that people bring, each at its real work on the lab; docs/generated/ecosystem.md with PS_WRITE_DOCS=1. CI runs those of
+# ARGS="-m ci". An environment of its own: some of them ask for an older Django.
+test-ecosystem:
+	@.ci/setup system
+	@.ci/setup venv .cache/ecosystem --editable '.[sqlalchemy,django,lab,otel]' --group ecosystem
+	.cache/ecosystem/bin/pytest tests/ecosystem $(ARGS)
 
 # The shop of docs/examples in a real browser; Chromium from the system's packages.
 test-browser: .venv/ready
