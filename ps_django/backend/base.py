@@ -61,16 +61,27 @@ _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor
 class Connection(PSConnection[Any]):
     """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
 
+    _derived: tuple[Any, Any] = (None, None)
+    """A factory of somebody else's, and the class that stands for it."""
+
     def cursor(self, name: str = "", *, binary: bool = False, row_factory: Any = None, **of_named: Any) -> Any:
         """Return a cursor, as psycopg's method."""
         if name:
             return super().cursor(name, binary=binary, row_factory=row_factory, **of_named)
         self._check_connection_ok()
         factory = self.cursor_factory
-        cursor = _CURSORS.get(factory, factory)(self, row_factory=row_factory or self.row_factory)
+        cursor_class = _CURSORS.get(factory) or self._class_for(factory)
+        cursor = cursor_class(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor
+
+    def _class_for(self, factory: Any) -> Any:
+        """Return what stands for a factory: before ours goes one that is derived from Django's (OpenTelemetry's)."""
+        if self._derived[0] is not factory:
+            ours = [of for stock, of in _CURSORS.items() if isinstance(factory, type) and issubclass(factory, stock)]
+            self._derived = factory, type(factory.__name__, (factory, *ours), {}) if ours else factory
+        return self._derived[1]
 
 
 class _Driver:
