@@ -118,14 +118,14 @@ HEAD = """# Packages that people bring
 
 <!-- Written by tests/ecosystem with PS_WRITE_DOCS=1; not by hand. -->
 
-Each package at its real work on the lab (`make test-ecosystem`): behind the bouncers, on replicas that are half a second late, and
-while the primary changes. What is in the table was done without an error and with the same outcome each time, the same as with
+Each package at its real work on the lab (`make test-ecosystem`): behind the bouncers, on replicas that are half a second
+late, and while the primary changes. What is in the table was done without an error and with the same outcome each time, that of
 the framework's own backend on the direct path. The last column is what that one met over the same switchover.
 {versions}
 
-*works*: with the three settings alone. *works so*: with what is written beside it.
+*works*: with the three settings alone. *works so*: with what the column names.
 
-| package | version | | what it did | what to set | stock over the switchover |
+| package | version | | what it did | what to set, and to know | stock over the switchover |
 |---|---|---|---|---|---|
 """
 
@@ -134,8 +134,9 @@ def row(package: Package, stock: Found) -> str:
     """Return what the page says of a package, its versions left open."""
     names = " with ".join(package.distributions)
     verdict = "works so" if package.write else "works"
+    told = "; ".join(filter(None, (package.write, package.note)))
     errors = "errors" if any("error" in one for one in stock.changing) else "no error"
-    return f"| {names} | {{}} | {verdict} | {package.does} | {package.write} | {errors} |"
+    return f"| {names} | {{}} | {verdict} | {package.does} | {told} | {errors} |"
 
 
 def check_row(name: str, text: str) -> None:

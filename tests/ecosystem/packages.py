@@ -15,10 +15,18 @@ class Package:
     """Whether CI runs it."""
     apps: tuple[str, ...] = ()
     middleware: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
     urls: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    settings_of_ours: dict[str, Any] = field(default_factory=dict)
+    engines: tuple[str, str] | None = None
+    """A backend of the package's: the one that is derived from Django's, and the one from ours."""
     differs: dict[str, Any] = field(default_factory=dict)
     """What comes out otherwise on ours than on stock, as it has to."""
+    late: dict[str, Any] = field(default_factory=dict)
+    """What comes out otherwise while replicas are late, and may while the primary changes."""
+    note: str = ""
+    """What else there is to know, for the page."""
     write: str = ""
     """What has to be set on ours alone, for the page."""
 
@@ -50,7 +58,7 @@ PACKAGES = {
     ),
     "simple_history": Package(
         distributions=("django-simple-history",),
-        does="rows made, changed and deleted by requests, each with a row of history and its user; the history shown, `as_of`, reverted",
+        does="rows made, changed and deleted by requests, each with its history and user; the history shown, `as_of`, reverted",
         apps=("simple_history",),
         middleware=("simple_history.middleware.HistoryRequestMiddleware",),
     ),
@@ -65,12 +73,56 @@ PACKAGES = {
     ),
     "pghistory": Package(
         distributions=("django-pghistory", "django-pgtrigger"),
-        does="triggers that record each insert, update and delete, with the request's context, in autocommit and in transactions",
+        does="triggers that record inserts, updates and deletes, with the request's context, in autocommit and in transactions",
         apps=("pgtrigger", "pghistory"),
         middleware=("pghistory.middleware.HistoryMiddleware",),
     ),
     "sentry": Package(
         distributions=("sentry-sdk",),
         does="a trace of each request with its statements as spans, and an event of an error with them as breadcrumbs",
+    ),
+    "opentelemetry": Package(
+        distributions=("opentelemetry-instrumentation-django", "opentelemetry-instrumentation-psycopg"),
+        does="spans of requests, below them those of their statements; `ps_core.otel.instrument()`: routes and metrics",
+        differs={
+            "routes": ["replica", "default"],
+            "metrics": ["http.server.active_requests", "http.server.duration", "ps_postgres.events"],
+        },
+        late={"after": 2},
+        note="a statement that a late replica refused is two spans: the second is the primary's",
+    ),
+    "prometheus": Package(
+        distributions=("django-prometheus",),
+        does="/metrics: requests by status, statements and errors by alias, rows made and deleted by model",
+        apps=("django_prometheus",),
+        urls={"": "django_prometheus.urls"},
+        engines=("django_prometheus.db.backends.postgresql", "tests.ecosystem.backends.prometheus"),
+        differs={
+            'django_db_execute_total{alias="default",vendor="postgresql"}': 5.0,
+            'django_db_execute_total{alias="replica",vendor="postgresql"}': 1.0,
+        },
+        write="a backend of its kind, derived from ours: its own is derived from Django's",
+    ),
+    "tenants": Package(
+        distributions=("django-tenants",),
+        does="two tenants, each with a schema of its own: users made, shown and deleted by requests to each tenant's host",
+        middleware=("django_tenants.middleware.main.TenantMainMiddleware",),
+        routers=("django_tenants.routers.TenantSyncRouter",),
+        engines=("django_tenants.postgresql_backend",) * 2,
+        settings={
+            "SHARED_APPS": (shared := ["django_tenants", "django.contrib.contenttypes", "tests.ecosystem.site.Site"]),
+            "TENANT_APPS": (tenant := ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]),
+            "INSTALLED_APPS": list(dict.fromkeys(shared + tenant)),
+            "TENANT_MODEL": "site.Customer",
+            "TENANT_DOMAIN_MODEL": "site.Domain",
+        },
+        settings_of_ours={"ORIGINAL_BACKEND": "ps_django.backend"},
+        write='`ORIGINAL_BACKEND = "ps_django.backend"`: [tenants](../howto/tenants.md#schema-per-tenant-django-tenants)',
+    ),
+    "celery": Package(
+        distributions=("django-celery-beat", "django-celery-results"),
+        does="tasks sent on commit, a chord and one that fails, with results stored; a periodic task that the scheduler sends",
+        apps=("django_celery_beat", "django_celery_results"),
+        write="[the recipe](../background-work.md#celery), for tasks that read on replicas",
     ),
 }

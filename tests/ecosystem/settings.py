@@ -11,10 +11,11 @@ PACKAGE = PACKAGES[NAME]
 STOCK = "STOCK" in os.environ
 
 if STOCK:
-    DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **json.loads(os.environ["STOCK"])}}
+    stock = PACKAGE.engines[0] if PACKAGE.engines else "django.db.backends.postgresql"
+    DATABASES = {"default": {"ENGINE": stock, **json.loads(os.environ["STOCK"])}}
 else:
-    DATABASES = ps_django.databases()
-    DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
+    DATABASES = ps_django.databases(engine=PACKAGE.engines[1]) if PACKAGE.engines else ps_django.databases()
+DATABASE_ROUTERS = [*([] if STOCK else ["ps_django.routers.ReplicaRouter"]), *PACKAGE.routers]
 for entry in DATABASES.values():
     entry["CONN_MAX_AGE"] = 3600
 
@@ -67,4 +68,4 @@ LOGGING = {
     "loggers": {"django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False}},
 }
 
-globals().update(PACKAGE.settings)
+globals().update(PACKAGE.settings, **({} if STOCK else PACKAGE.settings_of_ours))

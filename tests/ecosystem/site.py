@@ -1,4 +1,4 @@
-"""A site with one package, in a process of its own: `python -m tests.ecosystem.site`. It works once for each line that it reads."""
+"""A site with one package, in a process of its own: `python -m tests.ecosystem.site`. It works once for each line it reads."""
 
 import importlib
 import json
@@ -30,7 +30,7 @@ class Site(AppConfig):
 class Handler(basehttp.WSGIRequestHandler):
     """Quiet: what fails is logged by Django."""
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Write no line for each request."""
 
 
@@ -65,7 +65,8 @@ def tell(**found: object) -> None:
     print(json.dumps(found), flush=True)
 
 
-def migrate() -> None:
+@contextmanager
+def migrated() -> Iterator[None]:
     """Make the site's migrations, and run them and those of the package."""
     with TemporaryDirectory() as folder:
         sys.path.insert(0, folder)
@@ -73,22 +74,21 @@ def migrate() -> None:
         (migrations / "__init__.py").touch()
         call_command("makemigrations", "site", verbosity=0)
         call_command("migrate", verbosity=0)
-        sys.path.remove(folder)
+        yield
 
 
 def main() -> None:
     """Migrate, and work until there is nothing more to read."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.ecosystem.settings"
     django.setup()
-    migrate()
     module = importlib.import_module(f"tests.ecosystem.sites.{os.environ['SITE']}")
-    with getattr(module, "running", nothing)(), serve() as base:
+    with migrated(), getattr(module, "running", nothing)(), serve() as base:
         tell(ready=True)
         for _ in sys.stdin:
             with Visitor(base_url=base, follow_redirects=True, timeout=30) as visitor:
                 try:
                     tell(outcome=module.work(visitor))
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - whatever it is, the test tells it
                     traceback.print_exc()
                     tell(error=f"{type(exc).__name__}: {exc}")
 
