@@ -35,7 +35,7 @@ test-suite-django: .venv/ready
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
 
-# Applications and packages of others on the lab: Wagtail, django-tenants, ...; those of docs/howto/packages.md for SQLAlchemy.
+# Applications and packages of others on the lab: Wagtail, django-oscar, django-tenants, ...; those of docs/howto/packages.md for SQLAlchemy.
 # --no-deps: fastapi-users' adapter asks for SQLAlchemy below 2.1, and the others are to be tested with the newest.
 test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
