@@ -42,11 +42,11 @@ test-applications: .venv/ready
 	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7'
 	.venv/bin/pytest tests/applications
 
-# Packages that people bring, each at its real work on the lab; docs/generated/ecosystem.md with PS_WRITE_DOCS=1. CI runs those of
-# ARGS="-m ci". An environment of its own: some of them ask for an older Django.
+# Packages that people bring, each at its real work on the lab; docs/generated/ecosystem.md with PS_WRITE_DOCS=1. CI runs
+# those of ARGS="-m ci" with GROUP=ecosystem. An environment of its own: some of them ask for an older Django.
 test-ecosystem:
 	@.ci/setup system
-	@.ci/setup venv .cache/ecosystem --editable '.[sqlalchemy,django,lab,otel]' --group ecosystem
+	@.ci/setup venv .cache/ecosystem --editable '.[sqlalchemy,django,lab,otel]' --group $(or $(GROUP),ecosystem-more)
 	.cache/ecosystem/bin/pytest tests/ecosystem $(ARGS)
 
 # The shop of docs/examples in a real browser; Chromium from the system's packages.

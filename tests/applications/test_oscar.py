@@ -1,5 +1,5 @@
-"""django-oscar, as its documentation makes a shop: customers browse, fill baskets and order, while replicas are late and the primary
-changes. Beside it, the same shop on Django's own backend with a plain router for its replica.
+"""django-oscar, as its documentation makes a shop: customers browse, fill baskets and order, while replicas are late and the
+primary changes. Beside it, the same shop on Django's own backend with a plain router for its replica.
 """
 
 import re

@@ -52,6 +52,8 @@ class Site:
 def site(lab: Lab, name: str, *, stock: bool) -> Iterator[Site]:
     """Start a site in a new database, with our backend behind the bouncers, or with Django's own on the direct path."""
     with run.database(lab, "ecosystem") as urls:
+        for extension in PACKAGES[name].extensions:
+            lab.sql(f"CREATE EXTENSION {extension}", dbname="ecosystem")
         env = {**os.environ, "SITE": name, **(stock_environment(lab) if stock else urls)}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.ecosystem.site"],

@@ -19,6 +19,8 @@ class Package:
     urls: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     settings_of_ours: dict[str, Any] = field(default_factory=dict)
+    extensions: tuple[str, ...] = ()
+    """Of PostgreSQL's."""
     engines: tuple[str, str] | None = None
     """A backend of the package's: the one that is derived from Django's, and the one from ours."""
     differs: dict[str, Any] = field(default_factory=dict)
@@ -124,5 +126,80 @@ PACKAGES = {
         does="tasks sent on commit, a chord and one that fails, with results stored; a periodic task that the scheduler sends",
         apps=("django_celery_beat", "django_celery_results"),
         write="[the recipe](../background-work.md#celery), for tasks that read on replicas",
+    ),
+    "guardian": Package(
+        ci=False,
+        distributions=("django-guardian",),
+        does="permissions for an object given to a user and to a group, asked for, and taken back",
+        apps=("guardian",),
+        settings={
+            "AUTHENTICATION_BACKENDS": [
+                "django.contrib.auth.backends.ModelBackend",
+                "guardian.backends.ObjectPermissionBackend",
+            ]
+        },
+    ),
+    "reversion_": Package(
+        ci=False,
+        distributions=("django-reversion",),
+        does="each request a revision: rows made, changed, deleted, and restored from their first version",
+        apps=("reversion",),
+        middleware=("reversion.middleware.RevisionMiddleware",),
+    ),
+    "trees": Package(
+        ci=False,
+        distributions=("django-mptt", "django-treebeard"),
+        does="trees made, a branch moved and one deleted: MPTT, materialised path, nested sets",
+        apps=("mptt", "treebeard"),
+    ),
+    "import_export": Package(
+        ci=False,
+        distributions=("django-import-export",),
+        does="files imported, dry, by rows, in bulk, and one with an error; exported after each",
+        apps=("import_export",),
+    ),
+    "pgbulk_": Package(
+        ci=False,
+        distributions=("django-pgbulk",),
+        does="many rows by `upsert` (returning), `update` and `copy`",
+    ),
+    "silk": Package(
+        ci=False,
+        distributions=("django-silk",),
+        does="requests recorded with their statements, and its pages of them",
+        apps=("silk",),
+        middleware=("silk.middleware.SilkyMiddleware",),
+        urls={"silk/": "silk.urls"},
+    ),
+    "q2": Package(
+        ci=False,
+        distributions=("django-q2",),
+        does="tasks in the database (`orm`), one of which fails, done by its cluster, and their results",
+        apps=("django_q",),
+        settings={"Q_CLUSTER": {"orm": "default", "workers": 1, "poll": 0.1, "timeout": 20, "retry": 30, "guard_cycle": 0.2}},
+    ),
+    "pgvector_": Package(
+        ci=False,
+        distributions=("pgvector",),
+        does="vectors with an HNSW index, and the nearest by two distances",
+        extensions=("vector",),
+    ),
+    "ddtrace_": Package(
+        ci=False,
+        distributions=("ddtrace",),
+        does="spans of Django's and of psycopg's statements",
+    ),
+    "channels_": Package(
+        ci=False,
+        distributions=("channels-postgres",),
+        does="groups joined, and messages heard in another thread, by LISTEN",
+        apps=("channels_postgres",),
+        write='its layer takes the alias "direct": `DATABASES["direct"]` without the options that begin with `ps_`',
+    ),
+    "procrastinate_": Package(
+        ci=False,
+        distributions=("procrastinate",),
+        does="tasks sent in transactions, one of which is rolled back and one fails; a worker that LISTENs",
+        apps=("procrastinate.contrib.django",),
     ),
 }

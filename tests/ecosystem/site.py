@@ -18,6 +18,7 @@ from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.management import call_command
 from django.core.servers import basehttp
+from django.db import close_old_connections
 
 
 class Site(AppConfig):
@@ -86,6 +87,7 @@ def main() -> None:
         tell(ready=True)
         for _ in sys.stdin:
             with Visitor(base_url=base, follow_redirects=True, timeout=30) as visitor:
+                close_old_connections()  # as a request begins
                 try:
                     tell(outcome=module.work(visitor))
                 except Exception as exc:  # noqa: BLE001 - whatever it is, the test tells it
