@@ -189,17 +189,17 @@ PACKAGES = {
         distributions=("ddtrace",),
         does="spans of Django's and of psycopg's statements",
     ),
-    "channels_": Package(
-        ci=False,
-        distributions=("channels-postgres",),
-        does="groups joined, and messages heard in another thread, by LISTEN",
-        apps=("channels_postgres",),
-        write='its layer takes the alias "direct": `DATABASES["direct"]` without the options that begin with `ps_`',
-    ),
     "procrastinate_": Package(
         ci=False,
         distributions=("procrastinate",),
         does="tasks sent in transactions, one of which is rolled back and one fails; a worker that LISTENs",
         apps=("procrastinate.contrib.django",),
+    ),
+    "pglock_": Package(
+        ci=False,
+        distributions=("django-pglock", "django-pgactivity"),
+        does="requests that take a lock (`xact=True`) one after the other, `pglock.model`, and `pgactivity.timeout`",
+        apps=("pgactivity", "pglock"),
+        write='locks of a session (without `xact=True`): `using="direct"`',
     ),
 }

@@ -68,10 +68,4 @@ LOGGING = {
     "loggers": {"django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False}},
 }
 
-if NAME == "channels_":
-    entry = DATABASES["default" if STOCK else "direct"]
-    options = {name: value for name, value in entry["OPTIONS"].items() if not name.startswith("ps_")}
-    layer = {"BACKEND": "channels_postgres.core.PostgresChannelLayer", "CONFIG": {**entry, "OPTIONS": options}}
-    CHANNEL_LAYERS = {"default": layer, "sending": layer}
-
 globals().update(PACKAGE.settings, **({} if STOCK else PACKAGE.settings_of_ours))

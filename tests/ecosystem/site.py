@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import traceback
@@ -93,6 +94,17 @@ def main() -> None:
                 except Exception as exc:  # noqa: BLE001 - whatever it is, the test tells it
                     traceback.print_exc()
                     tell(error=f"{type(exc).__name__}: {exc}")
+
+
+@contextmanager
+def beside(*command: str) -> Iterator[None]:
+    """Run a management command beside the site, in a process of its own."""
+    process = subprocess.Popen([sys.executable, "-m", "django", *command], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @contextmanager

@@ -1,9 +1,6 @@
 """procrastinate, with its tasks in Django's database."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +11,7 @@ from django.views.decorators.csrf import csrf_exempt
 from procrastinate.contrib.django import app
 
 from ps_lab.processes import wait_until
-from tests.ecosystem.site import Visitor
+from tests.ecosystem.site import Visitor, beside
 
 
 class Note(models.Model):
@@ -57,28 +54,8 @@ def page(request: HttpRequest) -> JsonResponse:
 urlpatterns = [path("", page)]
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """Run a worker in a thread, that hears of tasks by LISTEN."""
-    working: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
-
-    async def run() -> None:
-        async with app.replace_connector(app.connector.get_worker_connector()).open_async() as worker:
-            await worker.run_worker_async(queues=["notes"], install_signal_handlers=False, fetch_job_polling_interval=5)
-
-    async def main() -> None:
-        task = asyncio.create_task(run())
-        working.append((asyncio.get_running_loop(), task))
-        await asyncio.wait([task])
-
-    thread = threading.Thread(target=asyncio.run, args=[main()])
-    thread.start()
-    try:
-        yield
-    finally:
-        loop, task = working[0]
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join(20)
+# Its worker hears of tasks by LISTEN, and looks for them every five seconds as well.
+running = partial(beside, "procrastinate", "worker", "--queues", "notes")
 
 
 def work(visitor: Visitor) -> dict[str, Any]:

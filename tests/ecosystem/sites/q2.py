@@ -1,9 +1,6 @@
 """django-q2, with its tasks in the database."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +10,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from ps_lab.processes import wait_until
-from tests.ecosystem.site import Visitor
+from tests.ecosystem.site import Visitor, beside
 
 
 class Note(models.Model):
@@ -49,15 +46,7 @@ def page(request: HttpRequest) -> JsonResponse:
 urlpatterns = [path("", page)]
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """Run its cluster, as a command."""
-    cluster = subprocess.Popen([sys.executable, "-m", "django", "qcluster"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        cluster.terminate()
-        cluster.wait(20)
+running = partial(beside, "qcluster")
 
 
 def work(visitor: Visitor) -> dict[str, Any]:
