@@ -15,6 +15,7 @@ from typing import Any
 
 import django
 import psycopg
+import sqlalchemy
 
 from docs.examples.django_shop import run
 from ps_core.topology import Topology
@@ -56,7 +57,7 @@ def site(lab: Lab, name: str, *, stock: bool) -> Iterator[Site]:
             lab.sql(f"CREATE EXTENSION {extension}", dbname="ecosystem")
         env = {**os.environ, "SITE": name, **(stock_environment(lab) if stock else urls)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ecosystem.site"],
+            [sys.executable, "-m", PACKAGES[name].program],
             cwd=ROOT,
             env=env,
             stdin=subprocess.PIPE,
@@ -149,7 +150,7 @@ def check_row(name: str, text: str) -> None:
     key = text.split("|")[1]
     if os.environ.get("PS_WRITE_DOCS"):
         rows[key] = text.format(", ".join(version(one) for one in package.distributions))
-        versions = f"Django {django.__version__}, psycopg {psycopg.__version__}."
+        versions = f"Django {django.__version__}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}."
         PAGE.write_text(HEAD.format(versions=versions) + "\n".join(sorted(rows.values(), key=str.casefold)) + "\n")
     pattern = re.escape(text).replace(re.escape("{}"), "[^|]+")
     assert re.fullmatch(pattern, rows.get(key, "")), "write it anew: PS_WRITE_DOCS=1 make test-ecosystem"

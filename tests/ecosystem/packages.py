@@ -6,13 +6,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A package of Django's, or several that are used together."""
+    """A package, or several that are used together."""
 
     distributions: tuple[str, ...]
     does: str
     """What its site does, for the page."""
     ci: bool = True
     """Whether CI runs it."""
+    program: str = "tests.ecosystem.site"
+    """What runs its module: a site of Django's, or `tests.ecosystem.script`."""
+    replicas: bool = True
+    """Whether it reads on replicas."""
     apps: tuple[str, ...] = ()
     middleware: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
@@ -201,5 +205,43 @@ PACKAGES = {
         does="requests that take a lock (`xact=True`) one after the other, `pglock.model`, and `pgactivity.timeout`",
         apps=("pgactivity", "pglock"),
         write='locks of a session (without `xact=True`): `using="direct"`',
+    ),
+    "sa_continuum": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("sqlalchemy-continuum",),
+        does="rows made, changed, reverted and deleted, each with its version",
+        write="`ps_sqlalchemy.sessionmaker`",
+    ),
+    "sa_advanced": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("advanced-alchemy",),
+        does="repositories: rows made one by one and many, listed by filters, counted, changed, deleted",
+        write="`session_maker_class=`: [its recipe](../howto/packages.md#advanced-alchemy)",
+    ),
+    "sa_optuna": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("optuna",),
+        does="studies made, optimised and loaded",
+        write="a URL of ours: [its recipe](../howto/packages.md#optuna)",
+        replicas=False,
+    ),
+    "sa_apscheduler": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("apscheduler",),
+        does="jobs stored, run once and by an interval, listed, removed",
+        write="an engine of ours: [its recipe](../howto/packages.md#apscheduler)",
+        replicas=False,
+    ),
+    "sa_kombu": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("kombu",),
+        does="messages sent, received and acknowledged in order, through tables",
+        write="a URL of ours, after `sqla+`",
+        replicas=False,
     ),
 }

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +62,17 @@ class Visitor(httpx2.Client):
         return answer
 
 
+def answer(work: Callable[[], object]) -> None:
+    """Work once for each line that is read, and tell what came of it."""
+    tell(ready=True)
+    for _ in sys.stdin:
+        try:
+            tell(outcome=work())
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the test tells it
+            traceback.print_exc()
+            tell(error=f"{type(exc).__name__}: {exc}")
+
+
 def tell(**found: object) -> None:
     """Print a line for the test."""
     print(json.dumps(found), flush=True)
@@ -85,15 +96,13 @@ def main() -> None:
     django.setup()
     module = importlib.import_module(f"tests.ecosystem.sites.{os.environ['SITE']}")
     with migrated(), getattr(module, "running", nothing)(), serve() as base:
-        tell(ready=True)
-        for _ in sys.stdin:
+
+        def work() -> object:
+            close_old_connections()  # as a request begins
             with Visitor(base_url=base, follow_redirects=True, timeout=30) as visitor:
-                close_old_connections()  # as a request begins
-                try:
-                    tell(outcome=module.work(visitor))
-                except Exception as exc:  # noqa: BLE001 - whatever it is, the test tells it
-                    traceback.print_exc()
-                    tell(error=f"{type(exc).__name__}: {exc}")
+                return module.work(visitor)
+
+        answer(work)
 
 
 @contextmanager
