@@ -1,5 +1,6 @@
 """The packages, and what their sites need: a table."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,6 +199,9 @@ PACKAGES = {
         distributions=("procrastinate",),
         does="tasks sent in transactions, one of which is rolled back and one fails; a worker that LISTENs",
         apps=("procrastinate.contrib.django",),
+        # In the worker's process alone: a task is sent in the transaction of what it is about.
+        settings_of_ours={"PROCRASTINATE_DATABASE_ALIAS": "direct" if "procrastinate" in sys.argv else "default"},
+        write='in its worker `PROCRASTINATE_DATABASE_ALIAS = "direct"`: behind the bouncer it hears nothing, and looks every 5 s',
     ),
     "pglock_": Package(
         ci=False,
@@ -243,5 +247,12 @@ PACKAGES = {
         does="messages sent, received and acknowledged in order, through tables",
         write="a URL of ours, after `sqla+`",
         replicas=False,
+    ),
+    "sa_fastapi": Package(
+        ci=False,
+        program="tests.ecosystem.script",
+        distributions=("fastapi-users", "sqladmin"),
+        does="users registered, logged in, known and changed; rows made, shown, changed and deleted in the admin",
+        write="a session maker of ours, and the middleware: [recipes](../howto/packages.md#fastapi-users)",
     ),
 }
