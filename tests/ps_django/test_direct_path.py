@@ -429,6 +429,41 @@ def test_cursor_class(default: Any, binding: bool) -> None:
         connection.close()
 
 
+@pytest.mark.parametrize("binding", [False, True])
+@pytest.mark.parametrize("alias", ["default", "replica"])
+def test_derived_cursor_class(ps_lab: Lab, site: None, binding: bool, alias: str) -> None:
+    """A cursor that a package derives from Django's is asked, and carries what ours carries, in as many messages."""
+    asked: list[Any] = []
+
+    class OfAPackage(base.DatabaseWrapper):
+        def get_connection_params(self) -> dict[str, Any]:
+            params = super().get_connection_params()
+
+            class Watching(params["cursor_factory"]):  # type: ignore[misc]
+                def execute(self, query: Any, *args: Any) -> Any:
+                    asked.append(query)
+                    return super().execute(query, *args)
+
+            return {**params, "cursor_factory": Watching}
+
+    settings = connections[alias].settings_dict
+    settings = {**settings, "OPTIONS": {**settings["OPTIONS"], "server_side_binding": binding}}
+    messages = []
+    for wrapper in (base.DatabaseWrapper, OfAPackage):
+        connection = wrapper(settings, alias)
+        connection.connect()
+        try:
+            asked.clear()
+            with ps_lab.round_trips() as trips, connection.cursor() as cursor:
+                cursor.execute("SHOW statement_timeout")
+                assert cursor.fetchone() == ("2s",)
+            messages.append(trips.count)
+        finally:
+            connection.close()
+    assert asked == ["SHOW statement_timeout"]
+    assert messages[0] == messages[1]
+
+
 def test_no_host(ps_lab: Lab, default: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty HOST is libpq's own: a Unix socket, PGHOST, PGPORT."""
     monkeypatch.setenv("PGHOST", str(ps_lab.primary.socket_folder))

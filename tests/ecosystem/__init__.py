@@ -1,0 +1,1 @@
+"""Packages that people bring, each at its real work on the lab: `make test-ecosystem`, docs/generated/ecosystem.md."""

@@ -1,0 +1,1 @@
+"""Backends of packages, derived from ours: what a project writes for them."""
