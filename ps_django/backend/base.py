@@ -65,7 +65,7 @@ _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor
 
 
 def _over_ours(factory: Any) -> Any:
-    """Return a class of cursors over ours, where it is derived from Django's, as django-prometheus and OpenTelemetry make them."""
+    """Return a class of cursors over ours, where it is derived from Django's: django-prometheus and OpenTelemetry make such."""
     for of_django, ours in _CURSORS.items():
         if isinstance(factory, type) and issubclass(factory, of_django):
             return type(factory.__name__, (factory, ours), {"__module__": factory.__module__})
