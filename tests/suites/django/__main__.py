@@ -131,7 +131,7 @@ def page(outcomes: dict[tuple[str, str], dict[str, str]], pgbouncer: str) -> str
     lines = ["# Django's own tests", ""]
     versions = f"Django {django.get_version()}, psycopg {psycopg.__version__}, PgBouncer {pgbouncer}"
     lines.append(f"{versions}, {NEIGHBOURS} other clients of each pooled database.")
-    lines += ["Made by `make test-suite-django`; ours has `ReplicaRouter`, with what it changes of Django's ORM."]
+    lines += ["Made by `make test-suite-django`; ours has what `ReplicaRouter` changes of Django's ORM."]
     lines += ["Each cell: passed / failed / skipped.", ""]
     lines += ["| |" + "".join(f" {path}, {backend} |" for path, backend in outcomes), "|---|" + "---|" * len(outcomes)]
     counts = {key: Counter((label(test), outcome) for test, outcome in found.items()) for key, found in outcomes.items()}

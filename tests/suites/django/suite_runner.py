@@ -6,7 +6,11 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
 from django.test.runner import DiscoverRunner
+
+from ps_django.backend.base import DatabaseWrapper
+from ps_django.routers import ReplicaRouter
 
 outcomes: dict[str, str] = {}
 
@@ -56,6 +60,8 @@ class Runner(DiscoverRunner):
         return Result
 
     def run_suite(self, suite: Any, **kwargs: Any) -> Any:
+        if isinstance(connections["default"], DatabaseWrapper):  # ours: with what `ReplicaRouter` changes of Django's ORM
+            ReplicaRouter()
         result = super().run_suite(suite, **kwargs)
         Path(os.environ["SUITE_REPORT"]).write_text(json.dumps(outcomes))
         return result
