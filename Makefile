@@ -3,7 +3,7 @@
 
 .PHONY: bench compare demo differential docs lint mutants scale soak stress test test-fast test-tools adversity test-suite-django
 .PHONY: test-suite-sqlalchemy
-.PHONY: test-applications test-browser test-ecosystem example-django example-django-pairs
+.PHONY: test-applications test-browser test-ecosystem test-postgis example-django example-django-pairs
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -35,12 +35,19 @@ test-suite-django: .venv/ready
 test-suite-sqlalchemy: .venv/ready
 	.venv/bin/python -m tests.suites.sqlalchemy $(ARGS)
 
-# Applications and packages of others on the lab: Wagtail, django-oscar, django-tenants, ...; those of docs/howto/packages.md for SQLAlchemy.
-# --no-deps: fastapi-users' adapter asks for SQLAlchemy below 2.1, and the others are to be tested with the newest.
+# Applications and packages of others on the lab: Wagtail, django-oscar, ...; those of docs/howto/packages.md and docs/howto/derived-backends.md.
+# --no-deps: fastapi-users' adapter asks for SQLAlchemy below 2.1, django-prometheus for Django below 6.1, django-postgres-extra for
+# Django below 6; they work, and the others are to be tested with the newest.
 test-applications: .venv/ready
 	@.ci/setup venv .venv --group applications
-	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7'
+	@.ci/setup venv .venv --no-deps 'fastapi-users-db-sqlalchemy>=7' 'django-prometheus>=2.5' 'django-postgres-extra>=3'
+	@.ci/setup postgis || true
 	.venv/bin/pytest tests/applications
+
+# GeoDjango on servers with PostGIS, from the system's packages; skipped, with the reason, where these cannot be installed.
+test-postgis: .venv/ready
+	@.ci/setup postgis || true
+	.venv/bin/pytest tests/postgis
 
 # Packages that people bring, each at its real work on the lab; docs/generated/ecosystem.md with PS_WRITE_DOCS=1. CI runs
 # those of ARGS="-m ci" with GROUP=ecosystem. An environment of its own: some of them ask for an older Django.

@@ -18,7 +18,6 @@ from ps_core.context import (
     using_replica,
     without_sticky_writes,
 )
-from ps_core.context import using_primary as writing
 from ps_core.errors import ConfigurationError
 from ps_core.share import set_replica_share
 from ps_django.config import databases
@@ -45,8 +44,10 @@ __all__ = [
     "using_primary",
     "using_replica",
     "without_sticky_writes",
-    "writing",
 ]
+
+writing = using_primary
+"""The name that it had first."""
 
 
 @register("ps_django")

@@ -17,15 +17,16 @@ import psycopg
 from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 - Django's name
-from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DjangoDatabaseError
 from django.db import connections
-from django.db.utils import load_backend
 
-from ps_core import Connection
+from ps_core import Connection, use_token
+from ps_core._retry.policy import ONCE
+from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
-from ps_django.config import ENGINE, consistency_of, endpoint_of, families
+from ps_django.config import consistency_of, endpoint_of, families
+from ps_django.engines import ours_of, strangers
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ __all__ = ["check_databases", "check_settings"]
 
 ROUTER: Final = "ps_django.routers.ReplicaRouter"
 MIDDLEWARE: Final = "ps_django.middleware.ConsistencyMiddleware"
-_BEFORE: Final = "django.contrib.sessions.middleware.SessionMiddleware"
+_BEFORE: Final = {
+    "django.contrib.sessions.middleware.SessionMiddleware": "writes after the response: the token is without that",
+    "django.middleware.cache.UpdateCacheMiddleware": "would keep one user's token in an answer for others",
+}
+"""Middleware that has to be inside of ours, and what it does else."""
 # What needs a session of its own, in the sources of applications: in a file that has none of these words, nothing does.
 _WORDS: Final = re.compile(rb"advisory_(?:un)?lock|LISTEN\s")
 # A string that is SQL with such a call; the name of a function, or a call, that another string completes; or a LISTEN.
@@ -55,8 +60,10 @@ _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
     entries = settings.DATABASES
-    ours = {alias: entry for alias, entry in entries.items() if _is_ours(entry.get("ENGINE"))}
-    found: list[CheckMessage] = [*_of_other_engines(entries, ours)]
+    ours = ours_of(entries)
+    found: list[CheckMessage] = [
+        Error(wrong, hint=hint, obj=alias, id="ps_django.E016") for alias, wrong, hint in strangers(entries)
+    ]
     if not ours:
         return found
     found += _of_project(ours)
@@ -75,28 +82,6 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
             if endpoint.role == "primary" and endpoint.pooled:
                 pooled.append(alias)
     return [*found, *_of_applications(pooled)]
-
-
-def _is_ours(engine: str | None) -> bool:
-    """Return whether an ENGINE is our backend, or derived from it."""
-    if engine is None or engine == ENGINE:
-        return engine is not None
-    try:
-        wrapper = load_backend(engine).DatabaseWrapper
-    except (ImproperlyConfigured, ImportError, AttributeError):
-        return False  # Django says that, when the alias is used
-    return issubclass(wrapper, DatabaseWrapper)
-
-
-def _of_other_engines(entries: dict[str, Any], ours: dict[str, Any]) -> Iterator[CheckMessage]:
-    for alias, entry in entries.items():
-        if alias not in ours and "ps_role" in (entry.get("OPTIONS") or {}):
-            yield Error(
-                f"{alias!r} has options of ps_django, and its ENGINE {entry.get('ENGINE')!r} is not derived from {ENGINE!r}.",
-                hint=f"Write ORIGINAL_BACKEND = {ENGINE!r} for django_tenants.postgresql_backend; else ENGINE = {ENGINE!r}.",
-                obj=alias,
-                id="ps_django.E016",
-            )
 
 
 def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -132,12 +117,22 @@ def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
             obj="MIDDLEWARE",
             id="ps_django.W004",
         )
-    elif gives_tokens and MIDDLEWARE in middleware and _BEFORE in middleware[: middleware.index(MIDDLEWARE)]:
-        yield Error(
-            "ConsistencyMiddleware is behind SessionMiddleware, which writes after the response: the token is without that.",
-            hint=f"Put {MIDDLEWARE!r} before {_BEFORE!r}.",
-            obj="MIDDLEWARE",
-            id="ps_django.E004",
+    elif gives_tokens and MIDDLEWARE in middleware:
+        for before in middleware[: middleware.index(MIDDLEWARE)]:
+            if before in _BEFORE:
+                yield Error(
+                    f"ConsistencyMiddleware is behind {before.rpartition('.')[2]}, which {_BEFORE[before]}.",
+                    hint=f"Put {MIDDLEWARE!r} before {before!r}.",
+                    obj="MIDDLEWARE",
+                    id="ps_django.E004",
+                )
+    primaries = {alias for alias in set(families(ours).values()) if _gives_tokens(alias, ours)}
+    if len(primaries) > MAX_BRANCHES:
+        yield Warning(
+            f"A token names {MAX_BRANCHES} databases, those that its user saw last, and {len(primaries)} give tokens.",
+            hint='Write ps_consistency="none" for those whose users need not see their own writes at once.',
+            obj="DATABASES",
+            id="ps_django.W018",
         )
 
 
@@ -149,13 +144,21 @@ def _gives_tokens(alias: str, ours: dict[str, Any]) -> bool:
 
 
 def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator[CheckMessage]:
-    age, timeouts, params = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts, dict(endpoint.params)
+    age, timeouts = entry.get("CONN_MAX_AGE", 0), endpoint.timeouts
     if endpoint.role == "replica" and "|" not in endpoint.user and endpoint.host.endswith(".psdb.cloud"):
         yield Error(
             f"{alias!r} is a replica's alias, but its user names no replica bouncer and no |replica: it leads to the primary.",
             hint='Write ps_django.databases(url, replica_bouncer="NAME"), or USER|NAME by hand.',
             obj=alias,
             id="ps_django.E005",
+        )
+    primary = (entry.get("OPTIONS") or {}).get("ps_primary", alias)
+    if entry.get("ATOMIC_REQUESTS") and primary != alias:
+        yield Warning(
+            f"ATOMIC_REQUESTS of {alias!r}: each request begins a transaction there as well, and connects for it.",
+            hint=f"Set ATOMIC_REQUESTS of {primary!r} alone: in its block, too, reads go to replicas until something is written.",
+            obj=alias,
+            id="ps_django.W017",
         )
     if timeouts.statement is None and endpoint.role != "direct":
         yield Warning(
@@ -171,7 +174,7 @@ def _of_entry(alias: str, entry: dict[str, Any], endpoint: Endpoint) -> Iterator
             obj=alias,
             id="ps_django.W007",
         )
-    mode = params.get("sslmode", "prefer")
+    mode = endpoint.sslmode
     if mode != "verify-full" and not (endpoint.host in ("", "localhost", "127.0.0.1", "::1") or endpoint.host.startswith("/")):
         yield Warning(
             f"sslmode={mode} of {alias!r}: whoever is in between can be the server.",
@@ -346,11 +349,23 @@ def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
 
 
 def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_state.endpoint
-    if endpoint.read_only and connection.ps_mirrors is None and not _one(connection, "SELECT pg_catalog.pg_is_in_recovery()")[0]:
-        yield Warning(
-            f"{alias!r} is a replica's alias, and a primary answers.",
-            hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
-            obj=alias,
-            id="ps_django.W013",
-        )
+    state = connection.ps_state
+    if not state.endpoint.read_only or connection.ps_mirrors is not None:
+        return
+    # The alias's connection goes to the primary for what a replica has not replayed, and stays there a while after an outage. The
+    # question is who answers at the endpoint itself.
+    try:
+        with use_token(None), Connection.open(state, policy=ONCE, autocommit=True) as client:
+            ((in_recovery,),) = client.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchall()
+    except psycopg.OperationalError as exc:
+        answer = f"cannot be reached: a primary answers in its place ({str(exc).splitlines()[0]})"
+    else:
+        if in_recovery:
+            return
+        answer = "is a primary's"
+    yield Warning(
+        f"The endpoint of {alias!r}, a replica's alias, {answer}.",
+        hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
+        obj=alias,
+        id="ps_django.W013",
+    )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of"]
 
 ENGINE: Final = "ps_django.backend"
+POSTGIS: Final = "ps_django.postgis"
 _DOTTED: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # Django's and psycopg's own entries of OPTIONS; everything else there is libpq's.
 _NOT_LIBPQ: Final = frozenset(
@@ -75,8 +76,9 @@ def databases(
 
     `url` is a role's URL; a mapping, or nothing at all, means an environment (`os.environ`): PS_URL or DATABASE_URL, and `PS_*`.
     `settings` are `ps_core.topology.TopologySettings`, as in `bouncer="write-pool"`. Add to the entries what Django has for
-    them (CONN_MAX_AGE, ATOMIC_REQUESTS, ...). `engine` is the ENGINE of all of them, where it is a backend that is derived from
-    ours: `engine="django_tenants.postgresql_backend"`, with `ORIGINAL_BACKEND = "ps_django.backend"`.
+    them (CONN_MAX_AGE, ATOMIC_REQUESTS, ...). `engine` is the ENGINE of all of them: "ps_django.postgis" for GeoDjango, or
+    a backend that is derived from ours, as in `engine="django_tenants.postgresql_backend"` with
+    `ORIGINAL_BACKEND = "ps_django.backend"`.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
@@ -84,7 +86,8 @@ def databases(
     if not _DOTTED.fullmatch(engine or ""):
         raise ConfigurationError(f"engine: write the dotted path of a backend, as in {ENGINE!r}, not {engine!r}")
     if engine.startswith("django."):
-        raise ConfigurationError(f"engine: {engine!r} is Django's own: write {ENGINE!r}, or a backend that is derived from it")
+        ours = in_place_of(engine)
+        raise ConfigurationError(f"engine: {engine!r} is Django's own: write {ours!r}, or a backend that is derived from it")
     if isinstance(url, str):
         topology = Topology.from_url(url, **settings)
     else:
@@ -104,6 +107,11 @@ def databases(
     for entry in entries.values():
         entry["ENGINE"] = engine
     return entries
+
+
+def in_place_of(engine: str | None) -> str:
+    """Return which ENGINE of ours does what another one does."""
+    return POSTGIS if "postgis" in (engine or "") else ENGINE
 
 
 def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:

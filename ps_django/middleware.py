@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from functools import lru_cache, partial
+from http.cookies import Morsel
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.core import signing
+from django.core.signals import setting_changed
+from django.utils.cache import patch_cache_control
 from django.utils.module_loading import import_string
 
+from ps_core._propagation import Propagator, cookies_of
 from ps_core.consistency import MAX_AGE
-from ps_core.context import block, deadline, forget_token, local_settings, use_token
+from ps_core.context import block, deadline, forget_token, from_request, local_settings
 from ps_core.routing import SAFE_METHODS
 from ps_core.tags import tags
 from ps_django.settings import current_settings
@@ -22,11 +25,9 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, HttpResponseBase
 
-    from ps_core.context import Tracker
+    from ps_core._propagation import Answer
 
 __all__ = ["ConsistencyMiddleware", "DeadlineMiddleware", "LocalSettingsMiddleware", "TagsMiddleware", "exempt"]
-
-_SALT: Final = "ps_django.middleware"
 
 V = TypeVar("V", bound="Callable[..., Any]")
 
@@ -69,25 +70,24 @@ class _Middleware:
 class ConsistencyMiddleware(_Middleware):
     """Let GET, HEAD and OPTIONS read from replicas, and each request see what its user's earlier ones wrote and read.
 
-    How far the user has seen travels in a signed cookie (and in a header, with `PS_DJANGO = {"HEADER": "X-PS-Token"}`). It is set
-    where the request wrote, or where its user, who has one, saw more. Put it before everything that queries; what is behind it
-    (sessions, authentication) reads from replicas, too.
+    How far the user has seen travels in signed cookies (and in a header, with `PS_DJANGO = {"HEADER": "X-PS-Token"}`). One is set
+    when a request writes, or when a user who has one reads newer data. Put the middleware before everything that queries; what is
+    behind it (sessions, authentication) reads from replicas, too.
     """
 
     @contextmanager
     def around(self, request: HttpRequest) -> Iterator[Any]:
         """Begin with what the user has seen, and tell it on."""
-        options = current_settings()
-        signed = (request.headers.get(options.header) if options.header else None) or (
-            request.COOKIES.get(options.cookie) if options.cookie else None
-        )
+        propagator = current_propagator()
+        cookies = _taken_out(request, propagator)
 
         def tell(response: HttpResponseBase) -> HttpResponseBase:
-            if tracker.has_news and not getattr(request, "_ps_exempt", False):
-                self._tell(response, tracker)
+            if not getattr(request, "_ps_exempt", False) and (answer := inject()):
+                _tell(response, answer, propagator)
             return response
 
-        with use_token(None if signed is None else _unsigned(signed)) as tracker, block(reading=request.method in SAFE_METHODS):
+        header = request.headers.get(propagator.header) if propagator.header else None
+        with block(reading=request.method in SAFE_METHODS), from_request(propagator, cookies, header) as inject:
             yield tell
 
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
@@ -97,29 +97,72 @@ class ConsistencyMiddleware(_Middleware):
             block(reading=False).__enter__()  # ends with the block around the request
             forget_token()
 
-    @staticmethod
-    def _tell(response: Any, tracker: Tracker) -> None:
-        options, signed = current_settings(), signing.TimestampSigner(salt=_SALT).sign(str(tracker.token))
-        if options.header:
-            response[options.header] = signed
-        if options.cookie:
-            response.set_cookie(
-                options.cookie,
-                signed,
-                max_age=int(MAX_AGE),
-                path=settings.SESSION_COOKIE_PATH,
-                domain=settings.SESSION_COOKIE_DOMAIN,
-                secure=settings.SESSION_COOKIE_SECURE,
-                httponly=True,
-                samesite="Lax",
-            )
+
+def _taken_out(request: HttpRequest, propagator: Propagator) -> list[tuple[str, str]]:
+    """Take the token's cookies out of a request, and return them: what varies with cookies (`cache_page`) must not with these."""
+    header = request.META.get("HTTP_COOKIE", "")
+    taken = [(name, value) for name, value in cookies_of(header) if propagator.is_cookie(name)]
+    if taken:
+        pairs = map(str.strip, header.split(";"))
+        request.META["HTTP_COOKIE"] = "; ".join(
+            pair for pair in pairs if not propagator.is_cookie(pair.partition("=")[0].strip())
+        )
+        for name, _ in taken:
+            request.COOKIES.pop(name, None)
+    return taken
 
 
-def _unsigned(signed: str) -> str:
-    try:
-        return signing.TimestampSigner(salt=_SALT).unsign(signed, max_age=int(MAX_AGE))
-    except signing.BadSignature:
-        return ""  # logged as malformed
+def _tell(response: HttpResponseBase, answer: Answer, propagator: Propagator) -> None:
+    if propagator.header:
+        response[propagator.header] = answer.value
+        # A stored answer would give its user, or another one, an older token than they have.
+        patch_cache_control(response, no_store=True)
+    if propagator.cookie:
+        for name in answer.deleted:
+            _set_cookie(response, name, "", 0)
+        _set_cookie(response, answer.cookie, answer.value, int(MAX_AGE))
+
+
+def _set_cookie(response: Any, name: str, value: str, max_age: int) -> None:
+    # A browser deletes a cookie only where these are as they were when it was set.
+    response.set_cookie(
+        name,
+        value,
+        max_age=max_age,
+        path=settings.SESSION_COOKIE_PATH,
+        domain=settings.SESSION_COOKIE_DOMAIN,
+        secure=settings.SESSION_COOKIE_SECURE,
+        httponly=True,
+        samesite=settings.SESSION_COOKIE_SAMESITE,
+    )
+    if current_settings().cookie_partitioned:
+        usual, partitioned = response.cookies[name], _Partitioned()
+        partitioned.set(name, usual.value, usual.coded_value)
+        partitioned.update(usual)
+        response.cookies[name] = partitioned
+
+
+class _Partitioned(Morsel[str]):
+    """A cookie with an attribute that http.cookies has from Python 3.14 on, and Django's `set_cookie` not yet."""
+
+    def OutputString(self, attrs: Any = None) -> str:  # noqa: N802 - its name in http.cookies
+        return f"{super().OutputString(attrs)}; Partitioned"
+
+
+@lru_cache(maxsize=1)
+def current_propagator() -> Propagator:
+    """Return what carries tokens by the project's settings."""
+    options = current_settings()
+    keys = [settings.SECRET_KEY, *filter(None, settings.SECRET_KEY_FALLBACKS)]
+    return Propagator(keys=keys, cookie=options.cookie, header=options.header)
+
+
+def _forget(*, setting: str = "", **_: Any) -> None:
+    if setting in ("PS_DJANGO", "SECRET_KEY", "SECRET_KEY_FALLBACKS"):
+        current_propagator.cache_clear()
+
+
+setting_changed.connect(_forget)
 
 
 class DeadlineMiddleware(_Middleware):

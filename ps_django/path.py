@@ -29,7 +29,7 @@ __all__ = ["DIRECT", "Facts", "PathDecision", "decide", "limited"]
 
 DIRECT: Final = frozenset(
     {"createcachetable", "dbshell", "dumpdata", "flush", "inspectdb", "loaddata", "migrate", "optimizemigration", "sqlflush"}
-    | {"remove_stale_contenttypes", "sqlmigrate", "sqlsequencereset"}
+    | {"migrate_schemas", "remove_stale_contenttypes", "sqlmigrate", "sqlsequencereset"}
 )
 """Commands whose work a transaction pooler is not made for. They take the direct path in whatever way they are started."""
 

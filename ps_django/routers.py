@@ -11,11 +11,11 @@ from ps_core.context import current
 from ps_core.events import emit_route
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_django import stale
+from ps_django import _writes, stale
 from ps_django.config import families, replicas_of
 from ps_django.path import path_decision
 from ps_django.settings import current_settings
-from ps_django.transaction import in_transaction, own_blocks
+from ps_django.transaction import in_block_of_request, in_transaction
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -38,6 +38,7 @@ class ReplicaRouter:
         self._family = families(settings.DATABASES)
         self._replicas = {primary: _replicas_of(primary) for primary in set(self._family.values())}
         stale.watch(self._family)
+        _writes.lead_to_primary()
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
         """Return a replica's alias where a read may go there; else None, or what the routers behind this one said."""
@@ -102,5 +103,5 @@ def _in_transaction(alias: str) -> bool:
     connection: Any = connections[alias]
     if not in_transaction(connection):
         return False
-    of_request = connection.settings_dict["ATOMIC_REQUESTS"] and len(own_blocks(connection)) == 1 and current().reading
+    of_request = in_block_of_request(connection) and current().reading
     return not (of_request and (connection.is_idle() or len(connection.atomic_blocks) > 1))

@@ -11,6 +11,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from ps_core._names import no_such
+from ps_core._propagation import Propagator, wanted_by_browsers
 from ps_core.errors import ConfigurationError
 from ps_core.tags import check_tags
 from ps_core.timeouts import Duration, parse_duration
@@ -39,9 +40,12 @@ class Settings:
     stale_writes: Literal["warn", "refuse", "allow"] = "warn"
     """What to do where all fields of an instance are saved that was loaded from a replica: it may overwrite what is newer."""
     cookie: str | None = "ps_token"
-    """The cookie in which `ConsistencyMiddleware` keeps the token; None: none."""
+    """The name of the cookies in which `ConsistencyMiddleware` keeps the token: this one for what was read, and this one with `_`
+    and 8 hexadecimal digits behind it for what was written. None: no cookies. A name may begin with `__Host-` or `__Secure-`."""
+    cookie_partitioned: bool = False
+    """Whether the cookies have the attribute Partitioned, for sites that are embedded in others."""
     header: str | None = None
-    """A header of requests and responses that carries it as well, for clients without cookies. It wins over the cookie."""
+    """A header of requests and responses that carries it as well, for clients without cookies."""
     local_settings: str | None = None
     """For `LocalSettingsMiddleware`: the dotted path of a function that returns a request's settings ({"app.tenant": "42"})."""
 
@@ -57,6 +61,11 @@ class Settings:
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
                 raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")
+        try:
+            Propagator(keys=["any"], cookie=self.cookie, header=self.header)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"PS_DJANGO: {exc}") from exc
+        self._check_cookie(self.cookie or "")
         if self.deadline is not None:
             object.__setattr__(self, "deadline", parse_duration(self.deadline, name="PS_DJANGO['DEADLINE']"))
         if self.local_settings is not None:
@@ -66,6 +75,25 @@ class Settings:
                 raise ConfigurationError(
                     f"PS_DJANGO['LOCAL_SETTINGS']: write a function's dotted path, not {self.local_settings!r}: {exc}"
                 ) from exc
+
+    def _check_cookie(self, name: str) -> None:
+        wanted = wanted_by_browsers(
+            name,
+            secure=settings.SESSION_COOKIE_SECURE,
+            path=settings.SESSION_COOKIE_PATH,
+            domain=settings.SESSION_COOKIE_DOMAIN,
+            cross_site=self.cookie_partitioned or (str(settings.SESSION_COOKIE_SAMESITE).lower() == "none" and bool(name)),
+        )
+        if wanted:
+            write = {
+                "Secure": "SESSION_COOKIE_SECURE = True",
+                "Path=/": 'SESSION_COOKIE_PATH = "/"',
+                "no Domain": "SESSION_COOKIE_DOMAIN = None",
+            }
+            raise ConfigurationError(
+                f"PS_DJANGO['COOKIE']: the cookie {name!r} has the attributes of the session's, and browsers take it only with"
+                f" {', '.join(wanted)}: write {', '.join(write[each] for each in wanted)}"
+            )
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> Settings:
@@ -84,7 +112,7 @@ def current_settings() -> Settings:
 
 
 def _forget(*, setting: str = "", **_: Any) -> None:
-    if setting == "PS_DJANGO":
+    if setting == "PS_DJANGO" or setting.startswith("SESSION_COOKIE_"):
         current_settings.cache_clear()
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 import psycopg
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.backends.postgresql import base
 
 from ps_core.consistency import parse_lsn
 from ps_core.context import current_token
 from ps_core.errors import ReplicaBehind
 from ps_django.config import ENGINE, databases
+from ps_django.engines import is_ours
 from ps_django.path import MARK
 
 if TYPE_CHECKING:
@@ -64,6 +65,16 @@ def assert_routes(*wanted: str | int) -> Iterator[None]:
         raise AssertionError(f"expected {expected}, but it was {dict(counts)}:\n{statements}")
 
 
+class _Snapshot(base.DatabaseWrapper):
+    """Stock's wrapper, whose connection knows the types that the primary's was taught: PostGIS's, and what receivers register."""
+
+    context: Any = None
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Return stock's, with what the primary's connection knows."""
+        return {**super().get_connection_params(), "context": self.context}
+
+
 class LaggingReplica:
     """What `lagging_replica()` gives: a replica that has replayed what was committed until the block began, and no more."""
 
@@ -86,7 +97,9 @@ class LaggingReplica:
         # One transaction for the whole block, on the direct path if there is one: without the limits that a pooled one has.
         settings = (primary.direct_settings() or primary.settings_dict) | {"NAME": primary.settings_dict["NAME"]}
         options = {name: value for name, value in settings["OPTIONS"].items() if not name.startswith("ps_") and name != "pool"}
-        self._wrapper = base.DatabaseWrapper({**settings, "OPTIONS": options}, alias)
+        primary.ensure_connection()
+        self._wrapper = _Snapshot({**settings, "OPTIONS": options}, alias)
+        self._wrapper.context = primary.connection
         self._wrapper.ensure_connection()
         self._wrapper.connection.cursor_factory = _LaggingCursor
         self._wrapper.connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -146,21 +159,22 @@ def lagging_replica(alias: str = "replica") -> Iterator[LaggingReplica]:
 
 
 @contextmanager
-def databases_at(url: str, *, engine: str = ENGINE, **topology: Unpack[TopologySettings]) -> Iterator[None]:
+def databases_at(url: str, *, engine: str | None = None, **topology: Unpack[TopologySettings]) -> Iterator[None]:
     """Let the project's aliases lead somewhere else in the block, as to a `ps_lab.Lab`: to real replicas, not to mirrors.
 
     `with databases_at(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool"): ...`
 
-    `engine` and `topology` are what `ps_django.databases()` takes. What a project has in its entries besides (ATOMIC_REQUESTS,
-    CONN_MAX_AGE, TIME_ZONE, ...) stays. Path and limits are those of production, which tests are else without. Nothing is made or
-    removed there: `call_command("migrate")` comes first. For all threads that first use a connection in the block; not in a
-    `TestCase`, whose transactions are on the connections outside.
+    `engine` and `topology` are what `ps_django.databases()` takes; without `engine` it is the project's own. What a project has
+    in its entries besides (ATOMIC_REQUESTS, CONN_MAX_AGE, TIME_ZONE, ...) stays. Path and limits are those of production, which
+    tests are else without. Nothing is made or removed there: `call_command("migrate")` comes first. For all threads that first
+    use a connection in the block; not in a `TestCase`, whose transactions are on the connections outside.
 
     Raises:
         ConfigurationError: what is asked for cannot work.
     """
     usual, usual_settings = settings.DATABASES, connections.settings
-    entries = databases(url, engine=engine, **topology)
+    own = usual.get(DEFAULT_DB_ALIAS, {}).get("ENGINE")
+    entries = databases(url, engine=engine or (own if is_ours(own) else ENGINE), **topology)
     for alias, entry in entries.items():
         entry |= {name: value for name, value in usual.get(alias, {}).items() if name not in _LEADS_THERE}
         entry["TEST"] = {**entry.get("TEST", {}), MARK: "own"}

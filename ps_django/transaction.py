@@ -108,6 +108,11 @@ def in_transaction(connection: Any) -> bool:
     return not autocommit
 
 
+def in_block_of_request(connection: Any) -> bool:
+    """Return whether the transaction is the one that ATOMIC_REQUESTS opened, for whatever the request will do."""
+    return connection.settings_dict["ATOMIC_REQUESTS"] and len(own_blocks(connection)) == 1
+
+
 def own_blocks(connection: Any) -> list[Any]:
     """Return the open `atomic` blocks, but for those of a `TestCase`."""
     return [block for block in connection.atomic_blocks if not block._from_testcase]

@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from itsdangerous import BadSignature, Signer
-
+from ps_core._propagation import HEADER, Propagator, cookies_of, wanted_by_browsers
 from ps_core.consistency import MAX_AGE
-from ps_core.context import deadline, reading, use_token, using_primary
+from ps_core.context import deadline, from_request, reading, using_primary
 from ps_core.errors import ConfigurationError
 from ps_core.routing import SAFE_METHODS
 from ps_core.tags import check_tags, tags
@@ -34,15 +33,14 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-    from ps_core.context import Tracker
+    from ps_core._propagation import Answer
 
     Message: TypeAlias = MutableMapping[str, Any]
     Headers: TypeAlias = list[tuple[str, str]]
 
 __all__ = ["ASGIMiddleware", "WSGIMiddleware"]
 
-_SALT: Final = b"ps_sqlalchemy.middleware"
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token: header and cookie names
+_DOMAIN: Final = re.compile(r"[0-9A-Za-z.-]+")
 _log = logging.getLogger("ps_sqlalchemy")
 
 
@@ -60,17 +58,22 @@ class _Middleware:
 
     app: Any = field(kw_only=False)
     keys: Sequence[str | bytes] = field(repr=False)
-    """What the token is signed with: the first signs, all are accepted. To change the key, put the new one in front."""
+    """What the token is signed with: the first signs, all are accepted. A new key is put behind on all servers, then in front."""
     cookie: str | None = "ps_token"
-    """The name of the cookie that carries the token; None: no cookie."""
+    """The name of the cookies that carry the token: this one for what was read, and this one with `_` and 8 hexadecimal digits
+    behind it for what was written. None: no cookies. A name may begin with `__Host-` or `__Secure-`."""
     header: str | None = None
-    """The name of a header, of request and response, that carries it too (clients without cookies). It wins over the cookie."""
+    """The name of a header, of request and response, that carries it too (clients without cookies)."""
     secure: bool | None = None
-    """The cookie's attribute Secure; None: where the request came over https, as far as the server can tell."""
+    """The cookies' attribute Secure; None: where the request came over https, as far as the server can tell."""
     samesite: Literal["lax", "strict", "none"] = "lax"
-    """The cookie's attribute SameSite."""
+    """The cookies' attribute SameSite."""
+    domain: str | None = None
+    """The cookies' attribute Domain; None: the host that answers, and no other."""
+    partitioned: bool = False
+    """Whether the cookies have the attribute Partitioned, for sites that are embedded in others."""
     max_age: Duration = MAX_AGE
-    """For how long the client keeps the cookie; a token counts for 300 s at most."""
+    """For how long the client keeps the cookies; a token counts for 300 s at most."""
     identity: str | None = None
     """The branch that a token has to be of (`engine.topology.identity`); others are ignored. None: any, and its use decides."""
     deadline: Duration | None = None
@@ -82,33 +85,34 @@ class _Middleware:
     tags: Mapping[str, str | Callable[[Mapping[str, Any]], str | None]] | None = None
     """What the statements of a request tell in a comment that PlanetScale's Insights reads (`ps_core.tags`), beside its route and
     controller (Starlette's and Flask's): strings, or functions of the ASGI scope or WSGI environ. None: no comment."""
-    _signer: Signer = field(init=False, repr=False)
-    _attributes: str = field(init=False, repr=False)
+    _propagator: Propagator = field(init=False, repr=False)
+    _max_age: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        keys = () if isinstance(self.keys, (str, bytes)) else self.keys
-        if not keys or not all(keys):
-            raise ConfigurationError("keys: write a list of secret strings, the one that signs first, as in keys=[secret]")
-        if self.cookie is None and self.header is None:
-            raise ConfigurationError("cookie and header are both None: write the name of at least one that carries the token")
-        for option in ("cookie", "header", "deadline_header"):
-            name = getattr(self, option)
-            if name is not None and not _NAME.fullmatch(name):
-                raise ConfigurationError(f"{option}: {name!r} is no name for one: write letters, digits, '-' and '_'")
+        propagator = Propagator(keys=self.keys, cookie=self.cookie, header=self.header, identity=self.identity)
+        if self.deadline_header is not None and not HEADER.fullmatch(self.deadline_header):
+            raise ConfigurationError(
+                f"deadline_header: {self.deadline_header!r} is no name for one: write letters, digits and '-'"
+            )
         if self.samesite not in ("lax", "strict", "none"):
             raise ConfigurationError(f"samesite: write 'lax', 'strict' or 'none', not {self.samesite!r}")
-        if self.samesite == "none" and not self.secure:
-            raise ConfigurationError("samesite='none': browsers want it together with secure=True: add that")
+        cross_site = self.samesite == "none" or self.partitioned
+        wanted = wanted_by_browsers(self.cookie or "", secure=bool(self.secure), domain=self.domain, cross_site=cross_site)
+        if wanted:
+            write = {"Secure": "secure=True", "no Domain": "no domain"}
+            raise ConfigurationError(
+                f"cookie: browsers take {self.cookie!r} (samesite={self.samesite!r}, partitioned={self.partitioned}) only with"
+                f" {' and '.join(wanted)}: write {' and '.join(write[each] for each in wanted)}"
+            )
+        if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
+            raise ConfigurationError(f"domain: write a host's name, as in 'example.org', not {self.domain!r}")
         max_age = parse_duration(self.max_age, name="max_age")
         if max_age is None or not 1 <= max_age <= MAX_AGE:
             raise ConfigurationError(f"max_age: write a duration from 1s to {MAX_AGE:g}s, for which a token counts")
         parse_duration(self.deadline, name="deadline")
         check_tags(self.tags or ())
-        secrets = [key.encode() if isinstance(key, str) else key for key in reversed(keys)]  # a Signer's last key signs
-        object.__setattr__(self, "_signer", Signer(secrets, salt=_SALT))
-        object.__setattr__(
-            self, "_attributes", f"Max-Age={int(max_age)}; Path=/; HttpOnly; SameSite={self.samesite.capitalize()}"
-        )
+        object.__setattr__(self, "_propagator", propagator)
+        object.__setattr__(self, "_max_age", int(max_age))
 
     @contextmanager
     def _request(
@@ -116,8 +120,9 @@ class _Middleware:
     ) -> Iterator[Callable[[], Headers]]:
         """Do what holds for one request, and yield a function that returns the headers for its response."""
         with ExitStack() as stack:
-            tracker = stack.enter_context(use_token(self._carried(header), identity=self.identity))
             stack.enter_context(reading() if self.reads(request) else using_primary())
+            cookies = cookies_of(header("cookie") or "") if self.cookie else ()
+            inject = stack.enter_context(from_request(self._propagator, cookies, header(self.header) if self.header else None))
             if self.tags is not None:
                 own = {name: partial(value, request) if callable(value) else value for name, value in self.tags.items()}
                 stack.enter_context(tags(route=lambda: _route(request)[0], controller=lambda: _route(request)[1], **own))
@@ -129,32 +134,22 @@ class _Middleware:
                     stack.enter_context(deadline(asked))
                 except ConfigurationError as exc:
                     _log.warning("ignored the header %s: %s", self.deadline_header, exc)
-            yield lambda: self._headers(tracker, scheme)
+            yield lambda: self._headers(inject(), scheme)
 
-    def _carried(self, header: Callable[[str], str | None]) -> str | None:
-        """Return the token that the request carries."""
-        signed = header(self.header) if self.header else None
-        if not signed and self.cookie:
-            signed = _cookie(header("cookie") or "", self.cookie)
-        if not signed:
-            return None
-        try:
-            # Not by time: the token has its own, which allows for the clocks of other machines.
-            return self._signer.unsign(signed).decode()
-        except BadSignature:
-            _log.warning("ignored a consistency token: it was not signed with any of the keys")
-            return None
-
-    def _headers(self, tracker: Tracker, scheme: str) -> Headers:
-        if not tracker.has_news:
+    def _headers(self, answer: Answer | None, scheme: str) -> Headers:
+        if answer is None:
             return []
-        signed = self._signer.sign(str(tracker.token)).decode()
-        headers = []
-        if self.header:
-            headers.append((self.header, signed))
+        # A stored answer would give its user, or another one, an older token than they have.
+        headers = [(self.header, answer.value), ("Cache-Control", "no-store")] if self.header else []
         if self.cookie:
             secure = scheme == "https" if self.secure is None else self.secure
-            headers.append(("Set-Cookie", f"{self.cookie}={signed}; {self._attributes}{'; Secure' if secure else ''}"))
+            # A browser deletes a cookie only where these are as they were when it was set.
+            attributes = f"Path=/; HttpOnly; SameSite={self.samesite.capitalize()}"
+            attributes += f"; Domain={self.domain}" if self.domain else ""
+            attributes += "; Secure" if secure else ""
+            attributes += "; Partitioned" if self.partitioned else ""
+            headers += [("Set-Cookie", f"{name}=; Max-Age=0; {attributes}") for name in answer.deleted]
+            headers.append(("Set-Cookie", f"{answer.cookie}={answer.value}; Max-Age={self._max_age}; {attributes}"))
         return headers
 
 
@@ -245,12 +240,3 @@ def _route(request: Mapping[str, Any]) -> tuple[str | None, str | None]:
     endpoint: Any = request.get("endpoint")
     name = f"{endpoint.__module__}.{endpoint.__qualname__}" if hasattr(endpoint, "__qualname__") else None
     return getattr(request.get("route"), "path", None), name
-
-
-def _cookie(header: str, name: str) -> str | None:
-    """Return the first cookie of that name. (http.cookies gives up at the first one that it cannot read.)"""
-    for pair in header.split(";"):
-        found, _, value = pair.partition("=")
-        if found.strip() == name:
-            return value.strip()
-    return None

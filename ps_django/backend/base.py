@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
 from django.db import DatabaseError, Error, connections
@@ -18,6 +20,7 @@ from django.utils.functional import cached_property
 from psycopg import pq
 
 from ps_core import Connection as PSConnection
+from ps_core._connection.base import must_carry
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
 from ps_core._message.statement import analyse
@@ -26,18 +29,21 @@ from ps_core._retry.deadline import GRACE
 from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
-from ps_core.failures import FOR_PRIMARY, classify
+from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
+from ps_django.transaction import in_block_of_request, in_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ps_core._endpoint import EndpointState
     from ps_django.path import PathDecision
 
 __all__ = ["DatabaseWrapper"]
+
+T = TypeVar("T")
 
 _WATCH: Final = path.watch
 _MODULES: Final = sys.modules
@@ -58,6 +64,14 @@ class ServerBindingCursor(base.CursorMixin, PSServerBindingCursor[Any]):
 _CURSORS: Final[dict[Any, Any]] = {base.Cursor: Cursor, base.ServerBindingCursor: ServerBindingCursor}
 
 
+def _over_ours(factory: Any) -> Any:
+    """Return a class of cursors over ours, where it is derived from Django's: django-prometheus and OpenTelemetry make such."""
+    for of_django, ours in _CURSORS.items():
+        if isinstance(factory, type) and issubclass(factory, of_django):
+            return type(factory.__name__, (factory, ours), {"__module__": factory.__module__})
+    return factory
+
+
 class Connection(PSConnection[Any]):
     """Our connection, whose `cursor_factory` is Django's own class, as everybody expects; the cursors that it makes are ours."""
 
@@ -69,18 +83,16 @@ class Connection(PSConnection[Any]):
         if name:
             return super().cursor(name, binary=binary, row_factory=row_factory, **of_named)
         self._check_connection_ok()
-        factory = self.cursor_factory
-        cursor_class = _CURSORS.get(factory) or self._class_for(factory)
-        cursor = cursor_class(self, row_factory=row_factory or self.row_factory)
+        factory: Any = self.cursor_factory
+        cursor = (_CURSORS.get(factory) or self._class_for(factory))(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = pq.Format.BINARY
         return cursor
 
     def _class_for(self, factory: Any) -> Any:
-        """Return what stands for a factory: before ours goes one that is derived from Django's (OpenTelemetry's)."""
+        # Packages make a class for each connection.
         if self._derived[0] is not factory:
-            ours = [of for stock, of in _CURSORS.items() if isinstance(factory, type) and issubclass(factory, stock)]
-            self._derived = factory, type(factory.__name__, (factory, *ours), {}) if ours else factory
+            self._derived = factory, _over_ours(factory)
         return self._derived[1]
 
 
@@ -114,34 +126,113 @@ class _Pool:
 
 
 class _FallingBack(CursorWrapper):
-    """Run on the primary what the replica could not do (`FOR_PRIMARY`), or would do with other settings of the session."""
+    """Let the primary answer what the replica could not (`FOR_PRIMARY`), or would with other settings of the session.
+
+    The primary's alias does (`ps_writer`). In a transaction on this alias, what is rolled back here that one would commit: there
+    the primary stands in on this alias's connection, READ ONLY, until the transaction ends.
+    """
 
     _away = False
     """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
-        if PSConnection.any_session and self.db._ps_is_replica:
-            # What sets something is for this very alias.
-            away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
-            if away is not self._away:
-                self._go(away=away)
+        if PSConnection.any_session and self.db.ps_is_replica:
+            self._take_side(sql)
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
-            options = self.db.settings_dict["OPTIONS"]
-            primary = options.get("ps_primary")
-            failure = classify(exc)
-            if (
-                options.get("ps_role") != "replica"
-                or primary is None
-                or self.db.in_atomic_block
-                or not self.db.get_autocommit()
-                or failure.kind not in FOR_PRIMARY
-            ):
+            if not self._goes_on(exc):
                 raise
-            emit_fallback(self.db.alias, failure)
-        self._go(away=True)
         return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
+
+    def _executemany(self, sql: Any, param_list: Any, *ignored_wrapper_args: Any) -> Any:
+        if self.db.ps_is_replica:
+            param_list = list(param_list)  # the primary may have to be given them, too
+        execute_many = super()._executemany  # type: ignore[misc]
+        return self._ask(sql, lambda: execute_many(sql, param_list, *ignored_wrapper_args))
+
+    def callproc(self, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+        """Call a function, as Django's method."""
+        call = super().callproc
+        return self._ask(procname, lambda: call(procname, params, kparams))
+
+    # Django leaves the errors of what follows as they are: see `_BothErrorsWrapper`.
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[Any]:
+        """Begin a COPY, as psycopg's method."""
+
+        def begin() -> Any:
+            with self.db.ps_wrap_as_both:
+                return stack.enter_context(self.cursor.copy(statement, params, writer=writer))
+
+        with self.db.ps_wrap_as_both, ExitStack() as stack:
+            yield self._ask(statement, begin)
+
+    def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[Any]:
+        """Iterate over rows as they come, as psycopg's method."""
+
+        def begin() -> tuple[Any, list[Any]]:
+            with self.db.ps_wrap_as_both:
+                rows = self.cursor.stream(query, params, **options)
+                return rows, list(islice(rows, 1))
+
+        with self.db.ps_wrap_as_both:
+            rows, first = self._ask(query, begin)
+            with closing(rows):
+                yield from first
+                yield from rows
+
+    def scroll(self, value: int, mode: str = "relative") -> None:
+        """Move the cursor, as psycopg's method."""
+        with self.db.ps_wrap_as_both:
+            self.cursor.scroll(value, mode)
+
+    def _ask(self, sql: Any, run: Callable[[], T]) -> T:
+        if PSConnection.any_session and self.db.ps_is_replica:
+            self._take_side(sql)
+        try:
+            return run()
+        except DatabaseError as exc:
+            if not self._goes_on(exc):
+                raise
+        return run()
+
+    def _take_side(self, sql: Any) -> None:
+        # What sets something is for this very alias.
+        away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
+        if away is not self._away:
+            self._go(away=away)
+
+    def _goes_on(self, exc: DatabaseError) -> bool:
+        """Return whether the primary is to be asked what ended in `exc`; this cursor leads there then."""
+        failure = classify(exc)
+        if self._away or failure.kind not in FOR_PRIMARY or not self.db.ps_is_replica:
+            return False
+        if self.db.ps_writer is not None:
+            self._go(away=True)
+        elif not self._stands_in(failure.kind):
+            return False
+        emit_fallback(self.db.alias, failure)
+        return True
+
+    def _stands_in(self, kind: Kind) -> bool:
+        if kind not in READ_FOR_PRIMARY:
+            return False
+        driver = self.cursor.connection
+        if kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != pq.TransactionStatus.IDLE:
+            return False  # a transaction with a snapshot of its own: the primary cannot go on with that
+        if self.db.ps_lagging is not None:
+            self._go(away=True)
+            return True
+        with self.db.wrap_database_errors:
+            if not driver.stand_in():
+                return False
+        if name := getattr(self.cursor, "name", ""):  # Django's class, which does not follow its connection
+            self.cursor.close()
+            self.cursor = self.db.create_cursor(name)
+            self.close = self.db.ps_wrap_as_both(self.cursor.close)
+        return True
 
     def _go(self, *, away: bool) -> None:
         self.cursor.close()
@@ -162,6 +253,14 @@ class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
         # Django documents two keys: the third is there where another endpoint could have answered.
         if self.db.queries_log and conn is not None and ("ps_primary" in options or "ps_direct" in options):
             self.db.queries_log[-1]["endpoint"] = conn.state.endpoint.name
+
+    @contextmanager
+    def copy(self, statement: Any, params: Any = None, *, writer: Any = None) -> Iterator[Any]:
+        """The same, as Django logs it."""
+        with ExitStack() as stack:
+            with self.debug_sql(statement, params):
+                copy = stack.enter_context(super().copy(statement, params, writer=writer))
+            yield copy
 
 
 class DatabaseClient(client.DatabaseClient):
@@ -242,6 +341,38 @@ class _ErrorWrapper(DatabaseErrorWrapper):
             raise
 
 
+class _BothErrorsWrapper(_ErrorWrapper):
+    """The same for what Django lets the driver's errors out of (COPY): what is raised is of both classes."""
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        try:
+            super().__exit__(exc_type, exc_value, traceback)
+        except Error as exc:
+            if isinstance(exc_value, Error):
+                return
+            error = _error_of(type(exc), exc_type, exc.args)
+            vars(error).update(vars(exc_value))
+            raise error.with_traceback(traceback) from exc_value
+
+
+class _OfBoth:
+    """What the errors that are Django's and the driver's have in common: they can be pickled."""
+
+    def __reduce__(self) -> Any:
+        reduced: Any = super().__reduce__()
+        return _error_of, (*type(self).__bases__[1:], reduced[1]), *reduced[2:]
+
+
+def _error_of(of_django: type, of_driver: type, args: tuple[Any, ...]) -> Any:
+    kind: Any = _kind_of(of_django, of_driver)
+    return kind.__new__(kind, *args)
+
+
+@cache
+def _kind_of(of_django: type, of_driver: type) -> type:
+    return type(of_driver.__name__, (_OfBoth, of_django, of_driver), {"__module__": of_driver.__module__})
+
+
 class _Kind(type):
     """Lets a wrapper know the tenant with which it was made, so that one that it is given later is known for that."""
 
@@ -285,6 +416,11 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         """Django's, whose errors have our notes, too."""
         return _ErrorWrapper(self)
 
+    @cached_property
+    def ps_wrap_as_both(self) -> Any:
+        """The same, where Django has none."""
+        return _BothErrorsWrapper(self)
+
     def ps_decide(self) -> PathDecision:
         """Return which path a connection would take here and now, which limits it would have, and why."""
         return path.path_decision(
@@ -325,6 +461,10 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         """Return the settings of the direct path; None where there is none."""
         alias = path.direct_of(self.settings_dict, connections.settings)
         return None if alias is None else connections.settings[alias]
+
+    def ps_connections(self) -> list[Any]:
+        """Return the connections that are open: the one in use, and the one on the alias's own path that is kept meanwhile."""
+        return [one for one in (self.connection, self._ps_kept and self._ps_kept[0]) if one is not None]
 
     def is_idle(self) -> bool:
         """Return whether nothing has been asked of the server in this transaction."""
@@ -410,11 +550,13 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
     def chunked_cursor(self) -> Any:
-        """Return a server-side cursor where one can live: not behind a pooler outside a transaction."""
+        """Return a server-side cursor where one can live: outside of a transaction, where it has to carry nothing."""
         self.ps_take_path()
-        if self.ps_state.endpoint.pooled and not self.in_atomic_block:
+        if must_carry(self.ps_state.endpoint) and not self.in_atomic_block:
             return self.cursor()
-        return super().chunked_cursor()
+        cursor: Any = super().chunked_cursor()
+        cursor.close = self.ps_wrap_as_both(cursor.cursor.close)  # it asks the server
+        return cursor
 
     def _cursor(self, name: str | None = None) -> Any:
         if _WATCH.on or self._ps_visits or len(_MODULES) != _WATCH.modules:
@@ -429,13 +571,34 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         return self._prepare_cursor(mirrored.create_cursor(name))  # type: ignore[attr-defined]
 
     @cached_property
-    def _ps_is_replica(self) -> bool:
+    def pg_version(self) -> int:
+        """The server's version; a replica has its primary's. Checks ask for that of each alias, and replicas may be away."""
+        if self.ps_is_replica:
+            version: int = connections[self.settings_dict["OPTIONS"]["ps_primary"]].pg_version  # type: ignore[attr-defined]
+            return version
+        return super().pg_version
+
+    @cached_property
+    def ps_is_replica(self) -> bool:
         options = self.settings_dict["OPTIONS"]
         return options.get("ps_role") == "replica" and options.get("ps_primary") in connections.settings
 
+    @property
+    def ps_writer(self) -> str | None:
+        """The alias of this replica's primary, where what is done through that ends as the work here does; else None.
+
+        So it does where no transaction is open here, or where ATOMIC_REQUESTS opened one on both.
+        """
+        primary: str = self.settings_dict["OPTIONS"]["ps_primary"]
+        if in_transaction(self):
+            other: Any = connections[primary]
+            if not (in_block_of_request(self) and other.settings_dict["ATOMIC_REQUESTS"] and in_transaction(other)):
+                return None
+        return primary
+
     @cached_property
     def _ps_follows(self) -> bool:
-        return self._ps_is_replica and tenants.keeps_tenant(self)
+        return self.ps_is_replica and tenants.keeps_tenant(self)
 
     def ps_lacks_of_primary(self) -> bool:
         """Return whether something was SET on the primary's alias that does not hold on this one of a replica.
@@ -443,9 +606,9 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         Whoever SETs something says so to the primary's alias, and does not know where their reads will be answered.
         """
         primary = connections[self.settings_dict["OPTIONS"]["ps_primary"]].connection
-        # In a transaction here somebody asked for this very alias. A tenant's search path is set by each wrapper itself.
+        # In a transaction of their own here somebody asked for this very alias. A tenant's path is set by each wrapper itself.
         but_for = ("search_path",) if self._ps_follows else ()
-        if primary is None or self.connection is None or self.in_atomic_block:
+        if primary is None or self.connection is None or (self.in_atomic_block and not in_block_of_request(self)):
             return False
         return bool(self.connection.lacks(primary, but_for=but_for))
 
@@ -511,8 +674,12 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         twin._ps_blocks = 1
         twin.ensure_connection()
         if (session := self.connection.session_sql()) is not None:
-            with twin.connection.transaction():  # what holds behind the pooler holds there: it is the same work
-                twin.connection.execute(session)
+            try:
+                with twin.wrap_database_errors, twin.connection.transaction():
+                    twin.connection.execute(session)  # what holds behind the pooler holds there: it is the same work
+            except BaseException:
+                twin.close()
+                raise
         self._ps_kept, self.connection = (self.connection, self._ps_decision), twin.connection
         self._ps_decision, twin.connection = twin._ps_decision, None
         self._ps_visits = True
@@ -533,7 +700,8 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def _ps_carry_over(self) -> None:
         tenants.forget_what_was_set(self)
         if self.connection.autocommit is not self.autocommit:
-            self.connection.autocommit = self.autocommit
+            with self.wrap_database_errors:
+                self.connection.autocommit = self.autocommit
 
     def _close(self) -> None:
         kept, self._ps_kept = self._ps_kept, None

@@ -16,14 +16,16 @@ True
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Self, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "merge", "parse_lsn"]
+__all__ = ["InvalidToken", "Token", "format_lsn", "guard_sql", "joined", "merge", "parse_lsn", "parts_of"]
 
 MAX_AGE: Final = 300.0
 """Seconds after which a token no longer counts: far beyond any replay delay that one would still read from, and an end to what a
@@ -36,10 +38,11 @@ _PAGE: Final = 8192
 """Bytes of a WAL page (XLOG_BLCKSZ)."""
 _HEADERS: Final = (24, 40)
 """Bytes of its header (SizeOfXLogShortPHD, SizeOfXLogLongPHD)."""
-MAX_BRANCHES: Final = 4
-"""Of one token: the branches (databases) that were seen last. Cookies are small."""
+MAX_BRANCHES: Final = 8
+"""At most this many branches (databases) in one token, those that were seen last, so that it fits into a cookie."""
 
-_TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,64})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
+_MAX_IDENTITY: Final = 16
+_TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,16})\.([0-9A-Fa-f]{1,8}-[0-9A-Fa-f]{1,8})\.([0-9]{1,12})")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -70,8 +73,13 @@ def format_lsn(position: int) -> str:
 
 
 def identity_of(text: str) -> str:
-    """Return a branch's (or host's) name in the characters that a token may hold."""
-    return _UNSAFE.sub("_", text)[:64]
+    """Return a branch's (or host's) name as tokens hold it: a short one as it is, such as PlanetScale's ids, a longer one hashed.
+
+    16 characters at most, so that a token fits into a small cookie, which names no host.
+    """
+    if len(text) > _MAX_IDENTITY:
+        return urlsafe_b64encode(sha256(text.encode()).digest()[:12]).decode()
+    return _UNSAFE.sub("_", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,23 +113,25 @@ class Token:
         """Return what of it still counts."""
         if not self.others:
             return None if now - self.at > MAX_AGE else self
-        return _joined(token for token in _alone(self) if not token.expired(now))
+        return joined(token for token in parts_of(self) if not token.expired(now))
 
     def without_pin(self, identity: str) -> Token | None:
         """Return the same without a branch of which the position could not be learned."""
         token = self.of(identity)
         if token is None or token.position is not None:
             return self
-        return _joined(other for other in _alone(self) if other.identity != identity)
+        return joined(other for other in parts_of(self) if other.identity != identity)
 
     def taken_by(self, now: float) -> Token:
         """Return the same as of `now` at the latest: what a process has seen stays seen when its clock is set back."""
-        joined = _joined(replace(token, at=min(token.at, now)) for token in _alone(self))
-        return self if joined is None else joined
+        taken = joined(replace(token, at=min(token.at, now)) for token in parts_of(self))
+        return self if taken is None else taken
 
     @classmethod
-    def parse(cls, text: str, *, identity: str | None, now: float) -> Self:
+    def parse(cls, text: str, *, identity: str | None, now: float, skew: float = CLOCK_SKEW) -> Self:
         """Return the token that `text` holds. `identity` is the branch that it has to be of; None leaves that to its use.
+
+        `skew`: seconds by which its maker's clock may be ahead.
 
         Raises:
             InvalidToken: nothing in it counts: it is malformed, of another branch, expired, or from the future.
@@ -129,15 +139,15 @@ class Token:
         found, error = [], InvalidToken("malformed")
         for part in text.split("~", MAX_BRANCHES):
             try:
-                found.append(cls._parse_one(part, identity, now))
+                found.append(cls._parse_one(part, identity, now, skew))
             except InvalidToken as exc:
                 error = exc
         if not found:
             raise error
-        return cast("Self", _joined(found))
+        return cast("Self", joined(found))
 
     @classmethod
-    def _parse_one(cls, text: str, identity: str | None, now: float) -> Self:
+    def _parse_one(cls, text: str, identity: str | None, now: float, skew: float) -> Self:
         match = _TOKEN.fullmatch(text)
         if match is None:
             raise InvalidToken("malformed")
@@ -147,7 +157,7 @@ class Token:
         token = cls(identity=match[1], position=position, at=float(match[3]))
         if token.expired(now):
             raise InvalidToken("expired")
-        if token.at > now + CLOCK_SKEW:
+        if token.at > now + skew:
             raise InvalidToken("from the future")
         return token
 
@@ -159,16 +169,18 @@ def merge(first: Token | None, second: Token | None) -> Token | None:
     if first.identity == second.identity and not (first.others or second.others):
         return _merge_one(first, second)
     tokens: dict[str, Token] = {}
-    for token in (*_alone(first), *_alone(second)):
+    for token in (*parts_of(first), *parts_of(second)):
         tokens[token.identity] = _merge_one(known, token) if (known := tokens.get(token.identity)) else token
-    return _joined(tokens.values())
+    return joined(tokens.values())
 
 
-def _alone(token: Token) -> tuple[Token, ...]:
+def parts_of(token: Token) -> tuple[Token, ...]:
+    """Return the token of each branch alone."""
     return (replace(token, others=()), *token.others)
 
 
-def _joined(tokens: Iterable[Token]) -> Token | None:
+def joined(tokens: Iterable[Token]) -> Token | None:
+    """Return one token of tokens of different branches: of those that were seen last, where there are more than it can hold."""
     latest = sorted(tokens, key=lambda token: (-token.at, token.identity))[:MAX_BRANCHES]
     return replace(latest[0], others=tuple(latest[1:])) if latest else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import sys
 import threading
 import time
@@ -20,15 +21,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from ps_core._message.change import ROLE, SEARCH_PATH
 from ps_core._message.session import split_list
-from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge
+from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge, parts_of
 from ps_core.errors import ConfigurationError
 from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextvars import Token as ContextToken
+
+    from ps_core._propagation import Answer, Propagator
 
 __all__ = [
     "Context",
@@ -40,6 +43,7 @@ __all__ = [
     "deadline",
     "ensure_tracker",
     "forget_token",
+    "from_request",
     "has_to_ask_primary",
     "leave_blocks_in_pool_worker",
     "limits",
@@ -100,13 +104,14 @@ class Context:
 class Tracker:
     """The token of one context, shared by the tasks and threads that were started in it."""
 
-    __slots__ = ("_first", "_lock", "_wrote", "token", "unknown_positions")
+    __slots__ = ("_first", "_lock", "token", "unknown_positions", "wrote")
 
     def __init__(self, token: Token | None = None) -> None:
         self._lock = threading.Lock()
         self.token = self._first = token
         """What was seen so far, and what was at first."""
-        self._wrote = False
+        self.wrote = False
+        """Whether something was written."""
         self.unknown_positions = 0
         """How often something was seen whose position could not be learned."""
 
@@ -114,12 +119,11 @@ class Tracker:
     def has_news(self) -> bool:
         """Whether the next request has to know: this one wrote, or its user, who has a token, saw more than that tells.
 
-        A user who never wrote anything needs no token, and their answers stay cacheable.
+        A user who never wrote anything needs no token, and their answers stay cacheable. A write is news also where its position
+        is below what was seen: a primary that crashed took that with it.
         """
-        if self.token is None or self._first is None:
-            return self._wrote
-        if self._wrote and self.token.position is None:
-            return True
+        if self.wrote or self.token is None or self._first is None:
+            return self.wrote
         return _positions(self.token) != _positions(self._first)
 
     def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
@@ -137,11 +141,11 @@ class Tracker:
             if known is not None and known.at > token.at + CLOCK_SKEW:
                 known = known.taken_by(token.at)  # this machine's clock was set back
             self.token = merge(known, token)
-            self._wrote = self._wrote or wrote
+            self.wrote = self.wrote or wrote
 
 
 def _positions(token: Token) -> dict[str, int | None]:
-    return {one.identity: one.position for one in (token, *token.others)}
+    return {one.identity: one.position for one in parts_of(token)}
 
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
@@ -209,6 +213,27 @@ def use_token(token: Token | str | None, *, identity: str | None = None) -> Iter
         yield tracker
     finally:
         _tracker.reset(reset)
+
+
+@contextmanager
+def from_request(
+    propagator: Propagator, cookies: Iterable[tuple[str, str]], header: str | None
+) -> Iterator[Callable[[], Answer | None]]:
+    """Begin the block with what a request carries. It yields what to call when the answer begins.
+
+    That returns what the answer is to tell, or None where there is nothing new, so that the answer stays cacheable.
+    """
+    carried = propagator.extract(cookies, header, now=time.time())
+    for reason in carried.ignored:
+        _log.warning("ignored a consistency token: %s", reason)
+    with use_token(carried.token) as tracker:
+
+        def inject() -> Answer | None:
+            if tracker.token is None or not tracker.has_news:
+                return None
+            return propagator.inject(tracker.token, carried, wrote=tracker.wrote, unique=secrets.token_hex(4))
+
+        yield inject
 
 
 _current: Final[ContextVar[Context]] = ContextVar("ps_core", default=Context())  # noqa: B039 - frozen

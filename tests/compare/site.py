@@ -70,6 +70,8 @@ class Site:
             for name, value in headers:
                 if name == "Set-Cookie":
                     cookies.load(value)
+            for name in [name for name, morsel in cookies.items() if str(morsel["max-age"]) == "0"]:
+                del cookies[name]
 
         response = self._application(environ, start_response)
         body = b"".join(response)

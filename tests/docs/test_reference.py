@@ -29,8 +29,6 @@ def test_public_names(package: str) -> None:
     module = import_module(package)
     for name in module.__all__:
         own = getattr(module, name) is not getattr(shared, name, None) or package == "ps_core"
-        if name == "writing":  # another name of `using_primary`
-            continue
         assert f"{package}.{name}" in page if own else f"ps_core.{name}" in core, name
 
 

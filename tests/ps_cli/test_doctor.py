@@ -503,6 +503,46 @@ def test_django(key: str, status: int, expected: list[str], tmp_path: Path, url:
     assert ([one["id"] for one in answer["findings"]], done.returncode) == ([*expected, *usual], status)
 
 
+DERIVED = """
+from django.contrib.contenttypes.models import ContentType  # django-tenants' imports it, too
+from ps_django.backend import base
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    pass
+"""
+
+
+@pytest.mark.parametrize("role", [{}, {"ps_role": "primary"}])
+@pytest.mark.parametrize(
+    ("engine", "status", "found"),
+    [
+        ("mine", 0, []),
+        ("django.db.backends.postgresql", 2, ["D001", "D002"]),
+        ("no_such_backend", 2, ["D001", "D002"]),
+    ],
+)
+def test_django_of_another_engine(
+    engine: str, status: int, found: list[str], role: dict[str, str], tmp_path: Path, url: str, usual: dict[str, list[str]]
+) -> None:
+    """A derived backend is known by its class, whatever options it has; of another one, options of ours are an error."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "base.py").write_text(DERIVED)
+    change = f"""
+default = DATABASES.pop("default")
+default["OPTIONS"] = {{name: value for name, value in default["OPTIONS"].items() if name != "ps_role"}} | {role!r}
+DATABASES = {{"default": default | {{"ENGINE": {engine!r}}}}}
+INSTALLED_APPS = ["django.contrib.contenttypes"]
+SECRET_KEY = "x" * 50
+"""
+    (tmp_path / "conf.py").write_text(SETTINGS + change)
+    done = run_in(tmp_path, "--django", "conf", "--json", LAB=url)
+    answer = json.loads(done.stdout)
+    ids = [one["id"] for one in answer["findings"]]
+    assert (ids, done.returncode) == (found[not role :][:1] or [*usual], status)
+    if ids == ["D001"]:
+        assert f"its ENGINE '{engine}' is not derived from 'ps_django.backend'. Write ORIGINAL_BACKEND" in done.stdout
+
+
 def test_django_without_tokens(tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
     """Where the level of consistency gives no tokens, no key signs any."""
     (tmp_path / "conf.py").write_text(f"{SETTINGS}\nSECRET_KEY = ''\n")

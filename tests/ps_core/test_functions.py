@@ -65,3 +65,4 @@ def test_question() -> None:
         FUNCTIONS_SQL
     )
     assert b"'%reset%'" in FUNCTIONS_SQL
+    assert b"'postgis' AND f.prolang OPERATOR(pg_catalog.=) 13" in FUNCTIONS_SQL, "C"

@@ -1,6 +1,7 @@
 """Endpoints and topologies, by tables: what each URL leads to, the three forms of a setting, and what is refused."""
 
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -411,3 +412,23 @@ def test_parameters_of_an_endpoint_have_no_order():
         for params in ((("sslmode", "require"), ("gssencmode", "disable")), {"gssencmode": "disable", "sslmode": "require"})
     )
     assert one == two
+
+
+@pytest.mark.parametrize("environment", [{}, {"PGSSLMODE": "verify-ca"}, {"PGSSLROOTCERT": "system"}])
+@pytest.mark.parametrize("mode", [None, "disable", "require", "verify-full"])
+@pytest.mark.parametrize("root", [None, "/ca.pem", "system"])
+def test_sslmode(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str | None, root: str | None) -> None:
+    """The mode that an endpoint names is the one that libpq takes."""
+    for name in ("PGSSLMODE", "PGSSLROOTCERT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    params = {name: value for name, value in {"sslmode": mode, "sslrootcert": root}.items() if value is not None}
+    asked = "host=127.0.0.1 port=1 " + " ".join(f"{name}={value}" for name, value in params.items())
+    connecting = pq.PGconn.connect_start(asked.encode())
+    taken = {option.keyword: option.val for option in connecting.info}[b"sslmode"]
+    connecting.finish()
+    assert taken is not None
+    refused = root == "system" and taken != b"verify-full"
+    with pytest.raises(ConfigurationError, match=f"sslmode={taken.decode()}:") if refused else nullcontext():
+        assert replace(Topology.from_url(PLAIN).primary, params=tuple(params.items())).sslmode == taken.decode()

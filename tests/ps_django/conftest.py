@@ -1,5 +1,7 @@
 """Connections of the site."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from ps_core import use_token
@@ -24,3 +26,24 @@ def _open_connections(ps_lab: Lab, site: None) -> None:
     assert not is_replica("default")
     wait_until(lambda: is_replica("replica"), "reads on replicas")
     ps_lab.wait_replicas_caught_up()
+
+
+@pytest.fixture(scope="module")
+def stock(ps_lab: Lab, site: None) -> Iterator[str]:
+    """An alias of Django's own backend, on the way of `default`."""
+    from django.db import connections
+
+    ours = connections["default"].settings_dict
+    entry = {
+        **ours,
+        "ENGINE": "django.db.backends.postgresql",
+        "OPTIONS": {name: value for name, value in ours["OPTIONS"].items() if not name.startswith("ps_")},
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+        "CONN_MAX_AGE": None,
+    }
+    connections.settings["stock"] = entry
+    connections["stock"].ensure_connection()
+    yield "stock"
+    connections["stock"].close()
+    del connections.settings["stock"]
+    del connections["stock"]

@@ -1,5 +1,6 @@
 """The system checks: each is found where it should be, with its id, and not where all is well."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,14 @@ from django.db import connections
 from django.test import override_settings
 
 import ps_django
+from ps_core import Token, use_token
+from ps_core.consistency import MAX_BRANCHES
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
 from ps_django.settings import Settings
 from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.ps_django.projects import result, start, write
 
 URL = "postgresql://app.branch:pw@x.horizon.psdb.cloud/db"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "django-checks.md"
@@ -47,7 +52,9 @@ def change(patch: pytest.MonkeyPatch, alias: str, **changes: Any) -> None:
 
 
 def test_all_is_well(patch: pytest.MonkeyPatch) -> None:
-    """What `databases()` makes has no findings."""
+    """What `databases()` makes has no findings; nor has what Django has for the primary's alias."""
+    assert check_settings() == []
+    change(patch, "default", ATOMIC_REQUESTS=True, CONN_MAX_AGE=3600)
     assert check_settings() == []
 
 
@@ -69,6 +76,7 @@ def test_nothing_to_check(patch: pytest.MonkeyPatch) -> None:
             ["django.contrib.sessions.middleware.SessionMiddleware", "ps_django.middleware.ConsistencyMiddleware"],
             "E004",
         ),
+        ("MIDDLEWARE", ["django.middleware.cache.UpdateCacheMiddleware", "ps_django.middleware.ConsistencyMiddleware"], "E004"),
     ],
 )
 def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -> None:
@@ -77,12 +85,27 @@ def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -
     assert ids(check_settings()) == {found}
 
 
+@pytest.mark.parametrize(("count", "found"), [(MAX_BRANCHES, set()), (MAX_BRANCHES + 1, {"W018"})])
+def test_databases_of_a_token(patch: pytest.MonkeyPatch, count: int, found: set[str]) -> None:
+    """More databases than a user's token can name."""
+    more = {}
+    for number in range(1, count):
+        for alias in ("default", "replica"):
+            entry = settings.DATABASES[alias]
+            options = {**entry["OPTIONS"], "ps_primary": f"default{number}"}
+            more[f"{alias}{number}"] = {**entry, "OPTIONS": options if alias == "replica" else dict(entry["OPTIONS"])}
+    patch.setattr(settings, "DATABASES", {**settings.DATABASES, **more})
+    assert ids(check_settings()) == found
+
+
 @pytest.mark.parametrize(
     ("alias", "changes", "found"),
     [
         ("default", {"OPTIONS": {"ps_statement_timeout": "5s"}}, "E001"),
         ("default", {"OPTIONS": {"ps_statement_timeouts": "5s"}}, "E001"),
         ("replica", {"USER": "app.branch"}, "E005"),
+        ("replica", {"ATOMIC_REQUESTS": True}, "W017"),
+        ("direct", {"ATOMIC_REQUESTS": True}, "W017"),
         ("default", {"OPTIONS": {"ps_statement_timeout": None}}, "W006"),
         ("default", {"CONN_MAX_AGE": None}, "W007"),
         ("replica", {"CONN_MAX_AGE": 100_000}, "W007"),
@@ -93,6 +116,27 @@ def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any],
     """Entries of DATABASES."""
     change(patch, alias, **changes)
     assert ids(check_settings()) == {found}
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, {"W008"}),
+        ({"sslmode": "require"}, {"W008"}),
+        ({"sslmode": "verify-ca"}, {"W008"}),
+        ({"sslmode": "verify-full"}, set()),
+        ({"sslrootcert": "system"}, set()),
+    ],
+)
+def test_tls(patch: pytest.MonkeyPatch, options: dict[str, str], found: set[str]) -> None:
+    """With the system's roots libpq verifies fully, also where no mode is written."""
+    patch.setattr(
+        settings, "DATABASES", {"default": {"ENGINE": "ps_django.backend", "HOST": "db.example.com", "OPTIONS": options}}
+    )
+    patch.delenv("PGSSLMODE", raising=False)
+    assert ids(check_settings()) - {"W014"} == found
+    patch.setenv("PGSSLMODE", "verify-full")
+    assert bool(ids(check_settings()) - {"W014"}) is ("sslmode" in options and bool(found))
 
 
 def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str]]:
@@ -294,6 +338,76 @@ def test_primary_behind_a_replicas_alias(ps_lab: Lab) -> None:
         found = ids(check_databases(databases=["replica"]))
         connection.close()
     assert found == {"W013"}
+
+
+MODELS = """
+from django.db import models
+from django.db.models.functions import Upper
+
+
+class Item(models.Model):
+    name = models.CharField(max_length=20)
+    upper = models.GeneratedField(expression=Upper("name"), output_field=models.CharField(max_length=20), db_persist=True)
+"""
+PROJECT = """
+import ps_django
+DATABASES = ps_django.databases({url!r}, bouncer="write-pool", replica_urls={away!r}, replica_fallback="none", retry_timeout="1s")
+DATABASE_ROUTERS = {routers}
+MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
+INSTALLED_APPS = ["items"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+"""
+
+
+@pytest.mark.parametrize("primary", ["up", "away"])
+@pytest.mark.parametrize("routers", [["ps_django.routers.ReplicaRouter"], []])
+def test_without_servers(ps_lab: Lab, tmp_path: Path, routers: list[str], primary: str) -> None:
+    """`manage.py check` needs no replica; and the primary only for models for which stock asks its server's version."""
+    away = "postgresql://app:x@127.0.0.1:1/postgres?sslmode=disable"
+    project = PROJECT.format(url=ps_lab.url if primary == "up" else away, away=away, routers=routers)
+    models = MODELS if primary == "up" else MODELS[: MODELS.index("    upper")]
+    folder = write(tmp_path, {"project.py": project, "items/models.py": models})
+    assert "identified no issues" in result(start(folder, "manage.py", "check"))[0] or not routers
+
+
+def standing_in() -> bool:
+    """Return whether the primary answers on the replica's alias, to whom nothing was told."""
+    with use_token(None), connections["replica"].cursor() as cursor:
+        cursor.execute("SELECT pg_is_in_recovery()")
+        row = cursor.fetchone()
+    assert row is not None
+    return not row[0]
+
+
+def test_after_a_crash(ps_lab: Lab) -> None:
+    """After a crash of the primary, each server is what its alias says, whatever the process has seen before it."""
+    with use_token(Token(identity=ps_lab.branch, position=None, at=time.time())):
+        ps_lab.crash_primary(detection=0.1)
+        ps_lab.wait_replicas_caught_up()
+        assert ids(check_databases(databases=["default", "replica"])) == set()
+
+
+def test_replicas_that_lag(ps_lab: Lab) -> None:
+    """What only the primary has by now says nothing of the replica's alias."""
+    ps_lab.set_replay_delay(60)
+    try:
+        ps_lab.sql("UPDATE shop_product SET stock = 1")
+        ps_lab.sql("INSERT INTO shop_product (name, price, stock) VALUES ('cup', 1, 1)")
+        assert ids(check_databases(databases=["default", "replica"])) == set()
+    finally:
+        ps_lab.set_replay_delay(0)
+
+
+def test_replicas_away(ps_lab: Lab) -> None:
+    """While they are away, the primary stands in, and that is said; not of the first moments in which they are back."""
+    ps_lab.bouncers["read-pool"].stop()
+    try:
+        assert standing_in()
+        assert ids(check_databases(databases=["replica"])) == {"W013"}
+    finally:
+        ps_lab.restart_bouncer("read-pool")
+    assert ids(check_databases(databases=["replica"])) == set()
+    wait_until(lambda: not standing_in(), "the reads' return")
 
 
 def test_settings_that_cannot_work(site: None) -> None:

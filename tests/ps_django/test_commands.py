@@ -192,8 +192,9 @@ def project(ps_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project without models, whose commands tell their path and limits."""
     folder = "orders/management/commands"
     names = (SERVING | {"called", "import_orders"}) - DJANGOS
-    derived = {name: DERIVED.format(of=name) for name in DJANGOS - {"remove_stale_contenttypes"}}
-    derived["remove_stale_contenttypes"] = COMMAND_FILE
+    of_applications = {"migrate_schemas", "remove_stale_contenttypes"}
+    derived = {name: DERIVED.format(of=name) for name in DJANGOS - of_applications}
+    derived |= dict.fromkeys(of_applications, COMMAND_FILE)
     return write(
         tmp_path_factory.mktemp("orders"),
         {

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import connections
 
 import ps_django
 from ps_core.errors import ConfigurationError
+from ps_django.backend import base
 from ps_django.checks import check_settings
 from ps_django.config import families
 from ps_lab import Lab
@@ -105,6 +107,57 @@ def test_tenant(ps_lab: Lab, tmp_path: Path) -> None:
     }
 
 
+class Counting(base.DatabaseWrapper):
+    """A backend whose cursors count, by a class derived from Django's own, as that of django-prometheus is."""
+
+    counted: list[str]
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Return ours, with such a class."""
+        params, counted = super().get_connection_params(), self.counted
+
+        class Cursor(params["cursor_factory"]):  # type: ignore[misc]
+            def execute(self, query: str, *args: Any) -> Any:
+                counted.append(query)
+                return super().execute(query, *args)
+
+        return {**params, "cursor_factory": Cursor}
+
+
+@pytest.mark.parametrize("server", [False, True])
+@pytest.mark.parametrize("alias", ["default", "replica", "direct"])
+def test_cursors(site: None, alias: str, server: bool) -> None:
+    """Cursors of a class derived from Django's own are ours all the same: limits and guard travel with each statement."""
+    options: dict[str, Any] = {**connections[alias].settings_dict["OPTIONS"], "server_side_binding": server}
+    wrapper = Counting({**connections[alias].settings_dict, "OPTIONS": options}, alias)
+    wrapper.counted = []
+    query = "SELECT current_setting('statement_timeout'), %s::int"
+    try:
+        with wrapper.cursor() as cursor, ps_django.limits(statement="1s"):
+            cursor.execute(query, [7])
+            assert cursor.fetchall() == [("1s", 7)]
+            cursor.callproc("int4", [7])
+            assert isinstance(cursor.cursor, base.ServerBindingCursor if server else base.Cursor)
+        assert wrapper.counted[-2] == query  # the last is callproc's
+    finally:
+        wrapper.close()
+
+
+def test_tests_on_a_lab(ps_lab: Lab, tmp_path: Path) -> None:
+    """`databases_at()` keeps the project's backend."""
+    folder = write(tmp_path, {"backend/base.py": BACKEND, "project.py": PROJECT})
+    script = """
+    import django, json, os
+    django.setup()
+    from django.db import connections
+    from ps_django.test import databases_at
+    with databases_at(os.environ["PS_URL"], replica_bouncer="read-pool"):
+        print(json.dumps([type(connections[alias]).__module__ for alias in ("default", "replica", "direct")]))
+    """
+    urls = {"PS_URL": ps_lab.url, "PS_BOUNCER": "write-pool", "PS_REPLICA_BOUNCER": "read-pool"}
+    assert json.loads(result(start(folder, "-c", textwrap.dedent(script), **urls))[0]) == ["backend.base"] * 3
+
+
 def test_engine() -> None:
     """`engine` is the ENGINE of all entries."""
     entries = ps_django.databases(URL, replica_bouncer="read-pool", engine="django_tenants.postgresql_backend")
@@ -124,6 +177,11 @@ def test_engine() -> None:
             "django.db.backends.postgresql",
             "engine: 'django.db.backends.postgresql' is Django's own: write 'ps_django.backend', or a backend that is derived"
             " from it",
+        ),
+        (
+            "django.contrib.gis.db.backends.postgis",
+            "engine: 'django.contrib.gis.db.backends.postgis' is Django's own: write 'ps_django.postgis', or a backend that is"
+            " derived from it",
         ),
     ],
 )
@@ -145,8 +203,12 @@ def test_checks(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
         "ps_django.E016",
         "'direct' has options of ps_django, and its ENGINE 'django.db.backends.postgresql' is not derived from"
         " 'ps_django.backend'.",
-        "Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend; else ENGINE = 'ps_django.backend'.",
+        "Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend, POSTGRES_EXTRA_DB_BACKEND_BASE ="
+        " 'ps_django.backend' for psqlextra.backend; else ENGINE = 'ps_django.backend', or a backend that is derived from it.",
     )
+    entries["direct"]["ENGINE"] = "django.contrib.gis.db.backends.postgis"
+    (message,) = check_settings()
+    assert str(message.hint).endswith("; else ENGINE = 'ps_django.postgis', or a backend that is derived from it.")
     entries["direct"]["ENGINE"] = "ps_django.backend"
     entries["replica"]["ENGINE"] = "tests.ps_django.derived"
     with pytest.raises(ConfigurationError) as caught:

@@ -164,7 +164,7 @@ def test_middleware(late: Lab) -> None:
     for method in ("get", "post"):
         client = Client()
         assert by_replica(getattr(client, method)("/show")) is (method == "get")
-        assert "ps_token" not in client.cookies
+        assert not client.cookies
         getattr(client, method)("/store")
         assert by_replica(client.get("/show")) is False
     assert by_replica(Client().get("/show")) is True
@@ -187,7 +187,8 @@ def test_cookie(late: Lab) -> None:
     client = Client()
     with override_settings(PS_DJANGO={"COOKIE": "multidb_pin_writes"}):
         client.post("/store")
-        assert set(client.cookies) == {"multidb_pin_writes"}
+        assert all(name.startswith("multidb_pin_writes_") for name in client.cookies)
+        assert client.cookies
         assert by_replica(client.get("/show")) is False
 
 
@@ -230,9 +231,9 @@ def test_get_replica() -> None:
 @replaces("MULTIDB_PINNING_COOKIE_SECURE", "MULTIDB_PINNING_COOKIE_HTTPONLY", "MULTIDB_PINNING_COOKIE_SAMESITE")
 @pytest.mark.parametrize("secure", [True, False])
 def test_cookie_attributes(secure: bool) -> None:
-    """`Secure` is as for the session's cookie, `HttpOnly` and `SameSite=Lax` are always set."""
+    """`Secure` and `SameSite` are as for the session's cookie, `HttpOnly` is always set."""
     with override_settings(SESSION_COOKIE_SECURE=secure):
-        cookie = Client().post("/store").cookies["ps_token"]
+        (cookie,) = Client().post("/store").cookies.values()
     assert (bool(cookie["secure"]), cookie["httponly"], cookie["samesite"]) == (secure, True, "Lax")
 
 
@@ -390,13 +391,12 @@ def test_roll_out() -> None:
 
 
 def test_using_replica_alias(ps_lab: Lab) -> None:
-    """What names the replica's alias is answered there; a write finds its way to the primary, but not in a block on the alias."""
+    """What names the replica's alias is answered there; a write is the primary's at once, but refused in a block on the alias."""
     from ps_cli.shop.models import Product
 
     for work, paths in (
         (lambda: list(Product.objects.using(REPLICA)[:1]), {REPLICA: 1}),
-        # A text of its own: a write that was refused once is not sent there again.
-        (lambda: Product.objects.using(REPLICA).filter(stock=4711).update(stock=4712), {REPLICA: 1, "primary": 1}),
+        (lambda: Product.objects.using(REPLICA).filter(stock=4711).update(stock=4712), {"primary": 1}),
     ):
         with ps_lab.round_trips() as trips:
             work()

@@ -88,25 +88,6 @@ def _urls() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def stock(ps_lab: Lab, site: None) -> Iterator[str]:
-    """An alias of Django's own backend, on the way of `default`."""
-    ours = connections["default"].settings_dict
-    entry = {
-        **ours,
-        "ENGINE": "django.db.backends.postgresql",
-        "OPTIONS": {name: value for name, value in ours["OPTIONS"].items() if not name.startswith("ps_")},
-        "DISABLE_SERVER_SIDE_CURSORS": True,
-        "CONN_MAX_AGE": None,
-    }
-    connections.settings["stock"] = entry
-    connections["stock"].ensure_connection()
-    yield "stock"
-    connections["stock"].close()
-    del connections.settings["stock"]
-    del connections["stock"]
-
-
 @contextmanager
 def way(alias: str | None, atomic_requests: bool) -> Iterator[None]:
     """Let the views use an alias."""

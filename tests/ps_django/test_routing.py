@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connections, router, transaction
+from django.db import connections, models, router, transaction
 from django.db.utils import ConnectionHandler, ConnectionRouter
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -106,6 +107,56 @@ def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
     }
 
 
+MODES = [None, *(getattr(models, name) for name in ("FETCH_ONE", "FETCH_PEERS") if hasattr(models, name))]
+"""None is the default, and all that Django had before 6.1."""
+LATER: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "reading": ps_django.reading,
+    "outside": nullcontext,
+    "using_primary": ps_django.using_primary,
+    "atomic": transaction.atomic,
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: type(mode).__name__)
+def test_lazy_loads(shop: Any, mode: Any, later: str) -> None:
+    """What is loaded when it is needed goes where reads go by then; deferred fields of peers, where the first came from."""
+    from django.contrib.auth.models import Group, User
+
+    from ps_cli.shop.models import Order
+
+    def with_mode(rows: Any) -> list[Any]:
+        return list(rows if mode is None else rows.fetch_mode(mode))
+
+    expected = REPLICA if later == "reading" else DEFAULT
+    peers = mode is not None and mode.track_peers
+    with ps_django.reading():
+        orders, products = with_mode(Order.objects.order_by("pk")), with_mode(type(shop).objects.defer("stock"))
+        deferred = with_mode(Order.objects.defer("quantity").order_by("pk"))
+        (user,) = with_mode(User.objects.all())
+    with LATER[later]():
+        assert aliases(lambda: [order.product for order in orders]) == [expected] * (1 if peers else 2)
+        assert aliases(lambda: [order.quantity for order in deferred]) == ([REPLICA] if peers else [expected] * 2)
+        assert aliases(lambda: products[0].stock) == [expected]
+        assert aliases(lambda: list(user.groups.all())) == [expected]
+        assert {order.product._state.db for order in orders} == {expected}
+    assert {one._state.db for one in (*orders, user)} == {REPLICA}
+    assert [type(group) for group in user.groups.all()] == [Group]
+
+
+@pytest.mark.skipif(not hasattr(models, "FETCH_RAISE"), reason="Django before 6.1 has no fetch modes")
+def test_lazy_loads_that_are_blocked(shop: Any) -> None:
+    """Where lazy loads are blocked, none of ours is made behind its back: an instance of a replica is written as it is."""
+    from django.core.exceptions import FieldFetchBlocked
+
+    with ps_django.reading():
+        product, other = (type(shop).objects.defer("stock").fetch_mode(models.FETCH_RAISE).get(pk=shop.pk) for _ in range(2))
+    with pytest.raises(FieldFetchBlocked):
+        product.stock  # noqa: B018 - it loads
+    assert aliases(lambda: product.save(update_fields=["name"])) == [DEFAULT]
+    assert aliases(lambda: other.save(using=REPLICA)) == [DEFAULT]
+
+
 def _locked(product: Any) -> Any:
     with transaction.atomic():
         return type(product).objects.select_for_update().get(pk=product.pk)
@@ -143,7 +194,6 @@ def test_in_a_reading_context(shop: Any, way: str) -> None:
         (nullcontext, DEFAULT),
         (ps_django.reading, REPLICA),
         (ps_django.using_replica, REPLICA),
-        (ps_django.writing, DEFAULT),
         (ps_django.using_primary, DEFAULT),
     ],
 )
@@ -153,6 +203,14 @@ def test_blocks(shop: Any, block: Callable[[], AbstractContextManager[Any]], exp
         assert set(aliases(lambda: list(type(shop).objects.all()))) == {expected}
 
 
+def test_names() -> None:
+    """Each promise has one name; the first one of `using_primary` still works, and nothing teaches it."""
+    assert ps_django.writing is ps_django.using_primary
+    assert "writing" not in ps_django.__all__
+    pages = Path(__file__).parents[2].joinpath("docs").rglob("*.md")
+    assert [page for page in pages if "writing()" in page.read_text()] == []
+
+
 def test_blocks_nest(shop: Any) -> None:
     """Blocks nest and restore, as decorators and as context managers, also on exceptions (behaviour of multidb-router's pins)."""
     read = lambda: list(type(shop).objects.all())  # noqa: E731
@@ -160,7 +218,7 @@ def test_blocks_nest(shop: Any) -> None:
     with ps_django.reading():
         assert aliases(read) == [REPLICA]
         assert aliases(pinned) == [DEFAULT]
-        with pytest.raises(ZeroDivisionError), ps_django.writing():
+        with pytest.raises(ZeroDivisionError), ps_django.using_primary():
             assert aliases(read) == [DEFAULT]
             raise ZeroDivisionError
         assert aliases(read) == [REPLICA]
@@ -171,7 +229,7 @@ def test_everywhere(shop: Any) -> None:
     read = lambda: list(type(shop).objects.all())  # noqa: E731
     with override_settings(PS_DJANGO={"READS": "replica"}):
         assert aliases(read) == [REPLICA]
-        with ps_django.writing():
+        with ps_django.using_primary():
             assert aliases(read) == [DEFAULT]
     assert aliases(read) == [DEFAULT]
 
@@ -199,7 +257,9 @@ def test_threads(shop: Any) -> None:
                 barrier.wait()
                 found.setdefault(name, set()).add(router.db_for_read(type(shop)))
 
-    threads = [threading.Thread(target=work, args=pair) for pair in (("a", ps_django.reading()), ("b", ps_django.writing()))]
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in (("a", ps_django.reading()), ("b", ps_django.using_primary()))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

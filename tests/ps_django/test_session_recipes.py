@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as Stock
 from django.db.backends.signals import connection_created
 from django.db.models.expressions import RawSQL
@@ -155,6 +156,53 @@ def test_connection_created(ps_lab: Lab, alias: str, receiver: Callable[..., Any
     """What a handler sets holds for the connection that it was called for, on primary and replica."""
     with strangers(ps_lab, "app.tenant", "lock_timeout"), handler(receiver):
         assert observed(alias) == [expected] * 6
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_connection_made_anew(ps_lab: Lab, alias: str) -> None:
+    """A lost connection that is made anew is the same for its handlers: what they did holds, and they are not called again."""
+    called: list[str] = []
+
+    class Shouting(psycopg.adapt.Loader):
+        def load(self, data: Any) -> str:
+            return bytes(data).decode().upper()
+
+    def prepare(sender: Any, connection: Any, **kwargs: Any) -> None:
+        called.append(connection.alias)
+        connection.connection.adapters.register_loader("text", Shouting)
+        ask(connection.alias, "SET app.tenant = '7'")
+
+    with handler(prepare):
+        for _ in range(2):
+            assert ask(alias, "SELECT current_setting('app.tenant'), 'loud'::text") == ("7", "LOUD")
+            ps_lab.edge.cut()
+        ask(alias, "SET app.tenant = '8'")
+        ps_lab.edge.cut()
+        with transaction.atomic(using=alias):
+            assert ask(alias, "SELECT current_setting('app.tenant'), 'loud'::text") == ("8", "LOUD")
+        assert called == [alias]
+        connections[alias].close()
+        assert ask(alias, "SELECT current_setting('app.tenant')") == ("7",)
+        assert called == [alias] * 2
+
+
+def test_session_that_was_lost(ps_lab: Lab) -> None:
+    """On the direct path a session that a handler has changed is lost with its connection, as on stock; the next has its own."""
+    called: list[str] = []
+
+    def prepare(sender: Any, connection: Any, **kwargs: Any) -> None:
+        called.append(connection.alias)
+        ask(connection.alias, "SET app.tenant = '7'")
+
+    with handler(prepare):
+        assert ask("direct", "SELECT current_setting('app.tenant')") == ("7",)
+        ps_lab.edge.cut()
+        with pytest.raises(OperationalError):
+            ask("direct", "SELECT 1")
+        connections["direct"].close_if_unusable_or_obsolete()
+        assert ask("direct", "SELECT current_setting('app.tenant')") == ("7",)
+    assert called == ["direct"] * 2
+    connections["direct"].close()
 
 
 def test_direct_path(ps_lab: Lab) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import DatabaseError, InternalError, NotSupportedError, OperationalError, connections, transaction
+from django.db.backends.postgresql import base as stock
 from django.db.models import Func, Value
 from django.test.utils import CaptureQueriesContext
 
@@ -152,6 +153,26 @@ def test_server_side_binding(ps_lab: Lab) -> None:
         with connection.cursor() as cursor:
             assert isinstance(cursor.cursor, psycopg.Cursor)
             assert not isinstance(cursor.cursor, psycopg.ClientCursor)
+
+
+@pytest.mark.parametrize("kind", [stock.Cursor, stock.ServerBindingCursor])
+def test_cursor_factory(ps_lab: Lab, kind: type) -> None:
+    """A cursor class of the project's own, derived from Django's, carries what ours does: timeouts, and another try."""
+    executed: list[str] = []
+
+    class Own(kind):  # type: ignore[valid-type,misc]
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            executed.append(query)
+            return super().execute(query, *args, **kwargs)
+
+    with another("default", TIME_ZONE="Asia/Tokyo", OPTIONS={"cursor_factory": Own}) as connection:
+        for _ in range(2):
+            assert ask(connection, "SELECT current_setting('statement_timeout'), %s::int", [7]) == ("2s", 7)
+            ps_lab.edge.cut("primary")
+        assert connection.connection.cursor_factory is Own
+        with connection.cursor() as cursor:
+            assert isinstance(cursor.cursor, Own)
+    assert executed[-1].startswith("SELECT current_setting")
 
 
 @contextmanager

@@ -197,6 +197,30 @@ def test_programs_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.rmtree(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("version", "named", "refused"), [(14, True, True), (15, True, False), (16, False, True), (17, False, False)]
+)
+def test_old_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, named: bool, refused: bool) -> None:
+    """A server that is named by its folder may be older than one that is found, as a machine's own is on PATH."""
+    for name, says in (("postgres", f"postgres (PostgreSQL) {version}.1"), ("pg_config", str(tmp_path))):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+        (tmp_path / name).chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    if not named:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no package has one
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    guard = Guard(Account())
+    try:
+        if refused:
+            with pytest.raises(RuntimeError, match=f"is PostgreSQL {version}: .* another server, from 15 on, in PS_LAB_POSTGRES"):
+                Binaries(guard, tmp_path if named else None)
+        else:
+            assert Binaries(guard, tmp_path if named else None).major == version
+    finally:
+        guard.close()
+
+
 def test_one_replica_and_small_limits() -> None:
     """One replica, and bouncers too small for what the lab does at its start, are enough; with no replica nobody is promoted."""
     with Lab(replicas=1, max_client_conn=3, default_pool_size=1) as lab:

@@ -80,7 +80,7 @@ class Browser:
     def forget_token(self) -> None:
         """Be as one who logged in long ago: what that wrote is on all replicas."""
         for cookie in list(self.jar):
-            if cookie.name == "ps_token":
+            if cookie.name.startswith("ps_token"):
                 self.jar.clear(cookie.domain, cookie.path, cookie.name)
 
     def _ended(self, response: HTTPResponse) -> tuple[str, str]:

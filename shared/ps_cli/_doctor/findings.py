@@ -345,7 +345,7 @@ def _of_path(path: PathSeen) -> Iterator[Finding]:
         if path.refusal_rule not in _TLS_RULES or exit_status(about_tls) < 2:
             yield _of_refusal(path)
     if path.session is not None:
-        if path.tls is not None and path.tls.direct and sslmode_of(endpoint) in _SURE and not _asks_directly(endpoint):
+        if path.tls is not None and path.tls.direct and endpoint.sslmode in _SURE and not _asks_directly(endpoint):
             yield finding("D028", endpoint.name)
         yield from _of_session(path.session, endpoint)
 
@@ -412,18 +412,12 @@ _UNCHECKED: Final = {"verify-ca": ("name",), "verify-full": ()}
 """What certificate faults each sslmode lets pass; the weaker ones let all pass."""
 
 
-def sslmode_of(endpoint: Endpoint) -> str:
-    """Return the mode that holds: libpq's default where none is written."""
-    params = dict(endpoint.params)
-    return params.get("sslmode", "verify-full" if params.get("sslrootcert") == "system" else "prefer")
-
-
 def _asks_directly(endpoint: Endpoint) -> bool:
     return dict(endpoint.params).get("sslnegotiation") == "direct"
 
 
 def _of_tls(tls: TlsSeen, endpoint: Endpoint, addresses: Sequence[str]) -> Iterator[Finding]:
-    name, mode = endpoint.name, sslmode_of(endpoint)
+    name, mode = endpoint.name, endpoint.sslmode
     if mode in _SURE and not tls.offered:
         yield finding("D020", name, mode=mode)
     elif not tls.offered or mode in ("disable", "allow"):
@@ -510,7 +504,7 @@ def _of_refusal(path: PathSeen) -> Finding:
         why=said(message),
         suffix=endpoint.user.partition("|")[2],
         dbname=endpoint.dbname,
-        mode=sslmode_of(endpoint),
+        mode=endpoint.sslmode,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ps_cli._doctor.seen import Setup
+from ps_core.errors import ConfigurationError
 from ps_core.topology import Topology
 
 if TYPE_CHECKING:
@@ -56,21 +57,27 @@ def of_django(module: str) -> Iterator[Setup]:
         UnreadableError: the module cannot be imported, or no entry of DATABASES has our backend.
         ConfigurationError: an entry cannot work.
     """
+    import django
     from django.conf import settings
-    from django.core.exceptions import ImproperlyConfigured
+    from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
 
     from ps_django.config import ENGINE, endpoint_of, families
+    from ps_django.engines import ours_of, strangers
+
+    def read() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        entries = dict(settings.DATABASES)
+        try:
+            return entries, ours_of(entries)
+        except AppRegistryNotReady:  # of a backend that imports models, such as django-tenants'
+            django.setup()
+            return entries, ours_of(entries)
 
     os.environ["DJANGO_SETTINGS_MODULE"] = module
-    entries: dict[str, dict[str, Any]] = _of_application(lambda: dict(settings.DATABASES))
-    # Whether another ENGINE is derived from ours cannot be told without the project's applications: its options tell.
-    ours = {
-        alias: entry
-        for alias, entry in entries.items()
-        if entry.get("ENGINE") == ENGINE or "ps_role" in (entry.get("OPTIONS") or {})
-    }
+    entries, ours = _of_application(read)
+    for _, wrong, hint in strangers(entries):
+        raise ConfigurationError(f"{wrong} {hint}")
     if not ours:
-        raise UnreadableError(f"no entry of DATABASES has the ENGINE {ENGINE!r}")
+        raise UnreadableError(f"no entry of DATABASES has the ENGINE {ENGINE!r}, or one that is derived from it")
     primary_of = families(ours)
     signs = "ps_django.middleware.ConsistencyMiddleware" in settings.MIDDLEWARE
     key = ""

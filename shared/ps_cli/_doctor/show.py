@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from ps_cli._doctor.findings import TIMEOUTS, exit_status, kind_of, said, sslmode_of
+from ps_cli._doctor.findings import TIMEOUTS, exit_status, kind_of, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +98,7 @@ def _steps(path: PathSeen) -> Iterator[tuple[bool, str, str]]:
         return
     yield not path.port_error, "port", path.port_error or "open"
     if path.tls is not None:
-        yield not path.tls.fault, "TLS", _tls(path.tls, sslmode_of(path.endpoint))
+        yield not path.tls.fault, "TLS", _tls(path.tls, path.endpoint.sslmode)
     if path.refusal is not None and path.session is None:
         yield False, "server" if "server" in path.seconds else "login", said(path.refusal)
     elif path.session is not None:

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from ps_core._retry.gate import Turn
     from ps_core._retry.policy import RetryPolicy
     from ps_core.replicas import Replicas
+    from ps_core.topology import Endpoint
 
 __all__ = [
     "OK",
@@ -84,6 +85,7 @@ __all__ = [
     "WAIT_INTERVAL",
     "BaseConnection",
     "connect_options",
+    "must_carry",
     "time_to_connect",
     "without_waiting",
 ]
@@ -324,8 +326,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining()
             pipeline.plan(SEVERAL)
         elif self._autocommit and self.pgconn.transaction_status == IDLE:
-            endpoint, context = self.state.endpoint, current()
-            if endpoint.pooled or endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits:
+            if must_carry(self.state.endpoint):
                 raise psycopg.NotSupportedError(
                     "in autocommit, only cursors of ps_core carry timeouts, local settings, an assumed role and the guard of a"
                     ' replica: leave `cursor_factory` out (binding="server" binds and prepares as psycopg.Cursor does), or use it'
@@ -837,9 +838,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     @contextmanager
     def asking_anywhere(self) -> Iterator[None]:
-        """Return a block that asks what is the same on every server, such as its version: also on a replica that is behind.
+        """Return a block that asks what is the same on every server, such as its version.
 
-        Where the connection is made anew, meanwhile, it goes where the caller's next statement can be answered.
+        A replica that is behind what the caller has seen answers, too, and nothing counts as seen. Where the connection is made
+        anew meanwhile, it goes where the caller's next statement can be answered.
         """
         outer, self._asks_anywhere = self._asks_anywhere, True
         try:
@@ -885,6 +887,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
         `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
         """
+        if self._asks_anywhere:
+            return  # what is the same everywhere is nothing that was seen
         position = None if lsn is None else parse_lsn(lsn, reached=True)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         covers = self._unknown_positions if covers is None else covers
@@ -1393,6 +1397,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             literal = bytes(pq.Escaping(self.pgconn).escape_literal(value))
             yield from super()._exec_command(b"SET SESSION %s=%s" % (name, literal))
         self._parameters = None
+
+
+def must_carry(endpoint: Endpoint) -> bool:
+    """Return whether what is sent in autocommit has to bring something along: timeouts, settings, a role, a guard."""
+    context = current()
+    return bool(endpoint.pooled or endpoint.read_only or endpoint.assumed_role or context.local_settings or context.limits)
 
 
 _COUNT: Final = count(1)

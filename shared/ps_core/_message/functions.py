@@ -40,8 +40,10 @@ FUNCTIONS_SQL: Final = (
     b" JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid"
     b" WHERE d.classid OPERATOR(pg_catalog.=) 1255::pg_catalog.oid AND d.objid OPERATOR(pg_catalog.=) p.oid"  # pg_proc
     b" AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\""
-    b" AND e.extname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.text[])"
-    b" AND p.proname::pg_catalog.text OPERATOR(pg_catalog.!~~) '%%reset%%')"
+    b" AND (e.extname::pg_catalog.text OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.text[])"
+    b" AND p.proname::pg_catalog.text OPERATOR(pg_catalog.!~~) '%%reset%%'"
+    # What it has in C only computes (ST_Collect, ST_MakeLine); in other languages, it adds columns and locks rows.
+    b" OR e.extname::pg_catalog.text OPERATOR(pg_catalog.=) 'postgis' AND f.prolang OPERATOR(pg_catalog.=) 13::pg_catalog.oid))"
     b" GROUP BY 1"
 ) % ",".join(_HARMLESS).encode()
 """The question. It names everything of pg_catalog's as such: a caller's search_path must not change the answer."""

@@ -33,6 +33,14 @@ LABELS = [
     "multiple_database",
     "queries",
     "basic",
+    "get_or_create",
+    "delete",
+    "update",
+    "defer",
+    "model_inheritance",
+    "prefetch_related",
+    "signals",
+    "handlers",
     "lookup",
     "aggregation",
     "bulk_create",
@@ -123,7 +131,8 @@ def page(outcomes: dict[tuple[str, str], dict[str, str]], pgbouncer: str) -> str
     lines = ["# Django's own tests", ""]
     versions = f"Django {django.get_version()}, psycopg {psycopg.__version__}, PgBouncer {pgbouncer}"
     lines.append(f"{versions}, {NEIGHBOURS} other clients of each pooled database.")
-    lines += ["Made by `make test-suite-django`. Each cell: passed / failed / skipped.", ""]
+    lines += ["Made by `make test-suite-django`; ours has `ReplicaRouter`, with what it changes of Django's ORM."]
+    lines += ["Each cell: passed / failed / skipped.", ""]
     lines += ["| |" + "".join(f" {path}, {backend} |" for path, backend in outcomes), "|---|" + "---|" * len(outcomes)]
     counts = {key: Counter((label(test), outcome) for test, outcome in found.items()) for key, found in outcomes.items()}
     labels = sorted({name for count in counts.values() for name, _ in count})

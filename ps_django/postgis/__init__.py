@@ -1,0 +1,1 @@
+"""`ENGINE = "ps_django.postgis"`."""
