@@ -54,7 +54,7 @@ test-postgis: .venv/ready
 test-ecosystem:
 	@.ci/setup system
 	@.ci/setup venv .cache/ecosystem --editable '.[sqlalchemy,django,lab,otel]' --group $(or $(GROUP),ecosystem-more)
-	@.ci/setup venv .cache/ecosystem --no-deps 'fastapi-users-db-sqlalchemy>=7'
+	@.ci/setup venv .cache/ecosystem --no-deps 'fastapi-users-db-sqlalchemy>=7' 'django-postgres-extra>=3'
 	.cache/ecosystem/bin/pytest tests/ecosystem $(ARGS)
 
 # The shop of docs/examples in a real browser; Chromium from the system's packages.

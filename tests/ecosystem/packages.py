@@ -108,7 +108,7 @@ PACKAGES = {
             'django_db_execute_total{alias="default",vendor="postgresql"}': 5.0,
             'django_db_execute_total{alias="replica",vendor="postgresql"}': 1.0,
         },
-        write="a backend of its kind, derived from ours: its own is derived from Django's",
+        write="a backend of yours: [its recipe](../howto/derived-backends.md#django-prometheus)",
     ),
     "tenants": Package(
         distributions=("django-tenants",),
@@ -254,5 +254,15 @@ PACKAGES = {
         distributions=("fastapi-users", "sqladmin"),
         does="users registered, logged in, known and changed; rows made, shown, changed and deleted in the admin",
         write="a session maker of ours, and the middleware: [recipes](../howto/packages.md#fastapi-users)",
+    ),
+    "psqlextra_": Package(
+        ci=False,
+        distributions=("django-postgres-extra",),
+        does="rows upserted one by one and in bulk, with `UPDATE` and with `NOTHING`, in autocommit and in a transaction",
+        apps=("django.contrib.postgres", "psqlextra"),
+        engines=("psqlextra.backend",) * 2,
+        settings={"POSTGRES_EXTRA_AUTO_EXTENSION_SET_UP": False},
+        settings_of_ours={"POSTGRES_EXTRA_DB_BACKEND_BASE": "ps_django.backend"},
+        write="`POSTGRES_EXTRA_DB_BACKEND_BASE`: [its recipe](../howto/derived-backends.md#django-postgres-extra)",
     ),
 }
