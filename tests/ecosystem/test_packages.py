@@ -9,6 +9,9 @@ from ps_lab import Lab
 from tests.ecosystem.harness import check_row, found, row
 from tests.ecosystem.packages import PACKAGES
 
+# Two sites are started and migrated, and work over a switchover each, on machines that have other work.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.ci] if of.ci else []) for name, of in PACKAGES.items()])
 def test_package(ps_lab: Lab, name: str) -> None:
