@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ def site(lab: Lab, name: str, *, stock: bool) -> Iterator[Site]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         try:
             yield Site(process)
@@ -70,7 +72,7 @@ def site(lab: Lab, name: str, *, stock: bool) -> Iterator[Site]:
             try:
                 process.communicate(timeout=20)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the commands that it runs beside it
                 process.communicate()
 
 
