@@ -59,6 +59,7 @@ MODULES = {
     "_message/change.py": ("test_change.py",),
     "_message/session.py": ("test_session.py",),
     "routing.py": ("test_routing.py",),
+    "_propagation.py": ("test_propagation.py",),
     "_retry/policy.py": ("test_policy.py", "test_retry.py"),
     "_retry/deadline.py": ("test_deadline.py",),
     "_retry/attempts.py": ("test_attempts.py",),

@@ -308,7 +308,7 @@ def demanded(carried: Carried) -> float:
     return math.inf if carried.token.position is None else carried.token.position
 
 
-def simulate(overlapping: int, *, seed: int, one_cookie: bool = False, requests: int = 2000) -> Outcome:
+def simulate(overlapping: int, *, seed: int, one_cookie: bool = False, requests: int = 500) -> Outcome:
     """Let a browser have so many requests under way, each of which is served and arrives at a time of its own.
 
     A request is stale that does not demand all that was written by the requests that the browser has had the answers of.
