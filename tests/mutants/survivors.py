@@ -209,6 +209,12 @@ SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
         "return Ended(outcome=Outcome.ROLLED_BACK, position=_position(answers)) => pass",
     ): "What follows reads the same from the tag.",
     ("routing.py", "_no", "return False => pass"): "None is as false.",
+    ("_propagation.py", "_demanded", "assert token is not None => pass"): "It is for the type checker.",
+    (
+        "_propagation.py",
+        "inject",
+        "first = int(unique, 16) % max(len(covered), 1) => first = int(unique, 16) % max(len(covered), 2)",
+    ): "One cookie comes first wherever it is begun.",
     (
         "_message/commit.py",
         "judge_replies",

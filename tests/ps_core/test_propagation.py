@@ -18,6 +18,8 @@ from ps_core.consistency import MAX_BRANCHES, identity_of
 from ps_core.context import Tracker, current_token, from_request, use_token
 from ps_core.errors import ConfigurationError
 
+pytestmark = pytest.mark.fast
+
 NOW = 1_790_000_000.0
 PROPAGATOR = Propagator(keys=["a secret of the tests"], cookie="ps_token")
 LONGEST = identity_of("db-7.of-a-long-name.eu-central-1.example.org/shop")
@@ -219,6 +221,8 @@ def test_request(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(("databases", "cookies"), [(1, MAX_COOKIES), (2, MAX_COOKIES), (4, MAX_COOKIES), (MAX_BRANCHES, 19)])
 def test_size(databases: int, cookies: int) -> None:
     """A value is 64 bytes at most, and 48 more for each further database; so many cookies go through gunicorn."""
+    assert (MAX_COOKIES, MAX_VALUES, MAX_DELETED) == (32, 8, 16)
+    assert "=" not in value(1)
     first, *others = (token(FARTHEST, LONGEST[:-1] + str(number), 9_999_999_999) for number in range(databases))
     longest = PROPAGATOR.sign(replace(first, others=tuple(others)))
     assert len(LONGEST) == 16
@@ -254,7 +258,11 @@ def test_wanted_by_browsers(name: str, given: dict[str, Any], wanted: list[str])
 
 @pytest.mark.parametrize(("keys", "accepted"), [(["old"], True), ([b"new", "old"], True), (["new"], False)])
 def test_rotation_of_keys(keys: list[Any], accepted: bool) -> None:
-    """All keys are accepted; the first one signs."""
+    """All keys are accepted; the first one signs. No key is shown."""
+    rotated = Propagator(keys=["new", "old"], cookie="t").sign(token(5))
+    assert rotated == Propagator(keys=["new"], cookie="t").sign(token(5))
+    shown = repr(Propagator(keys=keys, cookie="t"))
+    assert not any(word in shown for word in ("key", "old", "new", "_own"))
     signed = Propagator(keys=["old"], cookie="t").sign(token(5))
     found = Propagator(keys=keys, cookie="t").extract([("t", signed)], None, now=NOW)
     assert found == Carried(token(5) if accepted else None, (), () if accepted else (NOT_SIGNED,))
