@@ -6,12 +6,14 @@ lock. What they decide by has to be where they write.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import wraps
 from typing import Any
 
 from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.deletion import Collector
+from django.db.models.lookups import In
 
 __all__ = ["lead_to_primary", "writer_of"]
 
@@ -28,11 +30,11 @@ def writer_of(alias: str) -> str:
 
 
 def lead_to_primary() -> None:
-    """Let the three places by which everything in Django's ORM writes ask `writer_of`."""
+    """Let the three places by which everything in Django's ORM writes ask `writer_of`, and subqueries follow."""
     if hasattr(Model.save_base, "ps_leads"):
         return
     db: Any = QuerySet.db
-    save_base, collector = Model.save_base, Collector.__init__
+    save_base, collector, process_rhs = Model.save_base, Collector.__init__, In.process_rhs
 
     @wraps(db.fget)
     def db_of(self: Any) -> str:
@@ -54,6 +56,18 @@ def lead_to_primary() -> None:
     def collect(self: Any, using: str, *args: Any, **kwargs: Any) -> None:
         collector(self, writer_of(using), *args, **kwargs)
 
+    @wraps(process_rhs)
+    def process(self: Any, compiler: Any, connection: Any) -> Any:
+        named = getattr(self.rhs, "_db", None)
+        if named is None or named == connection.alias or writer_of(named) != connection.alias:
+            return process_rhs(self, compiler, connection)
+        # Django refuses a subquery that names another alias; it writes, and goes with what it is in.
+        lookup = copy(self)
+        lookup.rhs = self.rhs.clone() if hasattr(self.rhs, "clone") else copy(self.rhs)
+        lookup.rhs._db = connection.alias
+        return process_rhs(lookup, compiler, connection)
+
     save.ps_leads = True  # type: ignore[attr-defined]
     QuerySet.db = property(db_of)  # type: ignore[assignment,method-assign]
     Model.save_base, Collector.__init__ = save, collect  # type: ignore[method-assign]
+    In.process_rhs = process  # type: ignore[method-assign]

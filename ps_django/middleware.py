@@ -19,6 +19,7 @@ from ps_core.context import block, deadline, forget_token, from_request, local_s
 from ps_core.routing import SAFE_METHODS
 from ps_core.tags import tags
 from ps_django.settings import current_settings
+from ps_django.transaction import blocks_of_request, expect_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,11 +88,13 @@ class ConsistencyMiddleware(_Middleware):
             return response
 
         header = request.headers.get(propagator.header) if propagator.header else None
-        with block(reading=request.method in SAFE_METHODS), from_request(propagator, cookies, header) as inject:
+        reads = block(reading=request.method in SAFE_METHODS)
+        with reads, blocks_of_request(), from_request(propagator, cookies, header) as inject:
             yield tell
 
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
-        """Leave exempt views alone."""
+        """Leave exempt views alone, and know the transactions in which others are run."""
+        expect_blocks(view)
         if getattr(view, "ps_exempt", False) or getattr(getattr(view, "view_class", None), "ps_exempt", False):
             request._ps_exempt = True  # type: ignore[attr-defined]
             block(reading=False).__enter__()  # ends with the block around the request

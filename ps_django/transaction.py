@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import tenacity
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connections, transaction
 
 from ps_core._retry.policy import USUAL
 from ps_core.context import commit_check, remaining
@@ -15,7 +17,7 @@ from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ps_core import RetryPolicy
 
@@ -108,9 +110,46 @@ def in_transaction(connection: Any) -> bool:
     return not autocommit
 
 
+_of_request: Final[ContextVar[dict[str, Any] | None]] = ContextVar("ps_django_blocks_of_request", default=None)
+
+
+@contextmanager
+def blocks_of_request() -> Iterator[None]:
+    """Begin a request: its view may be run in blocks of ATOMIC_REQUESTS (`expect_blocks`)."""
+    reset = _of_request.set({})
+    try:
+        yield
+    finally:
+        _of_request.reset(reset)
+
+
+def expect_blocks(view: Any) -> None:
+    """Say that `view` is run now, in a block of each alias with ATOMIC_REQUESTS that it has not excepted."""
+    blocks = _of_request.get()
+    if blocks is not None:
+        excepted = getattr(view, "_non_atomic_requests", ())
+        blocks |= {
+            alias: None for alias, entry in connections.settings.items() if entry["ATOMIC_REQUESTS"] and alias not in excepted
+        }
+
+
 def in_block_of_request(connection: Any) -> bool:
-    """Return whether the transaction is the one that ATOMIC_REQUESTS opened, for whatever the request will do."""
-    return connection.settings_dict["ATOMIC_REQUESTS"] and len(own_blocks(connection)) == 1
+    """Return whether the transaction is the one that ATOMIC_REQUESTS opened, for whatever the request will do.
+
+    Django does not mark it. It is the first one on that alias that is open while the view runs.
+    """
+    blocks, own = _of_request.get(), own_blocks(connection)
+    if not blocks or len(own) != 1 or connection.alias not in blocks:
+        return False
+    if blocks[connection.alias] is None:
+        blocks[connection.alias] = own[0]
+    return blocks[connection.alias] is own[0]
+
+
+def is_within_request(connection: Any) -> bool:
+    """Return whether what is done now on this alias ends with the block that ATOMIC_REQUESTS opened, or one inside of it."""
+    blocks = _of_request.get()
+    return blocks is not None and connection.alias in blocks and in_transaction(connection)
 
 
 def own_blocks(connection: Any) -> list[Any]:

@@ -33,7 +33,7 @@ from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
 from ps_django.config import link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
-from ps_django.transaction import in_block_of_request, in_transaction
+from ps_django.transaction import in_block_of_request, in_transaction, is_within_request, own_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -405,8 +405,14 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     _ps_transactions: LongTransactions | None = None
     """What looks for long transactions, in a command."""
 
+    _ps_savepoint_of: Any = None
+    """The block in which a savepoint was made by hand: it undoes nothing that another alias does."""
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
+        from ps_django import _writes
+
+        _writes.lead_to_primary()
         if self.ps_state.endpoint.pooled:
             # A server-side cursor lives on one server connection; a transaction pooler gives the next fetch another one.
             self.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = True
@@ -549,6 +555,25 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         with _past_the_deadline():
             super()._savepoint_commit(sid)  # type: ignore[misc]
 
+    def savepoint(self) -> Any:
+        """Make a savepoint, as Django's method."""
+        if self.ps_is_replica and in_block_of_request(self):
+            self._ps_savepoint_of = own_blocks(self)[0]
+        return super().savepoint()
+
+    def set_rollback(self, rollback: bool) -> None:
+        """Set whether the block is rolled back, as Django's method; with it what the primary's alias did in its place."""
+        super().set_rollback(rollback)
+        if self.ps_is_replica and in_block_of_request(self):
+            primary: Any = connections[self.settings_dict["OPTIONS"]["ps_primary"]]
+            if is_within_request(primary):
+                primary.set_rollback(rollback)
+
+    def check_constraints(self, table_names: Any = None) -> None:
+        """Check deferred constraints, as Django's method; not on an alias that mirrors one whose transaction failed."""
+        if self.ps_mirrors is None or not connections[self.ps_mirrors].needs_rollback:
+            super().check_constraints(table_names)
+
     def chunked_cursor(self) -> Any:
         """Return a server-side cursor where one can live: outside of a transaction, where it has to carry nothing."""
         self.ps_take_path()
@@ -592,7 +617,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         primary: str = self.settings_dict["OPTIONS"]["ps_primary"]
         if in_transaction(self):
             other: Any = connections[primary]
-            if not (in_block_of_request(self) and other.settings_dict["ATOMIC_REQUESTS"] and in_transaction(other)):
+            if not (in_block_of_request(self) and is_within_request(other) and self._ps_savepoint_of is not own_blocks(self)[0]):
                 return None
         return primary
 

@@ -16,6 +16,7 @@ from django.urls import path
 import ps_django
 from ps_core import Token, use_token
 from ps_django.test import databases_at
+from ps_django.transaction import blocks_of_request, expect_blocks
 from ps_lab import Lab
 
 WHERE = "SELECT pg_is_in_recovery()"
@@ -52,7 +53,31 @@ def answers() -> str:
     return "replica" if Product.objects.values_list(InRecovery(), flat=True).first() else "primary"
 
 
-urlpatterns = [path("products", products), path("write", write)]
+@transaction.non_atomic_requests
+@transaction.non_atomic_requests(using="replica")
+def own(request: HttpRequest) -> HttpResponse:
+    """Read and write in blocks of its own."""
+    from ps_cli.shop.models import Product
+
+    with transaction.atomic():
+        where = Product.objects.all().db
+        with pytest.raises(InternalError, match="only reads"), transaction.atomic(using="replica"):
+            Product.objects.using("replica").create(name="own", price=1, stock=1)
+    return HttpResponse(where)
+
+
+def undo(request: HttpRequest) -> HttpResponse:
+    """Undo what was written on the replica's alias, in the two ways in which Django does that by hand."""
+    from ps_cli.shop.models import Product
+
+    if request.POST["by"] == "savepoint":
+        connections["replica"].savepoint()
+    Product.objects.using("replica").create(name="undone", price=1, stock=1)
+    transaction.set_rollback(True, using="replica")
+    return HttpResponse()
+
+
+urlpatterns = [path("products", products), path("write", write), path("own", own), path("undo", undo)]
 
 
 @pytest.fixture
@@ -129,6 +154,31 @@ def test_writes_of_a_request(ps_lab: Lab, late: None) -> None:
         Client().post("/write")
 
 
+@override_settings(ROOT_URLCONF=__name__)
+def test_blocks_of_its_own(ps_lab: Lab, late: None) -> None:
+    """What a view, a task or a test opens itself is no request's block: it reads on the primary, and rolls back what it says."""
+    from ps_cli.shop.models import Product
+
+    with atomic_requests("default", "replica"):
+        assert Client().get("/own").content == b"default"
+        with ps_django.reading(), transaction.atomic():
+            assert Product.objects.all().db == "default"
+            with pytest.raises(InternalError, match="only reads"), transaction.atomic(using="replica"):
+                Product.objects.using("replica").create(name="own", price=1, stock=1)
+
+
+@override_settings(ROOT_URLCONF=__name__)
+def test_what_a_request_undoes(ps_lab: Lab, late: None) -> None:
+    """A savepoint on the replica's alias undoes nothing on the primary's, so what would write behind it is refused."""
+    from ps_cli.shop.models import Product
+
+    with atomic_requests("default", "replica"):
+        assert Client().post("/undo", {"by": "block"}).status_code == 200
+        with pytest.raises(InternalError, match="only reads"):
+            Client().post("/undo", {"by": "savepoint"})
+    assert not Product.objects.filter(name="undone").exists()
+
+
 @pytest.mark.parametrize("position", [1 << 62, None])
 @pytest.mark.parametrize("before", [0, 2])
 def test_stands_in(ps_lab: Lab, position: int | None, before: int) -> None:
@@ -166,7 +216,8 @@ def test_what_was_set_on_the_primary(ps_lab: Lab, late: None) -> None:
         connections[alias].ensure_connection()
     ask("default", "SELECT set_config('app.tenant', '7', false)")
     try:
-        with atomic_requests("default", "replica"), ps_django.reading(), use_token(None):
+        with atomic_requests("default", "replica"), ps_django.reading(), use_token(None), blocks_of_request():
+            expect_blocks(None)
             with transaction.atomic(using="default"), transaction.atomic(using="replica"):
                 assert Product.objects.all().db == "replica"
                 assert Product.objects.values_list(tenant, flat=True).first() == "7"

@@ -34,7 +34,7 @@ import asyncio, json, multiprocessing, os, time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
 from django.core.management import call_command
-from django.db import connection, connections, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.test import LiveServerTestCase, TestCase, TransactionTestCase
 import ps_django
 from ps_cli.shop.models import Product
@@ -80,6 +80,11 @@ class Long(TestCase):
     def test_mirror(self):
         with ps_django.reading():
             assert Product.objects.get()._state.db == "replica"
+
+    def test_failed(self):
+        cup = Product.objects.get()
+        with self.assertRaises(IntegrityError):
+            Product.objects.create(pk=cup.pk, name="web pan", price=1, stock=1)
 
     async def test_async(self):
         await asyncio.sleep(0.01)

@@ -25,6 +25,7 @@ from ps_django.config import families, replicas_of
 from ps_django.routers import ReplicaRouter
 from ps_django.settings import Settings
 from ps_django.stale import StaleWriteError
+from ps_django.transaction import blocks_of_request, expect_blocks
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -301,8 +302,17 @@ def test_atomic_requests(shop: Any) -> None:
     connection = connections[DEFAULT]
     connection.settings_dict["ATOMIC_REQUESTS"] = True
     try:
+        with ps_django.reading(), blocks_of_request():
+            expect_blocks(None)
+            with transaction.atomic():
+                assert aliases(read) == [REPLICA]
+                with transaction.atomic():
+                    assert aliases(read) == [DEFAULT]
+                assert aliases(read) == [DEFAULT]
+            with transaction.atomic():
+                assert aliases(read) == [DEFAULT]
         with ps_django.reading(), transaction.atomic():
-            assert aliases(read) == [REPLICA]
+            assert aliases(read) == [DEFAULT]
             with transaction.atomic():
                 assert aliases(read) == [DEFAULT]
             assert aliases(read) == [DEFAULT]

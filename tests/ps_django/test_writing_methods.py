@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from django.db.utils import ConnectionDoesNotExist
 
 from ps_core import use_token
 from ps_lab import Lab
+from tests.ps_django.projects import result, start, write
+from tests.ps_django.test_projects import SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,15 @@ METHODS: dict[str, Work] = {
     "QuerySet.delete": lambda m: m.vessels.delete(),
     "QuerySet.delete, of a child": lambda m: m.cups.delete(),
     "QuerySet.delete, what was filtered": lambda m: m.vessels.filter(name__startswith="bow").delete(),
+    "QuerySet.update, by a subquery": lambda m: m.vessels.filter(pk__in=m.vessels.filter(name="bowl")).update(size=2),
+    "QuerySet.update, but a subquery": lambda m: m.vessels.exclude(pk__in=m.cups.values("pk")).update(size=2),
+    "QuerySet.update, by a union": lambda m: m.vessels.filter(pk__in=m.vessels.values("pk").union(m.cups.values("pk"))).update(
+        size=2
+    ),
+    "QuerySet.delete, by a subquery": lambda m: (
+        m.Sip.objects.using("replica").filter(vessel__in=m.vessels.filter(pk__in=m.vessels)).delete()
+    ),
+    "QuerySet.get_or_create, by a subquery": lambda m: m.vessels.filter(pk__in=m.vessels).get_or_create(name="a"),
     "QuerySet.acreate": lambda m: _run(m.vessels.acreate(name="a")),
     "QuerySet.aget_or_create": lambda m: _run(m.vessels.aget_or_create(name="a", **DEFAULTS)),
     "QuerySet.aupdate_or_create": lambda m: _run(m.vessels.aupdate_or_create(name="bowl", **DEFAULTS)),
@@ -193,6 +205,28 @@ def test_locks(ps_lab: Lab, m: SimpleNamespace, name: str) -> None:
             LOCKS[name](m)
         with pytest.raises(InternalError, match="only reads"), transaction.atomic(using="replica"):
             LOCKS[name](m)
+
+
+def test_subquery_of_another_database(m: SimpleNamespace) -> None:
+    """A subquery that names any other alias is refused, as on stock."""
+    with pytest.raises(ValueError, match="different databases"):
+        m.vessels.filter(pk__in=m.Vessel.objects.using("direct")).update(size=2)
+
+
+FIRST = """
+import sys, django
+django.setup()
+from ps_cli.shop.models import Product
+Product.objects.using("replica").update_or_create(name="first", defaults={"price": 1, "stock": 1})
+print(Product.objects.using("direct").get(name="first").stock)
+"""
+
+
+def test_first_of_all(ps_lab: Lab, site: None, tmp_path: Path) -> None:
+    """It is so from the first method that a process calls, before anything has asked the router."""
+    settings = SETTINGS.format(url=ps_lab.url, limits="")
+    process = start(write(tmp_path, {"project.py": settings, "first.py": FIRST}), "first.py", TEST_NAME="unused")
+    assert result(process)[0] == "1\n"
 
 
 def test_alias_of_the_instance(ps_lab: Lab, m: SimpleNamespace) -> None:
