@@ -81,6 +81,7 @@ class FarSide:
 async def forward(listeners: list[socket.socket], stop: threading.Event) -> None:
     """Forward connections of each listener to the same port of this machine."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -90,7 +91,9 @@ async def forward(listeners: list[socket.socket], stop: threading.Event) -> None
         writer.close()
 
     async def accepted(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         there, back = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(back)
         for task in (asyncio.create_task(pump(reader, back)), asyncio.create_task(pump(there, writer))):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -102,6 +105,9 @@ async def forward(listeners: list[socket.socket], stop: threading.Event) -> None
         await asyncio.to_thread(stop.wait)
     for task in tasks:
         task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for writer in writers:
+        writer.close()
 
 
 @pytest.fixture
