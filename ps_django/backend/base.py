@@ -406,7 +406,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     """What looks for long transactions, in a command."""
 
     _ps_savepoint_of: Any = None
-    """The block in which a savepoint was made by hand: it undoes nothing that another alias does."""
+    """The block of a request in which a savepoint was made on this alias: it undoes nothing that the primary's alias does."""
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
