@@ -14,6 +14,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.providers import paths_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_core.topology import (
+    HTTPS_PORT,
     RETRY_TIMEOUT,
     Endpoint,
     Topology,
@@ -21,7 +22,9 @@ from ps_core.topology import (
     database_identity,
     parse_consistency,
     parse_flag,
+    parse_port,
     parse_session_state,
+    parse_transport,
 )
 from ps_django.path import AS_CONFIGURED, limited
 
@@ -64,6 +67,8 @@ _OWN: Final = frozenset(
         "ps_session_state",
         "ps_identity",
         "ps_consistency",
+        "ps_transport",
+        "ps_https_port",
         *_TIMEOUTS,
     }
 )
@@ -126,6 +131,10 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["server_side_binding"] = True
     if endpoint.pooled and not endpoint.refuses_session:
         own["ps_session_state"] = endpoint.session_state
+    if endpoint.transport != "tcp":
+        own["ps_transport"] = endpoint.transport
+        if endpoint.https_port != HTTPS_PORT:
+            own["ps_https_port"] = endpoint.https_port
     if len(endpoint.ports) > 1:
         raise ConfigurationError("Django's PORT is one for all hosts: write HOST1,HOST2 with the same port, or one host")
     return {
@@ -186,6 +195,8 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
         marker_schema=options.get("ps_marker_schema", "public"),
         session_state=parse_session_state(options.get("ps_session_state"), name=f"DATABASES[{alias!r}]: ps_session_state"),
         assumed_role=options.get("assume_role") if pooled else None,
+        transport=parse_transport(options.get("ps_transport"), name=f"DATABASES[{alias!r}]: ps_transport"),
+        https_port=parse_port(options.get("ps_https_port"), name=f"DATABASES[{alias!r}]: ps_https_port") or HTTPS_PORT,
     )
 
 

@@ -74,7 +74,7 @@ _trying: Final[ContextVar[_Try | None]] = ContextVar("ps_sqlalchemy_trying", def
 def _options(state: EndpointState, cargs: tuple[Any, ...], cparams: dict[str, Any]) -> dict[str, Any]:
     """Return what `cargs` and `cparams` say otherwise than the endpoint does."""
     given = {**conninfo_to_dict(cargs[0] if cargs else ""), **cparams}
-    usual = state.endpoint.conninfo()
+    usual = state.endpoint.parameters()
     left_out = {name: None for name in _WHERE if name in usual and name not in given}
     return left_out | {name: value for name, value in given.items() if name not in usual or usual[name] != value}
 
@@ -179,7 +179,7 @@ class PSDialect(PGDialect_psycopg):
             self.ps_goes_to = replicas_of(self.ps_topology) if self.ps_to == "primary" else None
         if self.ps_to == "replica":
             self.ps_replicas = replicas_of(self.ps_topology)
-        return [], {**endpoint_of(self.ps_topology, self.ps_to).conninfo(), **self._ps_options()}
+        return [], {**endpoint_of(self.ps_topology, self.ps_to).parameters(), **self._ps_options()}
 
     def _ps_options(self) -> dict[str, Any]:
         """Return the options that are psycopg's own (adapters, client_encoding)."""
@@ -200,7 +200,7 @@ class PSDialect(PGDialect_psycopg):
         if state.on_primary and self.ps_heard_by is not None:  # in the replica's place, as the primary's engine connects
             connect_args = self.ps_heard_by.ps_connect_args
         cargs: list[Any] = []
-        cparams = {**state.endpoint.conninfo(), **self._ps_options(), **connect_args}
+        cparams = {**state.endpoint.parameters(), **self._ps_options(), **connect_args}
         reset = _trying.set(trying := _Try(self.ps_topology, state))
         try:
             for listener in self.dispatch.do_connect if self._has_events else ():

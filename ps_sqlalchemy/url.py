@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import sqlalchemy as sa
 
 from ps_core.errors import ConfigurationError
-from ps_core.topology import Topology
+from ps_core.topology import HTTPS_PORT, Topology
 
 if TYPE_CHECKING:
     from ps_core.topology import Endpoint
@@ -53,10 +53,14 @@ def url_of(endpoint: Endpoint, drivername: str) -> sa.URL:
         query[TO] = endpoint.role
         if not endpoint.pooled:
             query["ps_pooled"] = "false"
+    if endpoint.transport != "tcp":
+        query["ps_transport"] = endpoint.transport
+        if endpoint.https_port != HTTPS_PORT:
+            query["ps_https_port"] = str(endpoint.https_port)
     host: str | None = endpoint.host
     port: int | None = None if endpoint.ports == (None,) else endpoint.port
     if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets
-        info = endpoint.conninfo()
+        info = endpoint.parameters()
         query |= {name: str(info[name]) for name in ("host", "port") if name in info}
         host = port = None
     return sa.URL.create(

@@ -26,6 +26,7 @@ MAY_IMPORT = {
 
 DOING = {
     "__init__",
+    "_bridge",
     "_connection",
     "_endpoint",
     "_fork",

@@ -20,6 +20,7 @@ from django.utils.functional import cached_property
 from psycopg import pq
 
 from ps_core import Connection as PSConnection
+from ps_core import conninfo
 from ps_core._connection.base import must_carry
 from ps_core._connection.cursors import Cursor as PSCursor
 from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCursor
@@ -490,7 +491,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         """Return what stock psycopg needs to reach the alias's server: `psycopg.connect(**params)`."""
         params = super().get_connection_params()
         keep = ("context", "cursor_factory", "prepare_threshold", "client_encoding", "service")
-        return {**self.ps_state.endpoint.conninfo(), **{name: params[name] for name in keep if name in params}}
+        return {**conninfo(self.ps_state.endpoint), **{name: params[name] for name in keep if name in params}}
 
     def _ps_connect(self, state: EndpointState, usual: dict[str, Any], params: dict[str, Any]) -> Any:
         """Connect to `state`, with those of `params` that are not the `usual` ones of an endpoint: they are a subclass's."""
@@ -508,7 +509,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
     def Database(self) -> Any:  # type: ignore[override] # noqa: N802 - Django's name
         def connect(**params: Any) -> Any:
             state = self.ps_state
-            return self._ps_connect(state, dict(state.endpoint.conninfo()), params)
+            return self._ps_connect(state, dict(conninfo(state.endpoint)), params)
 
         return _Driver(connect)
 
@@ -523,7 +524,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         options = self.settings_dict["OPTIONS"]
         wanted = options.get("pool")
         if wanted and self.alias not in self._connection_pools:  # type: ignore[attr-defined]
-            usual = dict(self.ps_state.endpoint.conninfo())
+            usual = dict(conninfo(self.ps_state.endpoint))
 
             def connect_anew(params: dict[str, Any]) -> Any:
                 return self._ps_connect(self.ps_state_at(self.ps_decide()._replace(direct=False)), usual, params)

@@ -155,7 +155,9 @@ def _step(console: Console, what: str) -> Iterator[None]:
 def _references(lab: Lab, table: str) -> Iterator[int]:
     import psycopg
 
-    where: Any = lab.topology.direct.conninfo()
+    from ps_core import conninfo
+
+    where: Any = conninfo(lab.topology.direct)
     with psycopg.connect(**where) as connection:
         yield from (reference for (reference,) in connection.execute(f"SELECT reference FROM {table}"))  # noqa: S608
 

@@ -27,6 +27,7 @@ from ps_cli._soak_checks import (
 )
 from ps_cli._soak_report import Done, report
 from ps_cli._soak_work import ACCOUNTS, NAMES, STOPPING, serve
+from ps_core import conninfo
 from ps_core.failures import Kind, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -152,7 +153,7 @@ class _Foreign:
         self.looked = 0
         self._wrong: list[str] = []
         topology = lab.topology
-        self._paths = {"primary": topology.primary.conninfo(), "replica": topology.replicas[0].conninfo()}
+        self._paths = {"primary": conninfo(topology.primary), "replica": conninfo(topology.replicas[0])}
         (self._expected,) = lab.sql("SELECT current_setting('statement_timeout'), current_setting('transaction_timeout')")
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []

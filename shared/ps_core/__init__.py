@@ -1,5 +1,6 @@
 """What both integrations share. With psycopg alone: `connect`, `connect_async`, and the blocks that bound and route work."""
 
+from ps_core._bridge.start import conninfo
 from ps_core._connection.asyncio import AsyncConnection
 from ps_core._connection.sync import Connection
 from ps_core._message.commit import marker_table_sql
@@ -46,6 +47,7 @@ __all__ = [
     "commit_check",
     "connect",
     "connect_async",
+    "conninfo",
     "current_token",
     "deadline",
     "limits",

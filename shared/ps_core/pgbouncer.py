@@ -303,6 +303,8 @@ def _check_pools(ini: _Ini, lines: dict[str, dict[str, str]], endpoint: Endpoint
 def _endpoints(topology: Topology) -> tuple[Endpoint, ...]:
     endpoints = (topology.primary, *topology.replicas)
     for end in endpoints:
+        if end.transport != "tcp":
+            raise ConfigurationError(f'{end.name} has transport="{end.transport}", and PgBouncer connects by TCP: leave it out')
         # One line could become several.
         if re.search(
             r"[\x00-\x1f]", "".join((end.host, end.user, end.password, end.dbname, *(value for _, value in end.params)))

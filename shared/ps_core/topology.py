@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, Final, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from ps_core._names import nearest, no_such
+from ps_core._websocket import HTTPS_PORT, check_websockets, target_of
 from ps_core.dsn import Dsn, Pairs
 from ps_core.errors import ConfigurationError, UnknownSetting
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 
 __all__ = [
+    "HTTPS_PORT",
     "RETRY_TIMEOUT",
     "Consistency",
     "Endpoint",
@@ -28,8 +30,10 @@ __all__ = [
     "database_identity",
     "parse_consistency",
     "parse_flag",
+    "parse_port",
     "parse_retry_timeout",
     "parse_session_state",
+    "parse_transport",
 ]
 
 Consistency: TypeAlias = Literal["monotonic", "read_your_writes", "none"]
@@ -81,6 +85,11 @@ class TopologySettings(TypedDict, total=False):
     """The port without a pooler, where it is not 5432."""
     pooled_port: int | str | None
     """The port of the poolers, where it is not 6432."""
+    transport: str
+    """What carries the connections: "tcp" (the default), or "websocket": TLS on port 443, for networks that let nothing else out
+    (docs/howto/serverless.md). It needs the extra `websocket`."""
+    https_port: int | str | None
+    """The port of the WebSocket, where it is not 443."""
     binding: str | None
     """Where parameters are bound: "client" (the default), in one message with what opens the transaction; or "server": BEGIN with
     its settings then takes a round trip of its own, and in autocommit COMMIT another."""
@@ -149,6 +158,10 @@ class Endpoint:
     """Whether what a session would keep is refused behind a transaction pooler."""
     ports: tuple[int | None, ...] = ()
     """As in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
+    transport: Literal["tcp", "websocket"] = "tcp"
+    """What carries the connections."""
+    https_port: int = HTTPS_PORT
+    """The port of the WebSocket."""
     read_only: bool = field(init=False, repr=False, compare=False)
     """Whether only reads can work here."""
     refuses_session: bool = field(init=False, repr=False, compare=False)
@@ -168,18 +181,36 @@ class Endpoint:
         parse_schema(self.marker_schema, name="marker_schema")
         _binding(self.binding, name=f"binding of {self.name}")
         parse_session_state(self.session_state, name=f"session_state of {self.name}")
+        parse_transport(self.transport, name=f"transport of {self.name}")
         _check_suffix(self)
         _check_params(self)
 
     @property
     def sslmode(self) -> str:
-        """The mode that libpq takes: as `params` or the environment say, else its default, which is strict with system roots."""
+        """The mode that libpq takes: as `params` or the environment say, else its default, which is strict with system roots.
+
+        Over the WebSocket, "verify-full": nothing less is possible there.
+        """
+        if self.transport == "websocket":
+            return "verify-full"
         params = dict(self.params)
         root = params.get("sslrootcert", os.environ.get("PGSSLROOTCERT"))
         return params.get("sslmode", os.environ.get("PGSSLMODE", "verify-full" if root == "system" else "prefer"))
 
     def conninfo(self) -> dict[str, str | int]:
-        """Return all keyword arguments that `psycopg.connect` needs, the password included.
+        """Return all keyword arguments that `psycopg.connect` needs, the password included: those of `parameters`.
+
+        Raises:
+            ConfigurationError: a WebSocket carries the connections, which libpq alone does not reach.
+        """
+        if self.transport == "websocket":
+            raise ConfigurationError(
+                f'{self.name} has transport="websocket": write ps_core.conninfo(endpoint), which starts what carries connections'
+            )
+        return self.parameters()
+
+    def parameters(self) -> dict[str, str | int]:
+        """Return libpq's parameters, whatever carries the connection.
 
         Timeouts are in it only where the server takes them as startup options: on endpoints that are not pooled.
         Options from the URL come behind ours, so that they win.
@@ -336,6 +367,8 @@ class Topology:
             marker_schema=get("marker_schema", "public"),
             binding=get("binding", "client"),
             session_state=get("session_state", "refuse"),
+            transport=get("transport", "tcp"),
+            https_port=get("https_port") or HTTPS_PORT,
         )
         primary = endpoint(path(bouncer, work_at), "primary", pooled=use_pooled, timeouts=bounded)
         # Replicas without target_session_attrs, which is meant for the primary: no replica would do.
@@ -385,6 +418,8 @@ def _endpoint(
     marker_schema: str,
     binding: Literal["client", "server"],
     session_state: Literal["refuse", "allow"],
+    transport: Literal["tcp", "websocket"],
+    https_port: int,
 ) -> Endpoint:
     params, dbname = dict(dsn.params), dsn.dbname
     if _is_planetscale(dsn.host):
@@ -408,6 +443,8 @@ def _endpoint(
         marker_schema=marker_schema,
         binding=binding,
         session_state=session_state,
+        transport=transport,
+        https_port=https_port,
     )
 
 
@@ -492,6 +529,9 @@ def _check_suffix(endpoint: Endpoint) -> None:
 
 def _check_params(endpoint: Endpoint) -> None:
     params = dict(endpoint.params)
+    if endpoint.transport == "websocket":
+        check_websockets()
+        target_of(endpoint.parameters(), endpoint.https_port, os.environ)
     if endpoint.pooled and "options" in params:
         raise ConfigurationError(
             f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
@@ -567,6 +607,17 @@ def parse_session_state(value: str | None, *, name: str) -> Literal["refuse", "a
     return "allow" if value == "allow" else "refuse"
 
 
+def parse_transport(value: str | None, *, name: str) -> Literal["tcp", "websocket"]:
+    """Return what carries the connections; "tcp" where nothing is said.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    if value not in (None, "", "tcp", "websocket"):
+        raise ConfigurationError(f"{name}: write 'tcp' or 'websocket', not {value!r}")
+    return "websocket" if value == "websocket" else "tcp"
+
+
 def parse_consistency(value: Any, *, name: str) -> Consistency:
     """Return a level of consistency. None is not taken for "none", nor for the default.
 
@@ -592,7 +643,12 @@ def parse_flag(value: bool | str | None, *, name: str) -> bool | None:
     raise ConfigurationError(f"{name}: {value!r} is no yes or no: write true or false")
 
 
-def _port(value: int | str | None, *, name: str) -> int | None:
+def parse_port(value: int | str | None, *, name: str) -> int | None:
+    """Return a port; None as it is.
+
+    Raises:
+        ConfigurationError: it is no number from 1 to 65535.
+    """
     if value is None:
         return None
     port = int(value) if re.fullmatch(r"[0-9]{1,5}", str(value)) else 0
@@ -682,8 +738,10 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "replica_fallback": _fallback,
     "direct_replica": parse_flag,
     "direct_url": _url,
-    "direct_port": _port,
-    "pooled_port": _port,
+    "direct_port": parse_port,
+    "pooled_port": parse_port,
+    "transport": parse_transport,
+    "https_port": parse_port,
     "pooled": parse_flag,
     "binding": _binding,
     "session_state": parse_session_state,

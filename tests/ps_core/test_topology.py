@@ -144,6 +144,8 @@ FORMS = {
     "consistency": ("none", "none"),
     "application_name": ("shop & co", "shop & co"),
     "marker_schema": ("own", "own"),
+    "transport": ("websocket", "websocket"),
+    "https_port": (7003, "7003"),
 }
 
 
@@ -156,7 +158,7 @@ def test_every_setting_has_three_forms():
 def test_three_forms(name):
     """Keyword, URL parameter and environment variable give equal topologies."""
     value, text = FORMS[name]
-    base = PLANETSCALE + ":7001" if name.endswith("_port") else PLANETSCALE
+    base = PLANETSCALE + ":7001" if name in ("direct_port", "pooled_port") else PLANETSCALE
     if name == "replica_weights":
         base += "?ps_direct_replica=true"
     parameter = f"ps_{name}={text.translate({ord(c): f'%{ord(c):02X}' for c in '%&, '})}"

@@ -21,6 +21,7 @@ from psycopg import pq
 
 from ps_cli._doctor.findings import kind_of, public_address
 from ps_cli._doctor.seen import PathSeen, PoolerSeen, SessionSeen, TlsSeen
+from ps_core import conninfo
 from ps_core.failures import classify
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class _Look:
         return None
 
     def _connect(self, address: str, **options: Any) -> psycopg.Connection[Any]:
-        params = {**self._endpoint.conninfo(), "connect_timeout": LOGIN, **options}
+        params = {**conninfo(self._endpoint), "connect_timeout": LOGIN, **options}
         if kind_of(address) != "socket":
             params |= {"host": self._name_at(address), "hostaddr": address}
         elif address:

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import IsolationLevel, generators, pq
 from psycopg.conninfo import timeout_from_conninfo
 
+from ps_core._bridge.start import through_bridge
 from ps_core._message.change import ESCAPES, KEPT_BY_POOLER, MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
 from ps_core._message.commit import (
     ASK_AGAIN,
@@ -1473,4 +1474,6 @@ def connect_options(state: EndpointState, options: dict[str, Any], *, client: ty
     cursor_factory = server if state.endpoint.binding == "server" else client
     # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
     # behind a pooler they may return another client's rows.
-    return {**state.endpoint.conninfo(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
+    endpoint = state.endpoint
+    wanted = {**endpoint.parameters(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
+    return through_bridge(wanted, endpoint.https_port) if endpoint.transport == "websocket" else wanted

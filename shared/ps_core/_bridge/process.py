@@ -1,0 +1,272 @@
+"""The process that carries connections between Unix sockets and WebSockets.
+
+`ps_core._bridge.start` starts it, and hands it listening sockets, each with where its connections lead. For each connection that
+libpq makes there, it dials one WebSocket, and then carries bytes. It ends when the process that started it has ended, and takes
+its folder with it.
+
+It imports nothing of ours, not even the package that it lies in: it is to start fast. It is a process of its own because a thread
+could be stopped by what it serves: libpq's blocking calls hold Python's lock while they wait for the bytes that the thread would
+carry (`psycopg.Connection.cancel`, for one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import ssl
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, ProxyError, WebSocketException
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["Bridge", "run"]
+
+_CHUNK: Final = 64 * 1024
+"""Bytes that are read at once."""
+_TICK: Final = 2.5
+"""Seconds between two looks at who is silent."""
+_PING_AFTER: Final = 2
+_LOST_AFTER: Final = 5
+"""Ticks of silence. Together some 12 s, as with the keepalives of TCP."""
+_CLOSING: Final = 1.0
+"""Seconds for a goodbye, to the server and of this process."""
+
+
+class _NotReached(Exception):
+    """Why there is no WebSocket, for the client to read."""
+
+
+class _Silence:
+    """How long nothing was heard of a server.
+
+    It is counted in ticks rather than in seconds: a process that was frozen and thaws has missed no tick, and asks before it
+    takes a connection for lost.
+    """
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.listening = True
+        """Whether bytes of the server's would be seen: not while the client takes none."""
+
+    def heard(self, *_: object) -> None:
+        self.ticks = 0
+
+
+class _Carried:
+    """One connection of libpq's, and its WebSocket."""
+
+    def __init__(self, target: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._target = target
+        self._reader = reader
+        self._writer = writer
+        self._server: ClientConnection | None = None
+        self._silence = _Silence()
+        self._lost = asyncio.Event()
+
+    async def run(self) -> None:
+        """Carry until one of both sides is closed."""
+        try:
+            await self._connect()
+        except _NotReached as exc:
+            self._writer.write(_fatal(str(exc)))
+        except OSError:  # the client is gone
+            pass
+        finally:
+            if self._server is not None:
+                if self._lost.is_set():
+                    self._server.transport.abort()
+                await self._server.close()
+            self._writer.close()
+
+    async def _connect(self) -> None:
+        first = await self._reader.read(_CHUNK)  # a startup message, or a cancel request; then the client waits
+        if not first:
+            return
+        next_, dialling = _tasks(self._reader.read(_CHUNK), _dial(self._target))
+        try:
+            await asyncio.wait((next_, dialling), return_when=asyncio.FIRST_COMPLETED)
+            if next_.done() and not next_.result():
+                return  # the client has given up
+            self._server = await dialling
+            await self._server.send(first)
+            ways = _tasks(self._up(self._server, next_), self._down(self._server), self._lost.wait())
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _end(ways)
+        finally:
+            await _end((next_, dialling))
+
+    async def _up(self, server: ClientConnection, next_: asyncio.Task[bytes]) -> None:
+        data = await next_
+        while data:
+            await server.send(data)
+            data = await self._reader.read(_CHUNK)
+
+    async def _down(self, server: ClientConnection) -> None:
+        while True:
+            self._silence.listening = True
+            data = await server.recv(decode=False)
+            self._silence.heard()
+            self._silence.listening = False
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def tick(self) -> None:
+        """Ask a server that is silent for a sign of life, and give up one that gives none."""
+        if self._server is None or not self._silence.listening:
+            return
+        self._silence.ticks += 1
+        if self._silence.ticks == _PING_AFTER:
+            with suppress(ConnectionClosed):
+                asyncio.ensure_future(await self._server.ping()).add_done_callback(self._pong)
+        elif self._silence.ticks >= _LOST_AFTER:
+            self._lost.set()
+
+    def _pong(self, answer: asyncio.Future[float]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._silence.heard()
+
+
+def _tasks(*work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], ...]:
+    return tuple(asyncio.create_task(one) for one in work)
+
+
+async def _end(tasks: tuple[asyncio.Task[Any], ...]) -> None:
+    """End tasks, and raise what one of them failed with, but for the end of a connection."""
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception) and not isinstance(result, (OSError, ConnectionClosed, _NotReached)):
+            raise result
+
+
+async def _dial(target: dict[str, Any]) -> ClientConnection:
+    where = f"{target['host']}:{target['https_port']}"
+    try:
+        return await connect(
+            target["url"],
+            ssl=_tls(target["authorities"]),
+            compression=None,
+            max_size=None,
+            open_timeout=None,  # the client's connect_timeout bounds it: who goes away ends the dialling
+            close_timeout=_CLOSING,
+            ping_interval=None,
+            user_agent_header="ps-postgres",
+            happy_eyeballs_delay=0.25,
+        )
+    except (ssl.SSLCertVerificationError, FileNotFoundError) as exc:
+        raise _NotReached(f"the certificate of {where} cannot be verified: {exc}") from exc
+    except socket.gaierror as exc:
+        raise _NotReached(f'could not translate host name "{target["host"]}" to address: {exc.strerror}') from exc
+    except InvalidStatus as exc:
+        status = exc.response.status_code
+        kind = "cannot answer now" if status >= 500 or status in (408, 425, 429) else "is no PostgreSQL WebSocket"
+        raise _NotReached(f"{target['url']} {kind}: HTTP status {status}") from exc
+    except ProxyError as exc:
+        raise _NotReached(f"the proxy on the way to {where} refused: {exc}") from exc
+    except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
+        raise _NotReached(f"could not connect to {where}: {exc}") from exc
+
+
+_contexts: Final[dict[tuple[object, ...], ssl.SSLContext]] = {}
+
+
+def _tls(authorities: str | None) -> ssl.SSLContext:
+    """Return what checks the server's certificate and name; a file that has changed is read again."""
+    key: tuple[object, ...] = (None,)
+    if authorities is not None:
+        found = Path(authorities).stat()
+        key = authorities, found.st_mtime_ns, found.st_size
+    if key not in _contexts:
+        _contexts.clear()
+        _contexts[key] = ssl.create_default_context(cafile=authorities)
+        _contexts[key].set_alpn_protocols(["http/1.1"])
+    return _contexts[key]
+
+
+def _fatal(message: str) -> bytes:
+    """Return an ErrorResponse, as a server would send it to a client that it does not let in."""
+    fields = {"S": "FATAL", "V": "FATAL", "C": "08001", "M": message}
+    body = b"".join(f"{kind}{text}\0".encode() for kind, text in fields.items()) + b"\0"
+    return b"E" + struct.pack("!I", len(body) + 4) + body
+
+
+class Bridge:
+    """All connections, and the sockets where they are made."""
+
+    def __init__(self) -> None:
+        self._carried: dict[asyncio.Task[None], _Carried] = {}
+        self._servers: list[asyncio.Server] = []
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def obey(self, owner: socket.socket) -> None:
+        """Listen on each socket that comes from the process that started this one, until it has ended."""
+        loop = asyncio.get_running_loop()
+        ended, lines, sockets = asyncio.Event(), bytearray(), []
+        owner.setblocking(False)
+        self._ticking = loop.create_task(self._tick())
+        starting: set[asyncio.Task[None]] = set()
+
+        def read() -> None:
+            try:
+                data, descriptors, _, _ = socket.recv_fds(owner, _CHUNK, 64)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, descriptors = b"", []
+            sockets.extend(descriptors)
+            lines.extend(data)
+            while b"\n" in lines:
+                line, _, rest = bytes(lines).partition(b"\n")
+                lines[:] = rest
+                task = loop.create_task(self.listen(socket.socket(fileno=sockets.pop(0)), json.loads(line)))
+                starting.add(task)
+                task.add_done_callback(starting.discard)
+            if not data:
+                loop.remove_reader(owner)
+                ended.set()
+
+        loop.add_reader(owner, read)
+        await ended.wait()
+        # What the owner sent last is on its way.
+        if self._carried:
+            await asyncio.wait(self._carried, timeout=_CLOSING)
+
+    async def listen(self, listener: socket.socket, target: dict[str, Any]) -> None:
+        """Carry what connects to `listener` to `target`, which is a `Target` with its `url`."""
+
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._carried[task] = carried = _Carried(target, reader, writer)
+            try:
+                await carried.run()
+            finally:
+                del self._carried[task]
+
+        self._servers.append(await asyncio.start_unix_server(carry, sock=listener, limit=_CHUNK))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            for carried in list(self._carried.values()):
+                await carried.tick()
+
+
+def run(folder: str) -> NoReturn:
+    """Carry as long as the process that started this one lives."""
+    try:
+        asyncio.run(Bridge().obey(socket.socket(fileno=0)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)  # what is still open is abandoned

@@ -1,0 +1,171 @@
+"""The process that carries the connections: how it is started, and what it is told.
+
+There is one for each process that connects by WebSockets, from the first connection on. It ends with it, whatever ends that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import select
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ps_core._fork import renew_after_fork
+from ps_core._websocket import local_parameters, target_of
+from ps_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ps_core._websocket import Target
+    from ps_core.topology import Endpoint
+
+__all__ = ["conninfo", "through_bridge"]
+
+_LONGEST_PATH: Final = 103
+"""Bytes of a Unix socket's path that every system takes: macOS 103, Linux 107."""
+_QUEUE: Final = 512
+"""Connections that may wait until the process takes them; the system may allow fewer."""
+
+
+def conninfo(endpoint: Endpoint) -> dict[str, Any]:
+    """Return all keyword arguments that `psycopg.connect` needs to reach an endpoint, the password included.
+
+    They are `endpoint.parameters()`; with `transport="websocket"` they lead to the process that carries the connection (it is
+    started where it does not run), as long as this process lives.
+
+    Raises:
+        ConfigurationError: that process cannot be started here.
+    """
+    params = endpoint.parameters()
+    return through_bridge(params, endpoint.https_port) if endpoint.transport == "websocket" else params
+
+
+def through_bridge(params: Mapping[str, Any], https_port: int) -> dict[str, Any]:
+    """Return what libpq is given for a connection with these parameters that a WebSocket carries.
+
+    Starts the process that does it where none runs.
+
+    Raises:
+        ConfigurationError: a parameter asks for what a WebSocket cannot have, or the process cannot be started here.
+    """
+    target = target_of(params, https_port, os.environ)
+    return local_parameters(params, **_bridge.reach(target), user=_user())
+
+
+class _Bridge:
+    """The process that carries this one's connections."""
+
+    def __init__(self) -> None:
+        self._owner = 0
+        self._pid = 0
+        self._folder: str | None = None
+        self._control: socket.socket | None = None
+        """Open on the other side as long as the process lives; it ends when this side is closed."""
+        self._numbers: dict[Target, int] = {}
+        self.forget_threads()
+        renew_after_fork(self)
+
+    def forget_threads(self) -> None:
+        """Begin anew in a forked process: it has a bridge of its own."""
+        self._lock = threading.Lock()
+        if self._control is not None:
+            self._control.close()
+        self._control, self._pid, self._folder, self._numbers = None, 0, None, {}
+
+    def reach(self, target: Target) -> dict[str, Any]:
+        """Return the folder, and the number in it, of the Unix socket that leads to `target`."""
+        with self._lock:
+            if not self._lives():
+                self._start()
+            if target not in self._numbers:
+                self._listen(target)
+            return {"folder": self._folder, "number": self._numbers[target]}
+
+    def _lives(self) -> bool:
+        if self._control is None or self._owner != os.geteuid():
+            return False
+        # It never writes: what can be read is its end.
+        return not select.select([self._control], [], [], 0)[0]
+
+    def _start(self) -> None:
+        self._clear()
+        self._folder = _private_folder()
+        self._owner = os.geteuid()
+        self._control, theirs = socket.socketpair()
+        # It finds modules where we do, however that came about: by PYTHONPATH, or a layer of a cloud function.
+        path = [str(Path(__file__).parent), *sys.path]
+        program = f"import sys; sys.path[:] = {path!r}; from process import run; del sys.path[0]; run({self._folder!r})"
+        command = [_python(), "-I", "-S", "-c", program]
+        with theirs:
+            # A session of its own: what ends this process by a signal to its group lets the last words be carried.
+            self._pid = os.posix_spawn(
+                command[0],
+                command,
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
+                setpgroup=0,
+            )
+
+    def _clear(self) -> None:
+        """Remove what is left of one that has ended."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._pid:
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, os.WNOHANG)
+            self._pid = 0
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        self._numbers.clear()
+
+    def _listen(self, target: Target) -> None:
+        assert self._folder is not None
+        assert self._control is not None
+        number = len(self._numbers) + 1
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{self._folder}/.s.PGSQL.{number}")
+            listener.listen(_QUEUE)
+            # Who connects before the process is ready waits in the queue.
+            line = json.dumps({**asdict(target), "url": target.url}).encode() + b"\n"
+            with suppress(BrokenPipeError, ConnectionResetError):  # it has just ended: who connects is refused, and tries again
+                socket.send_fds(self._control, [line], [listener.fileno()])
+        self._numbers[target] = number
+
+
+def _private_folder() -> str:
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - a private folder is made in it
+        if len(os.fsencode(parent)) + len("/ps-xxxxxxxx/.s.PGSQL.65535") <= _LONGEST_PATH:
+            return tempfile.mkdtemp(prefix="ps-", dir=parent)  # mode 0700
+    raise ConfigurationError('transport="websocket": the path of the temporary folder is too long for a Unix socket: set TMPDIR')
+
+
+def _python() -> str:
+    """Return the interpreter, also where Python is inside of another program, such as uWSGI."""
+    if not getattr(sys, "frozen", False):
+        for path in (Path(sys.executable or ""), Path(sys.prefix) / "bin" / "python3"):
+            if path.name.startswith("python") and path.is_file():
+                return str(path)
+    raise ConfigurationError('transport="websocket" starts a Python process, and no interpreter is found in sys.prefix: use TCP')
+
+
+def _user() -> str | None:
+    """Return the name of the user who runs this, for libpq to compare; None where the system has no name for the number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+_bridge: Final = _Bridge()
