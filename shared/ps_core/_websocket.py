@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -130,12 +129,19 @@ def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[st
         raise ConfigurationError('transport="websocket" needs the name of a host: a Unix socket needs no WebSocket: use TCP')
     if "," in host or "," in port:
         raise ConfigurationError('transport="websocket" leads to one host: write one name, and one port')
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
+    if _is_address(host):
         raise ConfigurationError(
             f'transport="websocket": {host} is an address: write the name of the host, by which the server finds the database'
         )
     return Target(host=host, https_port=https_port, port=int(port), authorities=None if root in ("", "system") else root)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def local_parameters(params: Mapping[str, object], *, folder: str, number: int, user: str | None) -> dict[str, object]:

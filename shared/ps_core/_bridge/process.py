@@ -41,6 +41,10 @@ _CLOSING: Final = 1.0
 """Seconds for a goodbye, to the server and of this process."""
 
 
+_ROUNDS: Final = 20
+"""Of the event loop, in which what can be read is read and passed on; the end of a WebSocket takes some eight."""
+
+
 class _NotReached(Exception):
     """Why there is no WebSocket, for the client to read."""
 
@@ -81,11 +85,11 @@ class _Carried:
         except OSError:  # the client is gone
             pass
         finally:
+            self._writer.close()  # first: a goodbye to the server takes its time
             if self._server is not None:
                 if self._lost.is_set():
                     self._server.transport.abort()
                 await self._server.close()
-            self._writer.close()
 
     async def _connect(self) -> None:
         first = await self._reader.read(_CHUNK)  # a startup message, or a cancel request; then the client waits
@@ -204,18 +208,17 @@ def _fatal(message: str) -> bytes:
 class Bridge:
     """All connections, and the sockets where they are made."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick: float = _TICK) -> None:
+        self._tick_seconds = tick
         self._carried: dict[asyncio.Task[None], _Carried] = {}
         self._servers: list[asyncio.Server] = []
-        self._ticking: asyncio.Task[None] | None = None
 
     async def obey(self, owner: socket.socket) -> None:
         """Listen on each socket that comes from the process that started this one, until it has ended."""
         loop = asyncio.get_running_loop()
         ended, lines, sockets = asyncio.Event(), bytearray(), []
         owner.setblocking(False)
-        self._ticking = loop.create_task(self._tick())
-        starting: set[asyncio.Task[None]] = set()
+        tasks = {loop.create_task(self._tick())}
 
         def read() -> None:
             try:
@@ -229,9 +232,10 @@ class Bridge:
             while b"\n" in lines:
                 line, _, rest = bytes(lines).partition(b"\n")
                 lines[:] = rest
-                task = loop.create_task(self.listen(socket.socket(fileno=sockets.pop(0)), json.loads(line)))
-                starting.add(task)
-                task.add_done_callback(starting.discard)
+                listener, target = socket.socket(fileno=sockets.pop(0)), json.loads(line)
+                task = loop.create_task(self.listen(listener, target) if target else self.settle(listener))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
             if not data:
                 loop.remove_reader(owner)
                 ended.set()
@@ -256,9 +260,19 @@ class Bridge:
 
         self._servers.append(await asyncio.start_unix_server(carry, sock=listener, limit=_CHUNK))
 
+    async def settle(self, listener: socket.socket) -> None:
+        """Close what connects to `listener` when all that the servers had sent before, ends included, is with the clients."""
+
+        async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _round in range(_ROUNDS):
+                await asyncio.sleep(0)
+            writer.close()
+
+        self._servers.append(await asyncio.start_unix_server(close, sock=listener))
+
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(self._tick_seconds)
             for carried in list(self._carried.values()):
                 await carried.tick()
 

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from ps_core._websocket import Target
     from ps_core.topology import Endpoint
 
-__all__ = ["conninfo", "through_bridge"]
+__all__ = ["conninfo", "settle", "through_bridge"]
 
 _LONGEST_PATH: Final = 103
 """Bytes of a Unix socket's path that every system takes: macOS 103, Linux 107."""
+_SETTLING: Final = 0.2
+"""Seconds for `settle`: a process that does not answer by then has other worries."""
 _QUEUE: Final = 512
 """Connections that may wait until the process takes them; the system may allow fewer."""
 
@@ -62,6 +64,15 @@ def through_bridge(params: Mapping[str, Any], https_port: int) -> dict[str, Any]
     return local_parameters(params, **_bridge.reach(target), user=_user())
 
 
+def settle() -> None:
+    """Return when all that the servers have told the process until now has reached the Unix sockets here.
+
+    After a process thaws, it and the one that carries its connections wake at once, and a connection that was closed meanwhile
+    would look open.
+    """
+    _bridge.settle()
+
+
 class _Bridge:
     """The process that carries this one's connections."""
 
@@ -88,8 +99,17 @@ class _Bridge:
             if not self._lives():
                 self._start()
             if target not in self._numbers:
-                self._listen(target)
+                number = len(self._numbers) + 1
+                self._listen(number, target)
+                self._numbers[target] = number
             return {"folder": self._folder, "number": self._numbers[target]}
+
+    def settle(self) -> None:
+        """Return when the process has passed on all that it was told."""
+        with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
+            asking.settimeout(_SETTLING)
+            asking.connect(f"{self._folder}/.s.PGSQL.0")
+            asking.recv(1)
 
     def _lives(self) -> bool:
         if self._control is None or self._owner != os.geteuid():
@@ -107,14 +127,14 @@ class _Bridge:
         program = f"import sys; sys.path[:] = {path!r}; from process import run; del sys.path[0]; run({self._folder!r})"
         command = [_python(), "-I", "-S", "-c", program]
         with theirs:
-            # A session of its own: what ends this process by a signal to its group lets the last words be carried.
             self._pid = os.posix_spawn(
                 command[0],
                 command,
                 os.environ,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
-                setpgroup=0,
+                setpgroup=0,  # a terminal's Ctrl-C is for this process, whose last words are still to be carried
             )
+        self._listen(0, None)
 
     def _clear(self) -> None:
         """Remove what is left of one that has ended."""
@@ -130,18 +150,16 @@ class _Bridge:
             self._folder = None
         self._numbers.clear()
 
-    def _listen(self, target: Target) -> None:
-        assert self._folder is not None
+    def _listen(self, number: int, target: Target | None) -> None:
+        """Hand the process a listening socket for what goes to `target`; None: for `settle`."""
         assert self._control is not None
-        number = len(self._numbers) + 1
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{self._folder}/.s.PGSQL.{number}")
             listener.listen(_QUEUE)
             # Who connects before the process is ready waits in the queue.
-            line = json.dumps({**asdict(target), "url": target.url}).encode() + b"\n"
+            line = json.dumps(target and {**asdict(target), "url": target.url}).encode() + b"\n"
             with suppress(BrokenPipeError, ConnectionResetError):  # it has just ended: who connects is refused, and tries again
                 socket.send_fds(self._control, [line], [listener.fileno()])
-        self._numbers[target] = number
 
 
 def _private_folder() -> str:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import IsolationLevel, generators, pq
 from psycopg.conninfo import timeout_from_conninfo
 
-from ps_core._bridge.start import through_bridge
+from ps_core._bridge.start import settle, through_bridge
 from ps_core._message.change import ESCAPES, KEPT_BY_POOLER, MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
 from ps_core._message.commit import (
     ASK_AGAIN,
@@ -109,6 +109,8 @@ REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
 TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
 COMMIT_AND_POSITION: Final = Script(b"COMMIT", POSITION_SQL)
 COMMIT_AS_SET_AND_POSITION: Final = Script(SYNCHRONOUS_COMMIT_SQL, b"COMMIT", COMMITTED_POSITION_SQL)
+SETTLED_FOR: Final = 1.0
+"""Seconds in which a process is not taken to have been frozen: a WebSocket that is used again sooner is not asked about."""
 ROLE_SQL: Final = (
     # What a connection asks for itself as it starts is the endpoint's, not the role's.
     b"SELECT name, CASE WHEN source OPERATOR(pg_catalog.=) 'client' AND vartype OPERATOR(pg_catalog.=) 'integer' THEN '0'"
@@ -209,6 +211,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """The primary answers in the replica's place; see `stand_in`."""
     _substitute: Any = None
     """The connection to the primary by which it answers then, and meanwhile the replica's."""
+    _settled_at = 0.0
+    """When it was last asked whether a WebSocket's end is known."""
     _asks_anywhere = False
     """See `asking_anywhere`."""
     _plan: Plan | None = None
@@ -1266,6 +1270,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         For what could not be sent again if it were lost under way. The first read may bring the server's last words, the second
         finds the end.
         """
+        if self.state.endpoint.transport == "websocket" and (now := time.monotonic()) > self._settled_at + SETTLED_FOR:
+            settle()
+            self._settled_at = now
         try:
             self.pgconn.consume_input()
             self.pgconn.consume_input()
