@@ -23,7 +23,7 @@ from ps_lab.edge import Edge
 from ps_lab.pgbouncer import ADMIN, AppSideBouncer, PgBouncer, find_pgbouncer, scram_secret
 from ps_lab.postgres import SUPERUSER, Binaries, Postgres
 from ps_lab.processes import Account, Guard, wait_until
-from ps_lab.relay import Routes
+from ps_lab.routes import Routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
