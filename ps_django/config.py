@@ -133,8 +133,8 @@ def _entry(endpoint: Endpoint, **own: Any) -> dict[str, Any]:
         own["ps_session_state"] = endpoint.session_state
     if endpoint.transport != "tcp":
         own["ps_transport"] = endpoint.transport
-        if endpoint.https_port != HTTPS_PORT:
-            own["ps_https_port"] = endpoint.https_port
+    if endpoint.https_port != HTTPS_PORT:
+        own["ps_https_port"] = endpoint.https_port
     if len(endpoint.ports) > 1:
         raise ConfigurationError("Django's PORT is one for all hosts: write HOST1,HOST2 with the same port, or one host")
     return {

@@ -55,8 +55,8 @@ def url_of(endpoint: Endpoint, drivername: str) -> sa.URL:
             query["ps_pooled"] = "false"
     if endpoint.transport != "tcp":
         query["ps_transport"] = endpoint.transport
-        if endpoint.https_port != HTTPS_PORT:
-            query["ps_https_port"] = str(endpoint.https_port)
+    if endpoint.https_port != HTTPS_PORT:
+        query["ps_https_port"] = str(endpoint.https_port)
     host: str | None = endpoint.host
     port: int | None = None if endpoint.ports == (None,) else endpoint.port
     if "," in endpoint.host or endpoint.host.startswith("/"):  # where SQLAlchemy has several hosts, and Unix sockets

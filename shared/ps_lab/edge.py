@@ -12,14 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ps_lab import relay
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path as File
 
     from ps_lab.processes import Guard
-    from ps_lab.relay import Path, Port, Routes
+    from ps_lab.routes import Listener, Path, Routes
 
 __all__ = ["Edge", "RoundTrips"]
 
@@ -69,9 +67,9 @@ class Edge:
         self._control.settimeout(10)
         self._answers = self._control.makefile("rb")
         with theirs:
-            command: list[str | File] = [sys.executable, "-I", "-S", relay.__file__, certificate]
+            command: list[str | File] = [sys.executable, "-P", "-m", "ps_lab.relay", certificate]
             guard.start(command, self.log, signal.SIGKILL, control=theirs)
-        self.ports: dict[Port, int] = self._ask("listen")
+        self.ports: dict[Listener, int] = self._ask("listen")
 
     def close(self) -> None:
         """Let the relay end itself."""

@@ -18,12 +18,12 @@ import psycopg
 import trustme
 from psycopg.sql import SQL, Identifier
 
-from ps_core.topology import Topology
+from ps_core.topology import Topology, parse_transport
 from ps_lab.edge import Edge
 from ps_lab.pgbouncer import ADMIN, AppSideBouncer, PgBouncer, find_pgbouncer, scram_secret
 from ps_lab.postgres import SUPERUSER, Binaries, Postgres
 from ps_lab.processes import Account, Guard, wait_until
-from ps_lab.relay import Routes
+from ps_lab.routes import Routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,7 @@ class Lab:
     is named so may be older than PlanetScale's, from PostgreSQL 15 on: before 17 there is no `transaction_timeout`.
     `pgbouncer_settings` go into the ini of all bouncers, as in `server_login_retry=15`. With `app_side_bouncer`, `url` and
     `topology` lead to a PgBouncer on the application's side, in front of the dedicated ones (`ps_core.pgbouncer`).
+    `transport="websocket"` (PS_LAB_TRANSPORT) lets both ask for connections over the WebSocket.
 
     Raises:
         ValueError: `replicas` is not from 1 to 8.
@@ -71,6 +72,7 @@ class Lab:
         postgres: str | Path | None = None,
         pgbouncer: str | Path | None = None,
         app_side_bouncer: bool = False,
+        transport: str | None = None,
         **pgbouncer_settings: object,
     ) -> None:
         if not 1 <= replicas <= 8:
@@ -82,6 +84,7 @@ class Lab:
         self._pgbouncer = pgbouncer
         self._pgbouncer_settings = pgbouncer_settings
         self._has_app_side = app_side_bouncer
+        self._transport = parse_transport(transport or os.environ.get("PS_LAB_TRANSPORT"), name="transport")
         self.app_side: AppSideBouncer | None = None
         self.servers: list[Postgres] = []
         self.bouncers: dict[str, PgBouncer] = {}
@@ -123,7 +126,8 @@ class Lab:
         return (
             f"postgresql://{role}.{self.branch}:{password}@localhost:{ports['direct']}/postgres"
             f"?sslmode=verify-full&sslrootcert={quote(str(self._ca), safe='/')}"
-            f"&ps_direct_port={ports['direct']}&ps_pooled_port={ports['pooled']}"
+            f"&ps_direct_port={ports['direct']}&ps_pooled_port={ports['pooled']}&ps_https_port={ports['https']}"
+            + ("" if self._transport == "tcp" else f"&ps_transport={self._transport}")
         )
 
     @property

@@ -215,7 +215,7 @@ def load(lab: Lab, effort: Effort, *, gated: bool = True) -> Load:
     )
 
 
-_PARTS: Final = {"relay.py": "edge", "pgbouncer": "bouncers", "postgres": "servers"}
+_PARTS: Final = {"ps_lab.relay": "edge", "pgbouncer": "bouncers", "postgres": "servers"}
 """What the command line of a program of the lab holds; every other process that is ours is a client."""
 
 

@@ -18,7 +18,7 @@ from ps_core.events import Event, Name, subscribe
 from ps_core.replicas import Replicas
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from ps_lab.relay import Path
+from ps_lab.routes import Path
 from tests.ps_core.conftest import Connect
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from ps_lab.relay import Port
+from ps_lab.routes import Port
 
 Connect = Callable[..., psycopg.Connection[Any]]
 """`connect(port, suffix, **libpq)`: a psycopg connection of the role `app`, in autocommit unless told otherwise."""

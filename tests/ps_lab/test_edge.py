@@ -16,7 +16,7 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from ps_lab.relay import Port
+from ps_lab.routes import Port
 from tests.ps_lab.conftest import Connect, parameters, whereabouts
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)

@@ -15,7 +15,7 @@ from ps_lab import Lab
 from ps_lab.pgbouncer import find_pgbouncer
 from ps_lab.postgres import Binaries
 from ps_lab.processes import Account, Guard, wait_until
-from ps_lab.relay import Port
+from ps_lab.routes import Port
 from tests.ps_lab.conftest import Connect, meets, parameters, streaming, whereabouts
 from tests.ps_lab.test_teardown import below
 

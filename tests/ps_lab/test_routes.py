@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ps_lab.relay import Path, Port, Refusal, Route, Routes
+from ps_lab.routes import Path, Port, Refusal, Route, Routes
 
 pytestmark = pytest.mark.fast
 
