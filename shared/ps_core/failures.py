@@ -120,7 +120,8 @@ _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     (r"failed to (connect to upstream|send startup message|setup backend)", _lost("edge_upstream", ran=Ran.NO)),
     (
         r"SSL connection is required|invalid user format: username must include branch|branch \S+ does not exist"
-        r"|member \S+ not found in branch|pooler only supports primary destinations",
+        r"|member \S+ not found in branch|pooler only supports primary destinations"
+        r"|is no PostgreSQL WebSocket: HTTP status|proxy on the way to \S+ refused",  # ps_core._bridge.process
         _lost("edge_refused", kind=Kind.CONFIGURATION, ran=Ran.NO),
     ),
     # PgBouncer, permanent ones first: a cached error of the server's may be inside the transient text.

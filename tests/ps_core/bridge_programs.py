@@ -79,8 +79,8 @@ def thousand(topology: Topology) -> None:
     def seen() -> str:
         folder, pid = start._bridge._folder, start._bridge._pid
         assert folder is not None
-        mine, its = (len(os.listdir(f"/proc/{one}/fd")) for one in ("self", pid))
-        return f"{threading.active_count()} {mine} {its} {len(os.listdir(folder))} {folder}"
+        mine, its = (len(list(Path(f"/proc/{one}/fd").iterdir())) for one in ("self", pid))
+        return f"{threading.active_count()} {mine} {its} {len(list(Path(folder).iterdir()))} {folder}"
 
     def settled(before: str | None = None) -> str:
         while (now := seen()) != before:  # the goodbyes are said

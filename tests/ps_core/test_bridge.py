@@ -1,7 +1,5 @@
 """Connections over a WebSocket, and the process that carries them: what it survives, what it leaves, and what it says."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
@@ -9,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ from ps_core._bridge import process, start
 from ps_core._websocket import target_of
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import count
 
 HERE = Path(__file__).parent
@@ -209,11 +207,11 @@ def test_frozen(topology: Topology, bridge: start._Bridge, ps_lab: Lab, table: s
 
 
 @pytest.fixture
-def in_thread(topology: Topology, tmp_path: Path) -> Iterator[tuple[dict[str, Any], asyncio.AbstractEventLoop]]:
+def in_thread(topology: Topology) -> Iterator[tuple[dict[str, Any], asyncio.AbstractEventLoop]]:
     """A `Bridge` with short ticks, in a thread (nothing here blocks in libpq), and how stock psycopg gets there."""
     ready, going = threading.Event(), ExitStack()
     target = target_of(topology.direct.parameters(), topology.direct.https_port, {})
-    folder = going.enter_context(closing_folder())
+    folder = going.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
     found: list[asyncio.AbstractEventLoop] = []
     stop = threading.Event()
 
@@ -239,12 +237,6 @@ def in_thread(topology: Topology, tmp_path: Path) -> Iterator[tuple[dict[str, An
         stop.set()
         thread.join()
         going.close()
-
-
-def closing_folder() -> Any:
-    import tempfile
-
-    return tempfile.TemporaryDirectory(dir="/tmp")
 
 
 def test_dead_peer(in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop], ps_lab: Lab) -> None:
@@ -343,7 +335,7 @@ def test_nobody_listens(ps_lab: Lab) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     check_not_reached(over_websocket(ps_lab, https_port=port), Kind.TRANSIENT, f"could not connect to localhost:{port}")
-    elsewhere = Topology.from_url("postgresql://app:x@nowhere.invalid/postgres", transport="websocket")
+    elsewhere = Topology.from_url("postgresql://app:s3cret@nowhere.invalid/postgres", transport="websocket")
     check_not_reached(elsewhere, Kind.TRANSIENT, 'could not translate host name "nowhere.invalid"')
 
 
@@ -397,8 +389,8 @@ def proxy() -> Iterator[tuple[int, list[str]]]:
         with client:
             head = client.recv(65536).decode()
             asked.append(head.partition("\r\n")[0])
-            if "refused.example" in head:
-                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            if ".example" in head:
+                client.sendall(status(502 if "down.example" in head else 407))
                 return
             host, _, port = head.split()[1].rpartition(":")
             with socket.create_connection((host, int(port))) as server:
@@ -429,12 +421,19 @@ def test_proxy(ps_lab: Lab, topology: Topology, proxy: Any, monkeypatch: pytest.
     for name in ("https_proxy", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "nowhere.invalid")
     request.getfixturevalue("bridge")
     with ps_core.connect(topology) as conn:
         conn.execute("SELECT 1")
     assert asked == [f"CONNECT localhost:{ps_lab.edge.ports['https']} HTTP/1.1"]
-    refused = Topology.from_url("postgresql://app:x@refused.example/postgres", transport="websocket")
-    check_not_reached(refused, Kind.CONFIGURATION, "the proxy on the way to refused.example:443 refused")
+    for host, kind, said in (
+        ("refused.example", Kind.CONFIGURATION, "refused: HTTP status 407"),
+        ("down.example", Kind.TRANSIENT, "cannot connect now: HTTP status 502"),
+    ):
+        beyond = Topology.from_url(f"postgresql://app:s3cret@{host}/postgres", transport="websocket")
+        check_not_reached(beyond, kind, f"the proxy on the way to {host}:443 {said}")
+    past_it = Topology.from_url("postgresql://app:s3cret@nowhere.invalid/postgres", transport="websocket")
+    check_not_reached(past_it, Kind.TRANSIENT, "could not translate host name")
 
 
 # --- where it cannot be started ---
@@ -460,7 +459,9 @@ def test_other_user(topology: Topology, bridge: start._Bridge, monkeypatch: pyte
     wait_until(lambda: os.waitpid(pid, os.WNOHANG) != (0, 0), "the end of the first") if not is_gone(pid) else None
 
 
-def test_long_temporary_folder(bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_long_temporary_folder(
+    bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A Unix socket's path is short: where the temporary folder is not, /tmp is taken."""
     import tempfile
 

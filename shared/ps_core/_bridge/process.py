@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, ProxyError, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxyStatus,
+    InvalidStatus,
+    ProxyError,
+    WebSocketException,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -43,6 +50,10 @@ _CLOSING: Final = 1.0
 
 _ROUNDS: Final = 20
 """Of the event loop, in which what can be read is read and passed on; the end of a WebSocket takes some eight."""
+
+
+_TRY_AGAIN: Final = (408, 425, 429, 500, 502, 503, 504)
+"""Statuses of HTTP after which another try may succeed (RFC 9110; 425: RFC 8470, 429: RFC 6585)."""
 
 
 class _NotReached(Exception):
@@ -174,10 +185,14 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
         raise _NotReached(f'could not translate host name "{target["host"]}" to address: {exc.strerror}') from exc
     except InvalidStatus as exc:
         status = exc.response.status_code
-        kind = "cannot answer now" if status >= 500 or status in (408, 425, 429) else "is no PostgreSQL WebSocket"
+        kind = "cannot answer now" if status in _TRY_AGAIN else "is no PostgreSQL WebSocket"
         raise _NotReached(f"{target['url']} {kind}: HTTP status {status}") from exc
-    except ProxyError as exc:
-        raise _NotReached(f"the proxy on the way to {where} refused: {exc}") from exc
+    except InvalidProxyStatus as exc:
+        status = exc.response.status_code
+        kind = "cannot connect now" if status in _TRY_AGAIN else "refused"
+        raise _NotReached(f"the proxy on the way to {where} {kind}: HTTP status {status}") from exc
+    except ProxyError as exc:  # its text may hold the proxy's password
+        raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
         raise _NotReached(f"could not connect to {where}: {exc}") from exc
 
