@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 
+import ps_core
 from ps_core.topology import Endpoint, Topology
 from ps_lab import Lab
 
@@ -23,7 +24,7 @@ def endpoints(lab: Lab) -> list[Endpoint]:
 
 def connect(endpoint: Endpoint) -> "psycopg.Connection[Any]":
     """Return a client with psycopg's own class."""
-    return psycopg.connect(**endpoint.conninfo(), autocommit=True)  # type: ignore[arg-type]
+    return psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True)  # type: ignore[arg-type]
 
 
 def seen(client: "psycopg.Connection[Any]", *names: str) -> dict[str, str | None]:
@@ -40,7 +41,7 @@ def strangers(lab: Lab, *names: str) -> Iterator[None]:
 
     They see what a session of their own has.
     """
-    with psycopg.connect(**Topology.from_url(lab.url).direct.conninfo(), autocommit=True) as own:  # type: ignore[arg-type]
+    with psycopg.connect(**ps_core.conninfo(Topology.from_url(lab.url).direct), autocommit=True) as own:  # type: ignore[arg-type]
         # The direct path has limits as startup options; a client of the bouncers has the role's.
         wanted = seen(own, *names) | dict.fromkeys(set(names) & {"statement_timeout", "lock_timeout"}, "0")
     over = threading.Event()

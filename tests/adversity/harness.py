@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import AsyncConnection, Connection, RetryPolicy
 from ps_core._endpoint import EndpointState
 from ps_core.errors import CommitOutcomeUnknown
@@ -243,7 +244,7 @@ async def _settled(value: Any) -> Any:
 
 def stock(endpoint: Endpoint, **options: Any) -> psycopg.Connection[Any]:
     """Return stock psycopg's connection, which binds on the client's side as ours does."""
-    options = {"cursor_factory": psycopg.ClientCursor, "prepare_threshold": None, **endpoint.conninfo(), **options}
+    options = {"cursor_factory": psycopg.ClientCursor, "prepare_threshold": None, **ps_core.conninfo(endpoint), **options}
     return psycopg.connect(**options)
 
 

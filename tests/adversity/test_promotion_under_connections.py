@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from django.db import InternalError, connections, transaction
 from sqlalchemy import text
 
+import ps_core
 import ps_django
 import ps_sqlalchemy
 from ps_core.context import use_token
@@ -55,7 +56,7 @@ def until_on(lab: Lab, server: Postgres, ask: Callable[[], tuple[str, bool]], *,
         if next(asked) % 10:
             return ask() == (server.name, not promoted)
         lab.bouncers["read-pool"].admin("RECONNECT")
-        with psycopg.connect(**lab.topology.replicas[0].conninfo(), prepare_threshold=None) as other:
+        with psycopg.connect(**ps_core.conninfo(lab.topology.replicas[0]), prepare_threshold=None) as other:
             other.execute("SELECT 1")
             return ask() == (server.name, not promoted)
 

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import ps_core
 from docs.examples.django_shop import run
 from ps_core.topology import Topology
 from ps_lab import Lab
@@ -95,7 +96,7 @@ def strangers(lab: Lab) -> list[tuple[str, str]]:
     found = []
     for endpoint in (topology.primary, *topology.replicas):
         for _ in range(10):
-            with psycopg.connect(**{**endpoint.conninfo(), "dbname": DATABASE}, autocommit=True) as client:
+            with psycopg.connect(**{**ps_core.conninfo(endpoint), "dbname": DATABASE}, autocommit=True) as client:
                 found += client.execute("SELECT current_setting('search_path'), current_user::text").fetchall()
     return found
 
@@ -352,7 +353,7 @@ def test_checks(project: tuple[Path, dict[str, str]]) -> None:
 
 def stock(lab: Lab) -> str:
     """Return the entry of DATABASES with which stock Django is behind the same bouncer."""
-    conninfo = dict(Topology.from_url(lab.url, bouncer="write-pool").primary.conninfo())
+    conninfo = dict(ps_core.conninfo(Topology.from_url(lab.url, bouncer="write-pool").primary))
     keys = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     entry = {new: conninfo[old] for old, new in keys.items()}
     options = {name: conninfo[name] for name in ("sslmode", "sslrootcert")}

@@ -425,7 +425,7 @@ def _caller(way: Way, token: ps_core.Token) -> Any:
 
 
 def _stock_options(endpoint: Endpoint) -> dict[str, Any]:
-    return {**replace(endpoint, timeouts=Timeouts()).conninfo(), "prepare_threshold": None}
+    return {**ps_core.conninfo(replace(endpoint, timeouts=Timeouts())), "prepare_threshold": None}
 
 
 def _psycopg_reads(topology: ps_core.Topology, way: Way, size: int) -> Callable[[], None]:

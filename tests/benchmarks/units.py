@@ -64,7 +64,7 @@ Unit = Callable[[str, Way, int], Work]
 @contextmanager
 def worker(lab: Lab) -> Iterator[ProcessPoolExecutor]:
     """Make the table, and a process that does units of work: `submit(run, ...)`, `submit(measure, ...)`."""
-    options: dict[str, Any] = dict(lab.topology.direct.conninfo())
+    options: dict[str, Any] = dict(ps_core.conninfo(lab.topology.direct))
     with psycopg.connect(**options) as conn:
         conn.execute("DROP TABLE IF EXISTS benchmark")
         conn.execute("CREATE TABLE benchmark (id int PRIMARY KEY, n int NOT NULL)")
@@ -176,7 +176,7 @@ def _endpoint(name: str) -> Endpoint:
 def _stock_options(name: str) -> dict[str, Any]:
     """What psycopg is given without this project: behind a pooler, no prepared statements."""
     endpoint = _endpoint(name)
-    options: dict[str, Any] = dict(replace(endpoint, timeouts=Timeouts()).conninfo())
+    options: dict[str, Any] = dict(ps_core.conninfo(replace(endpoint, timeouts=Timeouts())))
     return options | ({"prepare_threshold": None} if endpoint.pooled else {})
 
 

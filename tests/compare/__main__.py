@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
+import ps_core
 from ps_cli._figures import SETTLING, Event, Recording
 from ps_lab import Lab
 from tests.compare.report import INTRODUCTION, Findings, Window, render
@@ -97,7 +98,7 @@ def examine(lab: Lab, worker: Worker, effort: Effort) -> Findings:
 
 def make_tables(lab: Lab) -> None:
     """Make the application's tables anew."""
-    options: dict[str, Any] = dict(lab.topology.direct.conninfo())
+    options: dict[str, Any] = dict(ps_core.conninfo(lab.topology.direct))
     with psycopg.connect(**options) as connection:
         connection.execute("SET client_min_messages = error")
         connection.execute(TABLES)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final, Literal, Protocol
 
+import ps_core
 from ps_core import Timeouts, Topology
 
 ACCOUNTS: Final = 1000
@@ -74,4 +75,4 @@ def libpq(url: str, endpoint: Endpoint) -> dict[str, Any]:
     """
     topology = Topology.from_url(url, bouncer="write-pool", replica_bouncer="read-pool")
     chosen = topology.primary if endpoint == "primary" else topology.replicas[0]
-    return {**replace(chosen, timeouts=Timeouts()).conninfo(), "prepare_threshold": None}
+    return {**ps_core.conninfo(replace(chosen, timeouts=Timeouts())), "prepare_threshold": None}

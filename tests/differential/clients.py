@@ -14,6 +14,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import ps_core
 import ps_sqlalchemy
 from ps_core import AsyncConnection, Connection
 from ps_core._connection.cursors import ServerBindingCursor
@@ -44,7 +45,7 @@ def _psycopg(
     place = getattr(lab.topology, endpoint)
     link = EndpointState(endpoint=replace(place, session_state="allow"), identity=lab.branch)
     with (
-        psycopg.connect(**place.conninfo(), **NO_PREPARED, autocommit=autocommit) as stock,
+        psycopg.connect(**ps_core.conninfo(place), **NO_PREPARED, autocommit=autocommit) as stock,
         Connection.open(link, autocommit=autocommit, **options) as ours,
     ):
         runs: list[Run] = []
@@ -65,7 +66,7 @@ def _psycopg(
 def _asyncio(lab: Lab, registered: Registered) -> Iterator[tuple[Run, Run]]:
     place = lab.topology.primary
     with asyncio.Runner() as runner:
-        stock: Any = runner.run(psycopg.AsyncConnection.connect(**place.conninfo(), **NO_PREPARED, autocommit=True))
+        stock: Any = runner.run(psycopg.AsyncConnection.connect(**ps_core.conninfo(place), **NO_PREPARED, autocommit=True))
         link = EndpointState(endpoint=replace(place, session_state="allow"), identity=lab.branch)
         ours: Any = runner.run(AsyncConnection.open(link, autocommit=True))
         runs: list[Run] = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import use_token
 from tests.differential.forms import STORED
 from tests.differential.page import Totals
@@ -35,7 +36,7 @@ def everything() -> bool:
 @pytest.fixture(scope="package")  # not longer: later tests change the primary under its connection
 def registered(ps_lab: Lab) -> Iterator[Registered]:
     """The schema, and its types."""
-    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
+    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct), autocommit=True) as conn:
         conn.execute("drop schema if exists differential cascade")
         conn.execute(SCHEMA)
         conn.execute(STORED)

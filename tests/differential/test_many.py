@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+import ps_core
 from ps_core import Connection
 from ps_core._connection.cursors import Cursor, ServerBindingCursor
 from ps_core._endpoint import EndpointState
@@ -79,7 +80,10 @@ def test_many(
     """As the first statement of a transaction and as a later one, the same comes back and is stored."""
     place = ps_lab.topology.primary
     link = EndpointState(endpoint=place, identity=ps_lab.branch)
-    with psycopg.connect(**place.conninfo(), **NO_PREPARED) as stock, Connection.open(link, cursor_factory=factory) as ours:
+    with (
+        psycopg.connect(**ps_core.conninfo(place), **NO_PREPARED) as stock,
+        Connection.open(link, cursor_factory=factory) as ours,
+    ):
         registered.on(stock)
         registered.on(ours)
         different = []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import AsyncConnection, Connection
 from ps_core._connection.cursors import AsyncServerBindingCursor, ServerBindingCursor
 from ps_core._endpoint import EndpointState
@@ -29,7 +30,7 @@ def test_sync(name: str, autocommit: bool, ps_lab: Lab, totals: Totals) -> None:
     scenario = SCENARIOS[name]
     run, place = sync(scenario.run), getattr(ps_lab.topology, scenario.endpoint)
     options: dict[str, Any] = {"cursor_factory": ServerBindingCursor} if scenario.binding == "server" else {}
-    with psycopg.connect(**place.conninfo(), **NO_PREPARED, autocommit=autocommit) as stock:
+    with psycopg.connect(**ps_core.conninfo(place), **NO_PREPARED, autocommit=autocommit) as stock:
         expected = run(stock)
     with Connection.open(EndpointState(endpoint=place, identity=ps_lab.branch), autocommit=autocommit, **options) as ours:
         assert run(ours) == expected
@@ -43,7 +44,7 @@ async def test_asyncio(name: str, autocommit: bool, ps_lab: Lab, totals: Totals)
     scenario = SCENARIOS[name]
     place = getattr(ps_lab.topology, scenario.endpoint)
     options: dict[str, Any] = {"cursor_factory": AsyncServerBindingCursor} if scenario.binding == "server" else {}
-    async with await psycopg.AsyncConnection.connect(**place.conninfo(), **NO_PREPARED, autocommit=autocommit) as stock:
+    async with await psycopg.AsyncConnection.connect(**ps_core.conninfo(place), **NO_PREPARED, autocommit=autocommit) as stock:
         expected = await scenario.run(stock)
     link = EndpointState(endpoint=place, identity=ps_lab.branch)
     async with await AsyncConnection.open(link, autocommit=autocommit, **options) as ours:

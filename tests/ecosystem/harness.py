@@ -18,6 +18,7 @@ import django
 import psycopg
 import sqlalchemy
 
+import ps_core
 from docs.examples.django_shop import run
 from ps_core.topology import Topology
 from ps_lab import Lab
@@ -78,7 +79,7 @@ def site(lab: Lab, name: str, *, stock: bool) -> Iterator[Site]:
 
 def stock_environment(lab: Lab) -> dict[str, str]:
     """Return where the database is, as an entry of DATABASES for Django's own backend: the primary's direct path."""
-    conninfo = dict(Topology.from_url(lab.url).direct.conninfo())
+    conninfo = dict(ps_core.conninfo(Topology.from_url(lab.url).direct))
     keys = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     entry: dict[str, object] = {new: conninfo[old] for old, new in keys.items()}
     options = {name: conninfo[name] for name in ("sslmode", "sslrootcert")}

@@ -8,6 +8,7 @@ import pytest
 from django.db import connections, transaction
 from django.db.models import F
 
+import ps_core
 import ps_django
 from docs.examples.django_shop import run
 from ps_core import current_token, use_token
@@ -31,7 +32,7 @@ def geo(ps_lab: Lab) -> Iterator[str]:
     with run.database(ps_lab, NAME) as urls:
         ps_lab.sql("CREATE EXTENSION postgis_raster", dbname=NAME)
         url = urls["PS_URL"]
-        direct = dict(Topology.from_url(url).direct.conninfo())
+        direct = dict(ps_core.conninfo(Topology.from_url(url).direct))
         keys = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "NAME": "dbname"}
         settings.configure(
             DATABASES={

@@ -19,6 +19,7 @@ from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import Jsonb
 from psycopg.types.range import Range
 
+import ps_core
 from ps_core import AsyncConnection, Connection
 from ps_core._endpoint import EndpointState
 from ps_core.context import deadline, limits, local_settings
@@ -145,7 +146,8 @@ def test_nothing_is_left_on_the_server_connection(
     for ours in (primary, replica):
         conn = connect(ours)
         strangers = [
-            psycopg.connect(**ours.endpoint.conninfo(), autocommit=True, cursor_factory=psycopg.ClientCursor) for _ in range(4)
+            psycopg.connect(**ps_core.conninfo(ours.endpoint), autocommit=True, cursor_factory=psycopg.ClientCursor)
+            for _ in range(4)
         ]
         seen, pids, shared = set(), set(), set()
         for turn in range(12):
@@ -372,7 +374,7 @@ def test_statements_that_must_stand_alone(ps_lab: Lab, primary: EndpointState, t
 def test_error_positions_point_into_the_users_text(autocommit: bool, primary: EndpointState, connect: Connect) -> None:
     """Line, caret and position are those of psycopg alone; the framework finds the state that it expects."""
     ours = connect(primary, autocommit=autocommit)
-    stock = psycopg.connect(**primary.endpoint.conninfo(), autocommit=autocommit, cursor_factory=psycopg.ClientCursor)
+    stock = psycopg.connect(**ps_core.conninfo(primary.endpoint), autocommit=autocommit, cursor_factory=psycopg.ClientCursor)
     with stock:
         for text in ("SELECT *\n  FROM nowhere", "SELCT 1", "SELECT\n\n 1 +", "SELECT 'ü', nothing"):
             told = []

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import AsyncConnection, Connection, deadline, limits, local_settings, use_token
 from ps_core._retry import deadline as of_deadlines
 from ps_core.consistency import Token, parse_lsn
@@ -75,7 +76,7 @@ def foreign(places: dict[str, Place]) -> Iterator[Callable[[], None]]:
     with ExitStack() as stack:
         clients = []
         for name in ("primary", "replica"):
-            conninfo = places[name].state.endpoint.conninfo()
+            conninfo = ps_core.conninfo(places[name].state.endpoint)
             pair = [stack.enter_context(psycopg.connect(**conninfo, autocommit=True, prepare_threshold=None)) for _ in range(2)]
             clients.append((*pair, pair[0].execute(SEEN).fetchall()))
         met: list[Any] = []

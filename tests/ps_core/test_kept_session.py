@@ -171,7 +171,7 @@ def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
     with ExitStack() as stack:
         clients = []
         for endpoint in (ps_lab.topology.primary, ps_lab.topology.replicas[0]):
-            conn = stack.enter_context(psycopg.connect(**endpoint.conninfo(), autocommit=True, prepare_threshold=None))
+            conn = stack.enter_context(psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True, prepare_threshold=None))
             clients.append((conn, conn.execute(sees).fetchall()))
 
         def look() -> None:
@@ -365,7 +365,7 @@ def right(ps_lab: Lab, roles: None) -> dict[tuple[str, str], list[Any]]:
         for state in states:
             for name, form in FORMS.items():
                 with psycopg.connect(
-                    **ps_lab.topology.direct.conninfo() | {"options": "", "application_name": ""},
+                    **ps_core.conninfo(ps_lab.topology.direct) | {"options": "", "application_name": ""},
                     autocommit=autocommit,
                     cursor_factory=psycopg.ClientCursor,
                 ) as conn:
@@ -835,7 +835,7 @@ def test_what_cannot_carry_it_is_refused(ps_lab: Lab, roles: None, connect: Conn
 
 def test_nothing_is_prepared_under_a_search_path(ps_lab: Lab, connect: Connect) -> None:
     """A prepared statement means the tables of the search_path under which it was planned."""
-    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as stock:
+    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct), autocommit=True) as stock:
         for schema in ("kept_a", "kept_b"):
             stock.execute(f"CREATE SCHEMA {schema}")
             stock.execute(f"CREATE TABLE {schema}.item AS SELECT '{schema}' AS name")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import AsyncConnection, DeadlineExceeded, connect, deadline, limits
 from ps_core._notes import PREFIX, InForce, carry_notes, deadline_note, limit_note, limit_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
@@ -275,6 +276,6 @@ def test_no_secret(primary: EndpointState) -> None:
     with connect(primary.endpoint) as conn, limits(statement="20ms"):
         error = raised(conn.execute, SLEEP)
         conn.rollback()
-    password = str(primary.endpoint.conninfo().get("password", ""))
+    password = str(ps_core.conninfo(primary.endpoint).get("password", ""))
     assert password
     assert password not in notes(error)

@@ -12,6 +12,7 @@ from itertools import count as counting
 import psycopg
 import pytest
 
+import ps_core
 from ps_core import Connection
 from ps_core._endpoint import EndpointState
 from ps_core.context import limits, local_settings
@@ -129,7 +130,7 @@ def test_tenants_never_see_each_other(ps_lab: Lab) -> None:
                     next(turns)
 
     def stranger() -> None:
-        options = ps_lab.topology.primary.conninfo()
+        options = ps_core.conninfo(ps_lab.topology.primary)
         with psycopg.connect(**options, autocommit=True, cursor_factory=psycopg.ClientCursor) as conn:
             while not stop.is_set():
                 rows = conn.execute("SELECT tenant FROM secret").fetchall()

@@ -158,7 +158,7 @@ def test_connect_is_the_classes_own(ps_lab: Lab) -> None:
     """`ps_core.connect` is `Connection.connect`, and takes a string, keywords, a topology or an endpoint."""
     assert ps_core.connect == Connection.connect
     assert ps_core.connect_async == AsyncConnection.connect
-    where = {name: str(value) for name, value in ps_lab.topology.direct.conninfo().items()}
+    where = {name: str(value) for name, value in ps_core.conninfo(ps_lab.topology.direct).items()}
     named = {name: where[name] for name in ("host", "port", "user", "password", "dbname")}
     for conn in (
         Connection.connect(ps_lab.url, **SIDES),
@@ -192,7 +192,7 @@ def test_connect_timeout(ps_lab: Lab, which: str) -> None:
     try:
         with pytest.raises(psycopg.errors.ConnectionTimeout):
             if which == "stock":
-                psycopg.connect(**{**endpoint.conninfo(), "connect_timeout": 2})
+                psycopg.connect(**{**ps_core.conninfo(endpoint), "connect_timeout": 2})
             else:
                 Connection.connect(endpoint, connect_timeout=2)
     finally:

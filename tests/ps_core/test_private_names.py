@@ -140,7 +140,7 @@ def test_signatures(name: str) -> None:
 def test_attributes(ps_lab: Lab) -> None:
     """Each is there on what psycopg makes."""
     with (
-        psycopg.connect(**ps_lab.topology.direct.conninfo(), cursor_factory=psycopg.ClientCursor) as conn,
+        psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct), cursor_factory=psycopg.ClientCursor) as conn,
         conn.cursor() as cursor,
         conn.cursor("named") as named,
     ):

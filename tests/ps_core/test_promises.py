@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg import IsolationLevel, sql
 
+import ps_core
 import ps_sqlalchemy
 from ps_core import AsyncConnection, Connection, limits, local_settings, use_token
 from ps_core.consistency import Token, parse_lsn
@@ -238,7 +239,7 @@ def test_copy_raises_the_servers_error(ps_lab: Lab, connect: Connect, endpoint: 
 
 async def test_stream_of_no_rows_at_a_time(ps_lab: Lab, connect: Connect) -> None:
     """A size of 0 is refused as psycopg refuses it."""
-    stock = psycopg.connect(**ps_lab.topology.primary.conninfo(), autocommit=True)
+    stock = psycopg.connect(**ps_core.conninfo(ps_lab.topology.primary), autocommit=True)
     with stock, pytest.raises(ValueError, match="size") as expected:
         list(stock.cursor().stream("select 1", size=0))
     conn = connect(tracking(ps_lab, "primary"), autocommit=True)

@@ -112,7 +112,7 @@ def test_nobody_has_anothers_settings() -> None:
 
         over = threading.Event()
         with ThreadPoolExecutor(CLIENTS + FOREIGN) as pool:
-            strangers = [pool.submit(stranger, lab.topology.primary.conninfo(), over) for _ in range(FOREIGN)]
+            strangers = [pool.submit(stranger, ps_core.conninfo(lab.topology.primary), over) for _ in range(FOREIGN)]
             tenants = [pool.submit(tenant, lab.url, number, count) for number in range(CLIENTS)]
             try:
                 wrong = [one.result() for one in tenants]

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import ps_core
 from ps_core.topology import Topology
 from ps_lab import Lab
 from tests.docs.pages import DOCS, blocks_of
@@ -110,7 +111,7 @@ def test_page(ps_lab: Lab, tmp_path: Path, url: str, migrator: str) -> None:
             sql(statement)
 
     topology = Topology.from_url(url, bouncer="write-pool")
-    with closing(psycopg.connect(**topology.direct.conninfo())) as report:
+    with closing(psycopg.connect(**ps_core.conninfo(topology.direct))) as report:
         report.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # has a snapshot for as long as it lasts
         report.execute("SELECT count(*) FROM shop_product")
         assert "lock timeout" in migrate(MIGRATIONS_URL=migrator, LOCK_TIMEOUT="200ms")
@@ -127,6 +128,6 @@ def test_page(ps_lab: Lab, tmp_path: Path, url: str, migrator: str) -> None:
     assert set(trips.by_path) == {"direct"}
     assert sql("SELECT count(*) FROM shop_order") == [(1,)]
     assert sql("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == [("migrator",)]
-    with closing(psycopg.connect(**topology.primary.conninfo(), autocommit=True)) as application:
+    with closing(psycopg.connect(**ps_core.conninfo(topology.primary), autocommit=True)) as application:
         application.execute("INSERT INTO shop_product (name, slug) VALUES ('Pot', 'pot')")
         application.execute("INSERT INTO shop_order DEFAULT VALUES")

@@ -439,7 +439,7 @@ async def test_async_creator(ps_lab: Lab) -> None:
     engine = create_async_engine(url, async_creator=ours, poolclass=sa.NullPool)
     async with engine.connect() as conn:
         assert await conn.scalar(text("SHOW statement_timeout")) == "2s"
-    info: Any = ps_lab.topology.primary.conninfo()
+    info: Any = ps_core.conninfo(ps_lab.topology.primary)
     made: list[Any] = []
 
     async def stocks() -> Any:

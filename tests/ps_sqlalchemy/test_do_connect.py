@@ -69,7 +69,7 @@ def test_names_the_server(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
                 asked.clear()
                 with side_of(engine, side).connect() as conn:
                     assert conn.scalar(text("SELECT pg_is_in_recovery()")) is (side == "replica")
-                info = endpoint.conninfo()
+                info = ps_core.conninfo(endpoint)
                 assert asked == [("postgresql", True, [], {name: info[name] for name in WHERE})]
 
         run(asynchronous, work)
@@ -163,7 +163,7 @@ def test_another_drivers_connection_is_refused(ps_lab: Lab, kind: str, asynchron
 def test_another_drivers_creator_is_refused(ps_lab: Lab) -> None:
     """So it is where SQLAlchemy was told how to connect; one that makes ours will do, but not for replicas."""
     url = ps_lab.url.replace("postgresql:", "postgresql+ps:")
-    info: Any = ps_lab.topology.primary.conninfo()
+    info: Any = ps_core.conninfo(ps_lab.topology.primary)
     stock = psycopg.connect(**info)
     with pytest.raises(ConfigurationError, match="creator"):
         sa.create_engine(url, creator=lambda: stock, poolclass=sa.NullPool).connect()

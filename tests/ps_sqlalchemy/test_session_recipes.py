@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+import ps_core
 import ps_sqlalchemy
 from ps_core.topology import Topology
 from ps_lab import Lab
@@ -82,7 +83,7 @@ def stock(lab: Lab) -> Iterator[tuple[sa.Engine, sa.Engine]]:
     topology = Topology.from_url(lab.url, direct_replica=True)
     engines = []
     for endpoint in (topology.direct, topology.replicas[0]):
-        conninfo = endpoint.conninfo()
+        conninfo = ps_core.conninfo(endpoint)
         engines.append(sa.create_engine("postgresql+psycopg://", connect_args=conninfo, pool_size=1, max_overflow=0))
     try:
         yield engines[0], engines[1]

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import socket
 import ssl
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -292,10 +291,9 @@ class Bridge:
                 await carried.tick()
 
 
-def run(folder: str) -> NoReturn:
+def run(folder: str) -> None:
     """Carry as long as the process that started this one lives."""
     try:
         asyncio.run(Bridge().obey(socket.socket(fileno=0)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)  # what is still open is abandoned

@@ -28,6 +28,7 @@ from xml.etree import ElementTree as ET
 import psycopg
 import sqlalchemy as sa
 
+import ps_core
 from ps_lab import Lab
 from tests.suites.sqlalchemy.differences import DIFFERENCES, LACKING, Difference
 
@@ -101,7 +102,7 @@ def run(report: Path, url: sa.URL, folder: Path, arguments: list[str]) -> Outcom
 def neighbours(lab: Lab, database: str) -> Iterator[None]:
     """Let other clients of the same role run small transactions in the database."""
     over = threading.Event()
-    conninfo: dict[str, Any] = replace(lab.topology.primary, dbname=database).conninfo()
+    conninfo: dict[str, Any] = ps_core.conninfo(replace(lab.topology.primary, dbname=database))
 
     def work() -> None:
         with psycopg.connect(**conninfo, prepare_threshold=None) as conn:
