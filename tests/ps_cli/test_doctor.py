@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.proxy import get_proxy
+from websockets.uri import parse_uri
 
 from ps_cli._doctor.findings import RULES, chain, exit_status, finding, judge, kind_of, merge, said
-from ps_cli._doctor.seen import Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
+from ps_cli._doctor.https import _proxy_of
+from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
 from ps_cli.main import main
 from ps_core.topology import Topology
+from tests.ps_core.test_bridge import bridge, proxy  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from ps_core.topology import Endpoint
@@ -75,7 +79,15 @@ PREFER = endpoint("postgresql://app@db:6432/x")
 CA = endpoint(sslmode="verify-ca", sslrootcert="/ca.pem")
 BARE = Topology.from_url("postgresql://app@db/x?sslmode=verify-full&ps_pooled=false")
 CHAIN = replace(TLS, fault="chain")
+OVER = Topology.from_url(URL, transport="websocket")
+HTTPS = HttpsSeen(host="h.horizon.psdb.cloud", port=443, addresses=("192.0.2.1",), tls=TLS, websocket=True)
+ANSWERED = replace(HTTPS, websocket=False, answer="HTTP status 404")
 FAILED = 'connection failed: connection to server at "192.0.2.1", port 6432 failed: '
+
+
+def over(session: SessionSeen | None = None, **https: Any) -> PathSeen:
+    """Return a path by WebSocket; without a session, it ends before a login."""
+    return path(OVER.primary, session, tls=None, addresses=(), https=replace(HTTPS, **https))
 
 
 @pytest.mark.fast
@@ -88,6 +100,29 @@ FAILED = 'connection failed: connection to server at "192.0.2.1", port 6432 fail
         (path(PRIVATE, None, addresses=("10.0.0.7", "203.0.113.9")), ["D011"]),
         (path(PRIVATE, addresses=("10.0.0.7",)), []),
         (path(port_error="Connection refused", session=None), ["D012"]),
+        # port 443
+        (path(https=HTTPS), []),
+        (path(https=ANSWERED), []),
+        (path(https=replace(HTTPS, websocket=False, tls=replace(TLS, fault="chain"))), []),
+        (path(port_error="no answer", session=None, https=HTTPS), ["D012", "D015"]),
+        (path(dns_error="Name or service not known", session=None, https=HTTPS), ["D010", "D015"]),
+        (path(session=None, tls=replace(TLS, fault="handshake"), https=HTTPS), ["D026", "D015"]),
+        (path(port_error="no answer", session=None, https=ANSWERED), ["D012"]),
+        (path(port_error="no answer", session=None, https=replace(HTTPS, websocket=False, tls=None)), ["D012"]),
+        (refused("FATAL:  SASL authentication failed", "authentication", https=HTTPS), ["D030"]),
+        (over(PRIMARY), []),
+        (over(PRIMARY, is_opaque=True, websocket=False, tls=None, proxy="socks5h://p:1080"), []),
+        (over(dns_error="Name or service not known", addresses=(), websocket=False, tls=None), ["D010"]),
+        (over(host=PRIVATE.host, addresses=("203.0.113.9",), websocket=False, tls=None), ["D011"]),
+        (over(port_error="Connection refused", websocket=False, tls=None), ["D012"]),
+        (over(proxy_error="403 Forbidden", proxy="http://p:3128", websocket=False, tls=None), ["D013"]),
+        (over(tls=replace(TLS, fault="chain"), websocket=False), ["D023"]),
+        (over(tls=replace(TLS, fault="name"), websocket=False), ["D024"]),
+        (over(tls=replace(TLS, fault="date"), websocket=False), ["D025"]),
+        (over(tls=replace(TLS, fault="handshake"), websocket=False), ["D026"]),
+        (over(tls=replace(TLS, fault="roots"), websocket=False), ["D029"]),
+        (over(websocket=False, answer="HTTP status 404"), ["D014"]),
+        (replace(over(), refusal="FATAL:  SASL authentication failed", refusal_rule="authentication"), ["D030"]),
         # TLS
         (path(endpoint(), tls=TlsSeen(offered=False)), ["D020"]),
         (path(PLAIN, tls=TlsSeen(offered=False)), ["D021"]),
@@ -451,6 +486,142 @@ def test_private_host(doctor: Any, host: str) -> None:
     assert found == (2, {"D011": ["primary", "direct"]})
 
 
+def by_websocket(url: str) -> str:
+    """Return the URL of the same, over the WebSocket."""
+    return f"{url}&ps_transport=websocket"
+
+
+@pytest.fixture
+def by_https(usual: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return what is found on a healthy lab over the WebSocket: nothing is said of TLS on PostgreSQL's port."""
+    return {name: paths for name, paths in usual.items() if name != "D028"}
+
+
+def test_websocket(doctor: Any, url: str, by_https: dict[str, list[str]], ps_lab: Lab) -> None:
+    """A healthy set-up over the WebSocket is healthy: TLS is asked for where it is, and the login goes by the bridge."""
+    assert doctor(by_websocket(url)) == (0, by_https)
+    assert doctor(f"{by_websocket(ps_lab.url)}&ps_bouncer=write-pool&ps_direct_replica=true") == (0, by_https)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (r"sslrootcert=[^&]*", "sslrootcert=system", "D023"),
+        (r"sslrootcert=[^&]*", "sslrootcert=/nowhere/ca.pem", "D029"),
+        (r"sslmode=verify-full", "sslmode=require", "D001"),
+        (r"pscale_pw_", "pscale_pw_x", "D030"),
+        (r"app\.", "app", "D031"),
+        (r"/postgres\?", "/elsewhere?", "D033"),
+        (r"ps_https_port=\d+", "ps_https_port=1", "D012"),
+        (r"ps_https_port=\d+", "ps_https_port={pooled}", "D014"),
+    ],
+)
+def test_websocket_refused(doctor: Any, url: str, old: str, new: str, expected: str, ps_lab: Lab) -> None:
+    """What each path refuses alike over the WebSocket is one finding, and the only one."""
+    asked = by_websocket(re.sub(old, new.format_map(ps_lab.edge.ports), url))
+    assert doctor(asked) == (2, {expected: [] if expected == "D001" else ["primary", "replica", "direct"]})
+
+
+def test_websocket_to_another_name(doctor: Any, url: str) -> None:
+    """A certificate for another name is found by asking the WebSocket's server, at the address that was given."""
+    elsewhere = by_websocket(url.replace("@localhost", "@db.test"))
+    assert doctor(elsewhere, "--resolve", "db.test=127.0.0.1") == (2, {"D024": ["primary", "replica", "direct"]})
+
+
+def test_no_websocket(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """A server that answers with a status in place of a WebSocket is found on the path that it refuses."""
+    unknown = url.replace(str(ps_lab.edge.ports["pooled"]), "1")
+    status, found = doctor(by_websocket(unknown))
+    assert (status, found) == (2, {"D014": ["primary", "replica"], "D064": []})
+
+
+def test_websocket_silent(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """Of a port for HTTPS that is silent, at once or once TLS is there, no step waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"ps_https_port={silent.getsockname()[1]}"
+        found = doctor(by_websocket(re.sub(r"ps_https_port=\d+", at, url)))
+    assert found == (2, {"D026": ["primary", "replica", "direct"]})
+    with ps_lab.edge.hang():
+        assert doctor(by_websocket(url)) == (2, {"D014": ["primary", "replica", "direct"]})
+
+
+def test_only_https(doctor: Any, url: str) -> None:
+    """Where PostgreSQL's ports cannot be reached, and `/v2` opens a WebSocket, it is said what to write."""
+    status, found = doctor(f"{url}&hostaddr=127.0.0.2")
+    assert (status, found.keys(), found["D015"]) == (2, {"D012", "D015"}, ["primary", "replica", "direct"])
+    status, found = doctor(re.sub(r"ps_https_port=\d+", "ps_https_port=1", f"{url}&hostaddr=127.0.0.2"))
+    assert (status, found.keys()) == (2, {"D012"})
+
+
+@pytest.fixture
+def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """A proxy that the environment names, with a password, and a bridge that was started with it."""
+    found: tuple[int, list[str]] = request.getfixturevalue("proxy")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hidden@127.0.0.1:{found[0]}")
+    monkeypatch.setenv("COLUMNS", "150")
+    request.getfixturevalue("bridge")
+    return found
+
+
+def test_proxy(through: tuple[int, list[str]], url: str, ps_lab: Lab, capfd: pytest.CaptureFixture[str]) -> None:
+    """The way leads through the proxy that the bridge takes, which is shown without its password."""
+    port, asked = through
+    assert main(["doctor", by_websocket(url)]) == 0
+    printed, _ = capfd.readouterr()
+    assert f"through http://127.0.0.1:{port}, port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket" in printed
+    assert "hidden" not in printed
+    assert set(asked) == {f"CONNECT localhost:{ps_lab.edge.ports['https']} HTTP/1.1"}
+    assert len(asked) > 3  # the logins, too
+
+
+@pytest.mark.usefixtures("through")
+def test_proxy_refuses(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that refuses, or is not there, is found; the host's name is the proxy's to look for."""
+    beyond = by_websocket("postgresql://app.branch:secret@refused.example/?ps_connect_timeout=2s")
+    assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"HTTPS_PROXY": "http://p.example:3128"},
+        {"https_proxy": "https://u:p@p.example"},
+        {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "x.test,.psdb.cloud"},
+        {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "psdb.example"},
+        {"HTTPS_PROXY": "http://p.example", "SOCKS_PROXY": "http://s.example:1080"},
+        {"HTTPS_PROXY": "http://p.example", "WSS_PROXY": "http://w.example"},
+        {"HTTP_PROXY": "http://p.example"},
+        {"ALL_PROXY": "http://p.example"},
+    ],
+)
+def test_same_proxy(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is the one that the library takes with which the bridge connects."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = _proxy_of("h.psdb.cloud", 443)
+    assert (found and found.geturl()) == get_proxy(parse_uri("wss://h.psdb.cloud/v2"))
+
+
+def test_without_websockets(tmp_path: Path) -> None:
+    """Where the extra is not installed, it is said how to install it."""
+    code = "import sys; sys.modules['websockets'] = None; from ps_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    url = by_websocket("postgresql://app.branch:secret@h.psdb.cloud/?")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
+    )
+    (one,) = json.loads(done.stdout)["findings"]
+    assert (done.returncode, one["id"]) == (2, "D001")
+    assert 'pip install "ps-postgres[websocket]"' in one["cause"]
+
+
 def test_no_such_host(doctor: Any) -> None:
     """A name that the resolver refuses, without asking any network, is an error of the name."""
     assert doctor("postgresql://app.branch:secret@a..b/") == (2, {"D010": ["primary", "direct"]})
@@ -622,6 +793,8 @@ def test_for_people(url: str, ps_lab: Lab, tmp_path: Path, capfd: pytest.Capture
     assert "ours: statement 2 s, transaction 3 s, idle in transaction 30 s; the role's: none" in printed
     assert "error D080  primary, replica\n" in printed
     assert "docs/doctor.md#d080" in printed
+    https = f"HTTPS  localhost: 127.0.0.1 (loopback), port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket\n"
+    assert printed.count(https) == 1
     assert "300 (given) -> max_client_conn 100 (assumed)" in printed
     picture = (tmp_path / "x.svg").read_text()
     assert "D080" in picture
