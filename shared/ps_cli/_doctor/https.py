@@ -64,13 +64,12 @@ class Way:
         return self.proxy is not None and self.proxy.scheme != "http"
 
     def open(self, address: str, context: ssl.SSLContext, seconds: float) -> HTTPConnection:
-        """Return a connection over TLS; `address` is the host's, and not needed behind a proxy.
+        """Return a connection over TLS: `connect`, and a handshake.
 
         Raises:
-            ProxyError: the proxy cannot be reached, or refuses.
-            OSError: nothing answers, or the handshake failed.
+            OSError: as `connect`, or the handshake failed.
         """
-        raw = socket.create_connection((address, self.port), seconds) if self.proxy is None else self._tunnel(seconds)
+        raw = self.connect(address, seconds)
         http = HTTPConnection(self.host, self.port, timeout=seconds)
         try:
             http.sock = context.wrap_socket(raw, server_hostname=self.host)
@@ -78,6 +77,15 @@ class Way:
             raw.close()
             raise
         return http
+
+    def connect(self, address: str, seconds: float) -> socket.socket:
+        """Return a connection, before TLS; `address` is the host's, and not needed behind a proxy.
+
+        Raises:
+            ProxyError: the proxy cannot be reached, or refuses.
+            OSError: nothing answers.
+        """
+        return socket.create_connection((address, self.port), seconds) if self.proxy is None else self._tunnel(seconds)
 
     def _tunnel(self, seconds: float) -> socket.socket:
         assert self.proxy is not None

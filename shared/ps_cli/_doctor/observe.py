@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ps_cli._doctor.seen import HttpsSeen
     from ps_core.topology import Endpoint
 
-__all__ = ["observe"]
+__all__ = ["masked", "observe"]
 
 LOGIN: Final = 3
 """Seconds for a login; libpq counts whole ones."""
@@ -240,7 +240,7 @@ class _Look:
 
     def _refused(self, exc: Exception) -> None:
         rule = "no_answer" if isinstance(exc, TimeoutError) else classify(exc).rule
-        self._note(refusal=_masked(str(exc), self._endpoint.password), refusal_rule=rule)
+        self._note(refusal=masked(str(exc), self._endpoint.password), refusal_rule=rule)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -252,7 +252,8 @@ class _Look:
             self._note(seconds=dict(self._seconds))
 
 
-def _masked(text: str, password: str) -> str:
+def masked(text: str, password: str) -> str:
+    """Return a text without the password, in whatever form it may be in it."""
     for secret in filter(None, (password, quote(password, safe=""), quote(password))):
         text = text.replace(secret, "***")
     return text

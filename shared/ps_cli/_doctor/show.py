@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ps_cli._doctor.seen import HttpsSeen, PathSeen, SessionSeen, TlsSeen
     from ps_core.topology import Endpoint
 
-__all__ = ["as_json", "show"]
+__all__ = ["as_json", "https_line", "show"]
 
 _COLOURS: Final = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SUMMARY: Final = {0: ("good", "bold green"), 1: ("warnings", "bold yellow"), 2: ("errors", "bold red")}
@@ -45,7 +45,7 @@ def show(console: Console, paths: Sequence[PathSeen], chains: Sequence[Sequence[
             steps.add_row(mark, name, Text(detail), Text("" if took is None else f"{took * 1000:.0f} ms", "dim"))
         console.print(Padding(steps, (0, 0, 0, 2), expand=False))
     for https in _beside(paths):
-        console.print(Text("HTTPS", "bold").append(f"  {https.host}: {_https(https)}", "not bold"), soft_wrap=True)
+        console.print(Text("HTTPS", "bold").append(f"  {https.host}: {https_line(https)}", "not bold"), soft_wrap=True)
     for caps in chains:
         links = (f"{cap.name} {cap.value:,} ({cap.source})" for cap in caps)
         console.print(Text("caps", "bold").append("  " + " -> ".join(links), "not bold"))
@@ -68,7 +68,7 @@ def as_json(paths: Sequence[PathSeen], chains: Sequence[Sequence[Cap]], findings
         "status": exit_status(findings),
         "libpq": psycopg.pq.version(),
         "paths": [_path_as_json(path) for path in paths],
-        "https": [{**asdict(https), "detail": _https(https)} for https in _beside(paths)],
+        "https": [{**asdict(https), "detail": https_line(https)} for https in _beside(paths)],
         "caps": [[asdict(cap) for cap in caps] for caps in chains],
         "findings": [{**asdict(one), "docs": one.docs} for one in findings],
     }
@@ -102,7 +102,7 @@ def _steps(path: PathSeen) -> Iterator[tuple[bool, str, str]]:
     """Yield each step that was made: whether it went well, its name, and what was seen."""
     if path.endpoint.transport == "websocket":
         if path.https is not None:
-            yield path.https.websocket or path.https.is_opaque, "HTTPS", _https(path.https)
+            yield path.https.websocket or path.https.is_opaque, "HTTPS", https_line(path.https)
     else:
         yield not path.dns_error, "name", path.dns_error or _addresses(path.addresses)
         if "port" not in path.seconds:
@@ -124,7 +124,7 @@ def _addresses(addresses: Sequence[str]) -> str:
     return f"{', '.join(addresses)} ({', '.join(dict.fromkeys(map(kind_of, addresses)))})"
 
 
-def _https(seen: HttpsSeen) -> str:
+def https_line(seen: HttpsSeen) -> str:
     """Return how far the way to the WebSocket leads."""
     if seen.is_opaque:
         return f"through {seen.proxy}, which is not looked through"
