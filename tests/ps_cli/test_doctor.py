@@ -18,6 +18,7 @@ from websockets.uri import parse_uri
 
 from ps_cli._doctor.findings import RULES, chain, exit_status, finding, judge, kind_of, merge, said
 from ps_cli._doctor.https import _proxy_of
+from ps_cli._doctor.probe import message_of, said_by_sql
 from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
 from ps_cli.main import main
 from ps_core.topology import Topology
@@ -620,6 +621,129 @@ def test_without_websockets(tmp_path: Path) -> None:
     (one,) = json.loads(done.stdout)["findings"]
     assert (done.returncode, one["id"]) == (2, "D001")
     assert 'pip install "ps-postgres[websocket]"' in one["cause"]
+
+
+WHO = r'HTTP status 200 \[\["app", null, "{}", "", "\d+"\]\] \('
+ERROR = r'HTTP status 400 {{"message": "{}"'
+SCRAM = "it asks for SASL SCRAM-SHA-256; pong after "
+ANSWERS = [
+    ("/sql", WHO.format("f")),
+    ("/sql, again: is the process the same?", WHO.format("f")),
+    ("/sql as app.B|write-pool, port pooled", WHO.format("f")),
+    ("/sql as app.B|read-pool, port pooled", WHO.format("t")),
+    ("/sql as app.B, port direct", WHO.format("f")),
+    ("/sql as app.B|replica, port not written", WHO.format("t")),
+    ("/sql, an error of the server's", ERROR.format("division by zero") + ', "code": "22012"'),
+    ("/sql, a wrong password", ERROR.format(r'password authentication failed for user \\"app\\"')),
+    ("/sql, no such branch", ERROR.format("branch nosuchbranch does not exist")),
+    ("/sql, no such database", ERROR.format(r'database \\"ps_doctor_nowhere\\" does not exist')),
+    ("/sql, an answer of 11000000 bytes", 'HTTP status 507 {"message": "response is too large'),
+    ("/sql, a body of 11000000 bytes", 'HTTP status 413 {"message": "request is too large'),
+    ("/sql, Accept-Encoding: gzip", r"HTTP status 200, \d+ bytes \("),
+    ("/sql, hanging up on pg_sleep(30)", r"it is ended within [01]\.\d s"),
+    ("/sql, an INSERT in a read-only batch (25006 is right)", ERROR.format("cannot execute INSERT in .*") + ', "code": "25006"'),
+    ("/sql, ?options=-c statement_timeout=1s", r'HTTP status 200 \[\["1s"\]\]'),
+    ("/v2, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:pooled, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:direct, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:pooled, a whole login as app.B|write-pool", r'\["app", null, false, "", \d+\]'),
+    ("/v2?address=localhost:pooled, a whole login as app.B|read-pool", r'\["app", null, true, "", \d+\]'),
+    ("/v2?address=localhost:direct, a whole login as app.B", r'\["app", null, false, "ps-postgres", \d+\]'),
+]
+
+
+@pytest.fixture
+def probe(capfd: pytest.CaptureFixture[str], ps_lab: Lab) -> Any:
+    """Return a function that runs the probe, and returns its status and what it printed, without a password."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        status = main(["doctor", *arguments, "--probe-443"])
+        printed, errors = capfd.readouterr()
+        assert not [password for password in ps_lab._passwords.values() if password in printed + errors]
+        assert "postgresql://app" not in printed + errors
+        return status, printed + errors
+
+    return run
+
+
+def test_probe(probe: Any, url: str, ps_lab: Lab) -> None:
+    """What is going to be sent is said first; then each question is asked, and its answer printed. Nothing is left running."""
+    status, printed = probe(url)
+    before, _, after = printed.partition("\n 1. ")
+    assert status == 0
+    assert "What will be sent there, as app." in before
+    assert "one that sleeps 30 s" in before
+    found = re.findall(r"^ ?\d+\. (.*)\n    (.*) \(\d+\.\d\d s\)$", f" 1. {after}", re.MULTILINE)
+    ports = {str(number): name for name, number in ps_lab.edge.ports.items()}
+    asked = [re.sub(r"\d{4,5}\b", lambda port: ports.get(port[0], port[0]), question) for question, _ in found]
+    assert asked == [question.replace("app.B", f"app.{ps_lab.branch}") for question, _ in ANSWERS]
+    for (question, answer), (_, wanted) in zip(found, ANSWERS, strict=True):
+        assert re.match(wanted, f"{answer} ("), (question, answer)
+
+
+def test_probe_by_proxy(through: tuple[int, list[str]], probe: Any, url: str, ps_lab: Lab) -> None:
+    """All of it goes through the proxy that the environment names."""
+    status, printed = probe(url)
+    assert (status, printed.count("HTTP status 200"), printed.count("SCRAM-SHA-256")) == (0, 8, 3)
+    assert len(through[1]) > len(ANSWERS)
+    assert "hidden" not in printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (r"ps_https_port=\d+", "ps_https_port=1", "Connection refused"),
+        (r"sslrootcert=[^&]*", "sslrootcert=system", "unable to get local issuer certificate"),
+        (r"sslrootcert=[^&]*", "sslrootcert=/nowhere", "there is no file /nowhere"),
+    ],
+)
+def test_probe_in_vain(probe: Any, url: str, old: str, new: str, said: str) -> None:
+    """A server that cannot be reached, or is not to be trusted, is sent nothing."""
+    status, printed = probe(re.sub(old, new, url))
+    assert status == 2
+    assert said in printed
+    assert printed.endswith("Nothing was asked: what stands above is in the way.\n")
+
+
+def test_probe_of_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set-up that cannot work is said to be one."""
+    monkeypatch.delenv("PS_URL", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert probe("--env") == (2, "The set-up cannot work: set PS_URL or DATABASE_URL to postgresql://USER:PASSWORD@HOST/DBNAME\n")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "told"),
+    [
+        (200, {}, b'{"rows": [["1"]], "rowCount": 1}', 'HTTP status 200 [["1"]]'),
+        (200, {"content-encoding": "br"}, b"\x00" * 5, "HTTP status 200, 5 bytes, Content-Encoding: br"),
+        (200, {}, b'{"rows": "' + b"x" * 3000, "HTTP status 200, 3010 bytes"),
+        (200, {}, b'{"results": []}', 'HTTP status 200 {"results": []}'),
+        (400, {}, b'{"message": "m", "code": null}', 'HTTP status 400 {"message": "m"}'),
+        (404, {}, b"<html>\xff", "HTTP status 404 <html>\ufffd"),
+        (204, {}, b"", "HTTP status 204"),
+    ],
+)
+def test_said_by_sql(status: int, headers: dict[str, str], body: bytes, told: str) -> None:
+    """Of an answer in HTTP, the rows are told, or what an error says; of what is no JSON, its text."""
+    assert said_by_sql(status, headers, body) == told
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0", "it asks for SASL SCRAM-SHA-256"),
+        (b"R\0\0\0\x08\0\0\0\x03", "it asks for cleartext password"),
+        (b"R\0\0\0\x08\0\0\0\x63", "it asks for authentication 99"),
+        (b"E\0\0\0\x1aSFATAL\0C28000\0Mno\0\0", "it says FATAL 28000: no"),
+        (b"v\0\0\0\x04", "it sends a message b'v'"),
+    ],
+)
+def test_message(data: bytes, told: str) -> None:
+    """Of a server's first message, what it asks for, or says, is told."""
+    assert message_of(data) == told
 
 
 def test_no_such_host(doctor: Any) -> None:

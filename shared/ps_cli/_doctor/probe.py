@@ -6,12 +6,15 @@ PlanetScale's page says how the Neon serverless driver is used with it, and not 
 from __future__ import annotations
 
 import json
+import platform
 import struct
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from http.client import HTTPConnection, HTTPException
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -99,7 +102,9 @@ class Probe:
 
     def introduction(self) -> str:
         """Return what is about to be sent."""
+        tools = ", ".join(f"{name} {version(name)}" for name in ("ps-postgres", "psycopg", "websockets"))
         return f"""\
+{tools}, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}
 {self._login.host}: {https_line(self._seen)}
 
 What will be sent there, as {self._login.user}, over TLS, in a minute at most:
