@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,7 +70,12 @@ class Edge:
         with theirs:
             command: list[str | File] = [sys.executable, "-P", "-m", "ps_lab.relay", certificate]
             guard.start(command, self.log, signal.SIGKILL, control=theirs)
-        self.ports: dict[Listener, int] = self._ask("listen")
+
+    @cached_property
+    def ports(self) -> dict[Listener, int]:
+        """The ports of its listeners, "direct", "pooled" and "https"."""
+        ports: dict[Listener, int] = self._ask("listen")
+        return ports
 
     def close(self) -> None:
         """Let the relay end itself."""
@@ -123,11 +129,24 @@ class Edge:
         return self._fault("delay", seconds)
 
     def refuse(self, sqlstate: str, message: str) -> ExitStack:
-        """Answer new connections with this error."""
+        """Answer new connections with this error, and all requests of `POST /sql` with what comes of it.
+
+        That is status 400 for a class 28, 503 for 57P03, 429 for class 53, and else 500.
+        """
         return self._fault("refuse", sqlstate, message)
 
+    def limit_sql(self, **limits: float | None) -> ExitStack:
+        """Set limits of `POST /sql`: `request_bytes`, `response_bytes`, `seconds`, and requests `per_second`.
+
+        By default they are those of Neon's proxy: 10 MiB, 10 MiB, 15 s, any number.
+
+        Raises:
+            RuntimeError: there is no limit of that name.
+        """
+        return self._fault("limit_sql", limits)
+
     def resume(self) -> None:
-        """End `cut_answers`, `hang`, `delay` and `refuse`."""
+        """End `cut_answers`, `hang`, `delay`, `refuse` and `limit_sql`."""
         self._ask("resume")
 
     def _fault(self, *words: object) -> ExitStack:

@@ -393,6 +393,7 @@ class Lab:
 
     def _tell_roles(self, role: str | None = None) -> None:
         self.wait_replicas_caught_up()
+        self._tell_edge()
         for bouncer in self.bouncers.values():
             bouncer.reload()
         if self.app_side:

@@ -19,12 +19,15 @@ import socket
 import ssl
 import struct
 import sys
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from ps_lab.backends import Backends
 from ps_lab.client import CANCEL_REQUEST, GSS_REQUEST, LONGEST_STARTUP, SSL_REQUEST, Client
 from ps_lab.https import HttpsConnection
 from ps_lab.routes import Refusal, Routes
+from ps_lab.sql_over_http import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -50,6 +53,10 @@ class Relay:
         self.refusal: Refusal | None = None
         self.delay_seconds = 0.0
         self._answer_cuts: list[tuple[Path | None, bytes, int]] = []
+        self.backends = Backends()
+        self.limits = Limits()
+        self.recent: deque[float] = deque()
+        """When the requests of `POST /sql` came."""
         self.round_trips: Counter[str] = Counter()
         """By path."""
         self.startups = 0
@@ -82,15 +89,16 @@ class Relay:
         for name in names:
             listener = socket.create_server(("127.0.0.1", 0), backlog=512)
             listener.setblocking(False)
-            self._run(self._accept(listener, name))
+            self.run(self._accept(listener, name))
             self.ports[name] = listener.getsockname()[1]
         return self.ports
 
     async def do_route(self, routes: dict[str, Any]) -> None:
         """Send new connections these ways. Direct ones to a replica that was promoted are broken, as PlanetScale documents."""
         self.routes = Routes(**routes)
+        self.backends.drop()
         for client in self._on("replica"):
-            if client.route is not None and client.route.socket == self.routes.primary:
+            if isinstance(client, Client) and client.route is not None and client.route.socket == self.routes.primary:
                 client.abort()
 
     async def do_count(self) -> tuple[dict[str, int], int]:
@@ -110,6 +118,7 @@ class Relay:
 
     async def do_cut(self, path: Path | None) -> None:
         """Break connections; they are broken when this returns."""
+        self.backends.drop(path)
         victims = self._on(path)
         for client in victims:
             client.abort()
@@ -145,9 +154,13 @@ class Relay:
         """Refuse new connections."""
         self.refusal = Refusal(sqlstate, message)
 
+    async def do_limit_sql(self, limits: dict[str, Any]) -> None:
+        """Set limits of `POST /sql`."""
+        self.limits = replace(self.limits, **limits)
+
     async def do_resume(self) -> None:
         """End all faults."""
-        self.delay_seconds, self.refusal = 0.0, None
+        self.delay_seconds, self.refusal, self.limits = 0.0, None, Limits()
         self._answer_cuts.clear()
         self._hung.clear()
         self.resumed.set()
@@ -161,10 +174,12 @@ class Relay:
     def _on(self, path: Path | None) -> list[Client | HttpsConnection]:
         return [client for client in self.clients if path is None or (client.route is not None and client.route.path == path)]
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listener: socket.socket, name: Listener) -> None:
         while True:
@@ -177,7 +192,7 @@ class Relay:
                 continue
             raw.setblocking(False)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._run(self._welcome(raw, name))
+            self.run(self._welcome(raw, name))
 
     async def _welcome(self, raw: socket.socket, name: Listener) -> None:
         """Read what comes before TLS. It is peeked at: after a direct negotiation the handshake is not ours to read."""
