@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from ps_lab import Lab
 
 pytest_plugins = ("tests.django_site",)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is of TCP itself where the lab's connections go over the WebSocket."""
+    if os.environ.get("PS_LAB_TRANSPORT") == "websocket":
+        of_tcp = [item for item in items if item.get_closest_marker("tcp")]
+        config.hook.pytest_deselected(items=of_tcp)
+        items[:] = [item for item in items if item not in of_tcp]
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
-from ps_django.config import link_of, policy_of, replicas_of
+from ps_django.config import endpoint_of, link_of, policy_of, replicas_of
 from ps_django.long_transactions import LongTransactions
 from ps_django.transaction import in_block_of_request, in_transaction, is_within_request, own_blocks
 
@@ -264,13 +264,32 @@ class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
             yield copy
 
 
+_VARIABLES: Final = {
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "channel_binding": "PGCHANNELBINDING",
+    "gssencmode": "PGGSSENCMODE",
+    "requirepeer": "PGREQUIREPEER",
+}
+"""Of libpq's parameters that say how to reach what carries a connection, the variables that psql reads."""
+
+
 class DatabaseClient(client.DatabaseClient):
     """`dbshell` takes the direct path by itself."""
 
     @classmethod
     def settings_to_cmd_args_env(cls, settings_dict: dict[str, Any], parameters: Any) -> Any:
         options = {name: value for name, value in settings_dict["OPTIONS"].items() if not name.startswith("ps_")}
-        return super().settings_to_cmd_args_env({**settings_dict, "OPTIONS": options}, parameters)
+        entry = {**settings_dict, "OPTIONS": options}
+        endpoint = endpoint_of("dbshell", settings_dict)
+        if endpoint.transport == "tcp":
+            return super().settings_to_cmd_args_env(entry, parameters)
+        # psql lives as long as this process, and so does what carries its connection.
+        given = conninfo(endpoint)
+        entry |= {"HOST": given["host"], "PORT": given["port"]}
+        for_libpq = {_VARIABLES[name]: given[name] for name in _VARIABLES if name in given}
+        args, env = super().settings_to_cmd_args_env(entry, parameters)
+        return args, {**(env or {}), **for_libpq}
 
     def runshell(self, parameters: Any) -> None:
         wrapper = cast("DatabaseWrapper", self.connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from ps_core.errors import ConfigurationError
@@ -89,7 +89,11 @@ class Target:
 @cache
 def check_websockets() -> None:
     """Raise a ConfigurationError where `transport="websocket"` is not possible."""
-    if find_spec("websockets") is None or find_spec("websockets.asyncio") is None:
+    try:
+        found = int(version("websockets").partition(".")[0])
+    except PackageNotFoundError:
+        found = 0
+    if found < 15:  # the first that knows proxies
         raise ConfigurationError(
             'transport="websocket" needs the library websockets, 15 or later: pip install "ps-postgres[websocket]"'
         )

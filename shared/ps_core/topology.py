@@ -244,6 +244,7 @@ class Endpoint:
             password=self.password,
             dbname=self.dbname,
             params=self.params,
+            ps=() if self.transport == "tcp" else (("transport", self.transport),),
         ).render()
 
     def __repr__(self) -> str:

@@ -61,7 +61,7 @@ class Lab:
     `transport="websocket"` (PS_LAB_TRANSPORT) lets both ask for connections over the WebSocket.
 
     Raises:
-        ValueError: `replicas` is not from 1 to 8.
+        ValueError: `replicas` is not from 1 to 8, or a bouncer on the application's side is to connect by WebSockets.
         RuntimeError: on entering, a program is missing, or does not start.
     """
 
@@ -84,7 +84,9 @@ class Lab:
         self._pgbouncer = pgbouncer
         self._pgbouncer_settings = pgbouncer_settings
         self._has_app_side = app_side_bouncer
-        self._transport = parse_transport(transport or os.environ.get("PS_LAB_TRANSPORT"), name="transport")
+        if transport is None and not app_side_bouncer:
+            transport = os.environ.get("PS_LAB_TRANSPORT")
+        self._transport = parse_transport(transport, name="transport")
         self.app_side: AppSideBouncer | None = None
         self.servers: list[Postgres] = []
         self.bouncers: dict[str, PgBouncer] = {}

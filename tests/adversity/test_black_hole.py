@@ -128,6 +128,7 @@ def far_url(lab: Lab, **params: object) -> str:
     return f"{lab.url}&hostaddr={FAR}" + "".join(f"&{name}={value}" for name, value in params.items())
 
 
+@pytest.mark.tcp
 def test_dropped_packets(ps_lab: Lab, matrix: Matrix, far_side: FarSide) -> None:
     """A deadline ends the wait; without one, the system notices, and the read goes on when packets come through again."""
     make_table(ps_lab)
@@ -154,6 +155,7 @@ def answer(application: Application) -> list[int]:
         application.renew()
 
 
+@pytest.mark.tcp
 def test_system_timeouts(ps_lab: Lab, paths: Paths) -> None:
     """Every connection to the edge has the system notice within some ten seconds, sending or waiting."""
     for path in PATHS:

@@ -82,7 +82,7 @@ def test_garbled_startup(ps_lab: Lab, paths: Paths, matrix: Matrix, text: str) -
         ("primary", {"user": "app.{branch}|nosuchpool"}),
         ("primary", {"user": "app.{branch}|replica"}),
         ("direct", {"user": "app.{branch}|write-pool"}),
-        ("direct", {"sslmode": "disable"}),
+        pytest.param("direct", {"sslmode": "disable"}, marks=pytest.mark.tcp),
     ],
     ids=["no branch", "other branch", "no such bouncer", "replica on the pooler", "bouncer on the direct port", "no TLS"],
 )

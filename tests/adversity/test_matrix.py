@@ -28,6 +28,8 @@ def everything(request: pytest.FixtureRequest, ps_lab: Lab) -> None:
     )
     if chosen or {path.name for path in HERE.glob("test_*.py")} - files - NO_FAULT:
         pytest.skip("only a part of tests/adversity runs")
+    if os.environ.get("PS_LAB_TRANSPORT") == "websocket":
+        pytest.skip("the page is that of TCP")
     if ps_lab.bouncers["local"].version != (1, 18):
         pytest.skip("the page is that of PgBouncer 1.18; later ones pass on more")
     if session.testsfailed:

@@ -14,6 +14,7 @@ from tests.adversity.matrix import Matrix
 from tests.adversity.users import at_hand, refused
 
 
+@pytest.mark.tcp  # over the WebSocket: tests/ps_core/test_bridge.py
 @pytest.mark.parametrize("mistake", ["unknown authority", "no such file", "wrong host"])
 def test_tls(ps_lab: Lab, paths: Paths, matrix: Matrix, mistake: str, tmp_path: File) -> None:
     """What TLS refuses is told at once, and not tried again."""

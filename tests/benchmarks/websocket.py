@@ -87,9 +87,11 @@ def in_a_thread(topology: Topology) -> Iterator[dict[str, Any]]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"{folder}/.s.PGSQL.1")
         listener.listen()
-        await process.Bridge().listen(listener, {**asdict(target), "url": target.url})
+        bridge = process.Bridge()
+        await bridge.listen(listener, {**asdict(target), "url": target.url})
         ready.set()
         await asyncio.to_thread(stop.wait)
+        await bridge.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(carry()))
     thread.start()

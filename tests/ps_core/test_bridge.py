@@ -179,6 +179,14 @@ def test_killed_bridge(topology: Topology, bridge: start._Bridge, autocommit: bo
     assert count(ps_lab, table) == 1
 
 
+def test_signals_for_all(topology: Topology, bridge: start._Bridge) -> None:
+    """A supervisor's signal to all processes of a service does not end it: requests that are under way are still answered."""
+    with ps_core.connect(topology) as conn:
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(bridge._pid, name)
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_killed_bridge_asyncio(topology: Topology, bridge: start._Bridge) -> None:
     """The same with asyncio."""
 
@@ -226,6 +234,7 @@ def in_thread(topology: Topology) -> Iterator[tuple[dict[str, Any], asyncio.Abst
         ready.set()
         await asyncio.to_thread(stop.wait)
         ticking.cancel()
+        await bridge.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(carry()))
     thread.start()

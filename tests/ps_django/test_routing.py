@@ -518,14 +518,16 @@ with psycopg.connect(host=args.h, port=args.p, user=args.U, dbname=args.dbname) 
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_take_the_direct_path(ps_lab: Lab, command: str, tmp_path: Any) -> None:
-    """Commands that may take long go to the direct port by themselves."""
+@pytest.mark.parametrize(
+    ("command", "transport"), [*((command, "tcp") for command in COMMANDS), ("dbshell", "websocket"), ("flush", "websocket")]
+)
+def test_commands_take_the_direct_path(ps_lab: Lab, command: str, transport: str, tmp_path: Any) -> None:
+    """Commands that may take long go to the direct port by themselves; `dbshell` over the WebSocket, too, where that is asked."""
     applications = "'django.contrib.contenttypes'" if command == "sqlmigrate" else ""
     (tmp_path / "manage.py").write_text(
         "import sys, ps_django\nfrom django.conf import settings\nfrom django.core.management import execute_from_command_line\n"
-        f"settings.configure(DATABASES=ps_django.databases({ps_lab.url!r}, bouncer='write-pool', replica_bouncer='read-pool'),\n"
-        f"    INSTALLED_APPS=[{applications}], DATABASE_ROUTERS=['ps_django.routers.ReplicaRouter'])\n"
+        f"settings.configure(DATABASES=ps_django.databases({ps_lab.url!r}, bouncer='write-pool', replica_bouncer='read-pool',\n"
+        f"    transport={transport!r}), INSTALLED_APPS=[{applications}], DATABASE_ROUTERS=['ps_django.routers.ReplicaRouter'])\n"
         "execute_from_command_line(sys.argv)\n"
     )
     (tmp_path / "empty.json").write_text("[]")

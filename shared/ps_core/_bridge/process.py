@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import shutil
+import signal
 import socket
 import ssl
 import struct
@@ -259,6 +261,7 @@ class Bridge:
         # What the owner sent last is on its way.
         if self._carried:
             await asyncio.wait(self._carried, timeout=_CLOSING)
+        await self.close()
 
     async def listen(self, listener: socket.socket, target: dict[str, Any]) -> None:
         """Carry what connects to `listener` to `target`, which is a `Target` with its `url`."""
@@ -273,6 +276,14 @@ class Bridge:
                 del self._carried[task]
 
         self._servers.append(await asyncio.start_unix_server(carry, sock=listener, limit=_CHUNK))
+
+    async def close(self) -> None:
+        """Take no more connections, and end those that there are."""
+        for server in self._servers:
+            server.close()
+        for task in list(self._carried):
+            task.cancel()
+        await asyncio.gather(*self._carried, return_exceptions=True)
 
     async def settle(self, listener: socket.socket) -> None:
         """Close what connects to `listener` when all that the servers had sent before, ends included, is with the clients."""
@@ -293,6 +304,12 @@ class Bridge:
 
 def run(folder: str) -> None:
     """Carry as long as the process that started this one lives."""
+    # A supervisor's signal to all processes of a service is for the one that started this one, which still has work to end.
+    for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # two for each connection; macOS takes no infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         asyncio.run(Bridge().obey(socket.socket(fileno=0)))
     finally:

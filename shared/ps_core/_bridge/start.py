@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
-import select
 import shutil
 import socket
 import sys
@@ -112,26 +110,36 @@ class _Bridge:
             asking.recv(1)
 
     def _lives(self) -> bool:
+        # A process that has changed its user, as gunicorn's workers do, cannot enter the first user's folder.
         if self._control is None or self._owner != os.geteuid():
             return False
-        # It never writes: what can be read is its end.
-        return not select.select([self._control], [], [], 0)[0]
+        try:
+            self._control.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False  # it never writes: what can be read is its end
 
     def _start(self) -> None:
         self._clear()
+        python = _python()
         self._folder = _private_folder()
         self._owner = os.geteuid()
         self._control, theirs = socket.socketpair()
         # It finds modules where we do, however that came about: by PYTHONPATH, or a layer of a cloud function.
         path = [str(Path(__file__).parent), *sys.path]
         program = f"import sys; sys.path[:] = {path!r}; from process import run; del sys.path[0]; run({self._folder!r})"
-        command = [_python(), "-I", "-S", "-c", program]
+        command = [python, "-I", "-S", "-c", program]
         with theirs:
             self._pid = os.posix_spawn(
                 command[0],
                 command,
                 os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0), (os.POSIX_SPAWN_DUP2, 2, 1)],
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                ],
                 setpgroup=0,  # a terminal's Ctrl-C is for this process, whose last words are still to be carried
             )
         self._listen(0, None)
@@ -171,6 +179,8 @@ def _private_folder() -> str:
 
 def _python() -> str:
     """Return the interpreter, also where Python is inside of another program, such as uWSGI."""
+    if not (hasattr(socket, "AF_UNIX") and hasattr(os, "posix_spawn")) or sys.platform in ("emscripten", "wasi"):
+        raise ConfigurationError(f'transport="websocket" needs Unix sockets and processes, and {sys.platform} has none')
     if not getattr(sys, "frozen", False):
         for path in (Path(sys.executable or ""), Path(sys.prefix) / "bin" / "python3"):
             if path.name.startswith("python") and path.is_file():
@@ -180,6 +190,8 @@ def _python() -> str:
 
 def _user() -> str | None:
     """Return the name of the user who runs this, for libpq to compare; None where the system has no name for the number."""
+    import pwd  # not everywhere, and not needed for TCP
+
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
