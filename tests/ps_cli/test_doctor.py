@@ -328,6 +328,7 @@ def doctor(capfd: pytest.CaptureFixture[str], ps_lab: Lab) -> Any:
         assert errors == ""
         for password in ps_lab._passwords.values():
             assert password not in printed
+        assert "hidden" not in printed  # a proxy's
         answer = json.loads(printed)
         assert answer["status"] == status
         found = {one["id"]: one["paths"] for one in answer["findings"]}
@@ -571,19 +572,25 @@ def test_proxy(through: tuple[int, list[str]], url: str, ps_lab: Lab, capfd: pyt
     port, asked = through
     assert main(["doctor", by_websocket(url)]) == 0
     printed, _ = capfd.readouterr()
-    assert f"through http://127.0.0.1:{port}, port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket" in printed
+    assert (
+        f"through the proxy http://127.0.0.1:{port}, port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket"
+        in printed
+    )
     assert "hidden" not in printed
     assert set(asked) == {f"CONNECT localhost:{ps_lab.edge.ports['https']} HTTP/1.1"}
     assert len(asked) > 3  # the logins, too
 
 
 @pytest.mark.usefixtures("through")
-def test_proxy_refuses(doctor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_refuses(doctor: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A proxy that refuses, or is not there, is found; the host's name is the proxy's to look for."""
     beyond = by_websocket("postgresql://app.branch:secret@refused.example/?ps_connect_timeout=2s")
     assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
-    assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+    for none in ("http://127.0.0.1:1", "127.0.0.1:3128", "http://user:hidden@127.0.0.1:hidden", "ftp://p.example", "http://:80"):
+        monkeypatch.setenv("HTTPS_PROXY", none)
+        assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+    assert main(["doctor", beyond, "--probe-443"]) == 2
+    assert "it is no URL such as http://HOST:PORT" in capfd.readouterr()[1]
 
 
 @pytest.mark.fast

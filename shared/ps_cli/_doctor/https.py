@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from base64 import b64encode
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -36,6 +37,9 @@ _UPGRADE: Final = {
 }
 # OpenSSL's X509_V_ERR_*: name, address; not yet valid, expired.
 _FAULTS: Final[dict[int, Literal["name", "date"]]] = {62: "name", 64: "name", 9: "date", 10: "date"}
+
+
+_PROXIES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 class ProxyError(OSError):
@@ -107,7 +111,11 @@ def _port_of(proxy: SplitResult) -> int:
 
 
 def way_of(endpoint: Endpoint) -> Way:
-    """Return how the bridge would reach the server of an endpoint; libpq's own parameters play no part but for `sslrootcert`."""
+    """Return how the bridge would reach the server of an endpoint; libpq's own parameters play no part but for `sslrootcert`.
+
+    Raises:
+        ProxyError: what names the proxy cannot be read.
+    """
     host = endpoint.host.partition(",")[0]
     return Way(
         host=host,
@@ -118,19 +126,31 @@ def way_of(endpoint: Endpoint) -> Way:
 
 
 def _proxy_of(host: str, port: int) -> SplitResult | None:
-    """Return the proxy that the library websockets would take, by the environment's variables or the system's settings."""
+    """Return the proxy that the library websockets would take, by the environment's variables or the system's settings.
+
+    Raises:
+        ProxyError: it cannot be one.
+    """
     if urllib.request.proxy_bypass(f"{host}:{port}"):
         return None
     proxies = urllib.request.getproxies()
     for scheme in ("wss", "socks", "https"):
         if (found := proxies.get(scheme)) is not None:
-            return urlsplit(f"socks5h://{found[7:]}" if scheme == "socks" and found.startswith("http://") else found)
+            proxy = urlsplit(f"socks5h://{found[7:]}" if scheme == "socks" and found.startswith("http://") else found)
+            with suppress(ValueError):  # of a port that is none
+                if proxy.hostname and _port_of(proxy) and proxy.scheme in _PROXIES:
+                    return proxy
+            raise ProxyError("it is no URL such as http://HOST:PORT")
     return None
 
 
 def see_https(endpoint: Endpoint, given: Mapping[str, str]) -> HttpsSeen:
     """Look at the HTTPS port of an endpoint's host, as far as that leads; `given` has addresses in the resolver's place."""
-    way = way_of(endpoint)
+    try:
+        way = way_of(endpoint)
+    except ProxyError as exc:
+        host, port = endpoint.host, endpoint.https_port
+        return HttpsSeen(host=host, port=port, proxy="that the environment names", proxy_error=str(exc))
     seen = HttpsSeen(host=way.host, port=way.port, proxy=way.proxy_name)
     if way.is_opaque:
         return replace(seen, is_opaque=True)

@@ -21,10 +21,11 @@ from uuid import uuid4
 
 import psycopg
 
-from ps_cli._doctor.https import addresses_of, see_https, trusting, way_of
+from ps_cli._doctor.https import ProxyError, addresses_of, see_https, trusting, way_of
 from ps_cli._doctor.observe import masked
 from ps_cli._doctor.show import https_line
 from ps_core import conninfo
+from ps_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -87,7 +88,10 @@ class Probe:
             for endpoint in setup.endpoints
             if endpoint.host == primary.host
         ]
-        self._way: Way = way_of(self._endpoints[0])
+        try:
+            self._way: Way = way_of(self._endpoints[0])
+        except ProxyError as exc:
+            raise ConfigurationError(f"the proxy that the environment names: {exc}") from None
         self._seen = see_https(self._endpoints[0], addresses)
         self._given = addresses
         self._password = primary.password

@@ -59,7 +59,7 @@ class HttpsSeen:
     host: str
     port: int
     proxy: str = ""
-    """The proxy that leads there, without its user and password; "": none."""
+    """The proxy that leads there, for showing: without its user and password; "": none."""
     addresses: tuple[str, ...] = ()
     """Of the host; () behind a proxy, which looks for them itself."""
     dns_error: str = ""

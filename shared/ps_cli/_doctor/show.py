@@ -127,10 +127,10 @@ def _addresses(addresses: Sequence[str]) -> str:
 def https_line(seen: HttpsSeen) -> str:
     """Return how far the way to the WebSocket leads."""
     if seen.is_opaque:
-        return f"through {seen.proxy}, which is not looked through"
+        return f"through the proxy {seen.proxy}, which is not looked through"
     if seen.dns_error:
         return seen.dns_error
-    way = f"{f'through {seen.proxy}' if seen.proxy else _addresses(seen.addresses)}, port {seen.port}"
+    way = f"{f'through the proxy {seen.proxy}' if seen.proxy else _addresses(seen.addresses)}, port {seen.port}"
     if seen.port_error or seen.proxy_error:
         return f"{way}, {seen.port_error or seen.proxy_error}"
     if seen.tls is None:
