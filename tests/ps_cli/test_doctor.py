@@ -618,12 +618,27 @@ def test_same_proxy(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
     assert (found and found.geturl()) == get_proxy(parse_uri("wss://h.psdb.cloud/v2"))
 
 
-def test_without_websockets(tmp_path: Path) -> None:
+WITHOUT = """
+import sys
+from importlib import metadata
+
+def version(name, known=metadata.version):
+    if name == "websockets":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+
+metadata.version = version
+from ps_cli.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_websockets() -> None:
     """Where the extra is not installed, it is said how to install it."""
-    code = "import sys; sys.modules['websockets'] = None; from ps_cli.main import main; sys.exit(main(sys.argv[1:]))"
     url = by_websocket("postgresql://app.branch:secret@h.psdb.cloud/?")
     done = subprocess.run(
-        [sys.executable, "-c", code, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", WITHOUT, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
     )
     (one,) = json.loads(done.stdout)["findings"]
     assert (done.returncode, one["id"]) == (2, "D001")
