@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from tests.ps_lab.test_edge import asleep
 from tests.ps_lab.tunnel import context
 
 RAW = {"Neon-Raw-Text-Output": "true", "Neon-Array-Mode": "true"}
+UPGRADE = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+KEY = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 KEYS = {
     *("message", "code", "detail", "hint", "position", "internalPosition", "internalQuery", "severity", "where"),
     *("table", "column", "schema", "dataType", "constraint", "file", "line", "routine"),
@@ -137,6 +140,35 @@ def test_as_the_driver_sends_it(driver: Driver, ps_lab: Lab) -> None:
     assert answer["rows"] == [["1", "é", r"\x00ff", "1970-01-01T00:00:00.000+00:00", r'{"1",{"2",NULL},"a\"b"}', '{"a":1}', None]]
     assert (answer["command"], answer["rowCount"], answer["rowAsArray"]) == ("SELECT", 1, True)
     assert driver.value("SHOW application_name", way=way) == "pkg:npm/%40neondatabase/serverless@1.2.0"
+
+
+def answers_of(sock: socket.socket, count: int) -> list[bytes]:
+    """Read this many answers with bodies of JSON."""
+    read = b""
+    while len(found := re.findall(rb"HTTP/1.1 (\d+) (?:(?!HTTP/1.1).)*\r\n\r\n[{\"]", read, re.DOTALL)) < count:
+        part = sock.recv(65536)
+        assert part
+        read += part
+    return found
+
+
+def test_connections(ps_lab: Lab) -> None:
+    """A body may come in chunks, after a "100 Continue"; requests may come at once; an upgrade may be the last one."""
+    head = ("{} HTTP/1.1\r\nHost: x\r\nNeon-Connection-String: " + connection_string(ps_lab) + "\r\n{}\r\n").format
+    body = b'{"query": "SELECT 1"}'
+    with socket.create_connection(("localhost", ps_lab.edge.ports["https"]), timeout=5) as plain:
+        with context(ps_lab).wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.sendall(head("POST /sql", "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n").encode())
+            assert sock.recv(100) == b"HTTP/1.1 100 \r\n\r\n"
+            for byte in body:
+                sock.sendall(b"1\r\n%c\r\n" % byte)
+            sock.sendall(b"0\r\n\r\n")
+            assert answers_of(sock, 1) == [b"200"]
+            request = head("POST /sql", f"Content-Length: {len(body)}\r\n").encode() + body
+            sock.sendall(request + head("GET /sql", "").encode() + request)
+            assert answers_of(sock, 3) == [b"200", b"400", b"200"]
+            sock.sendall(head("GET /v2", UPGRADE + KEY).encode())
+            assert sock.recv(65536).startswith(b"HTTP/1.1 101 ")
 
 
 def test_fields(driver: Driver, table: str, ps_lab: Lab) -> None:
