@@ -95,7 +95,7 @@ KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         (b"GET /v2?address=localhost:1 HTTP/1.1\r\n" + UPGRADE + KEY, 400, b'"address localhost:1 is not allowed"'),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE, 400, b"Sec-WebSocket-Key"),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE + KEY.replace(b"AA==", b"A"), 400, b"Sec-WebSocket-Key"),
-        (b"POST /v2 HTTP/1.1\r\n" + UPGRADE + KEY, 405, b"unsupported HTTP method"),
+        (b"POST /v2 HTTP/1.1\r\n" + UPGRADE + KEY, 400, b'"query is not supported"'),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE.replace(b"13", b"12") + KEY, 400, b"Sec-WebSocket-Version"),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE.replace(b"Upgrade, close", b"close") + KEY, 426, b"Connection"),
         (b"this is no request\r\n", 400, b"illegal request line"),
