@@ -368,6 +368,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """
 
 
+@pytest.mark.tcp
 @pytest.mark.parametrize("primary", ["up", "away"])
 @pytest.mark.parametrize("routers", [["ps_django.routers.ReplicaRouter"], []])
 def test_without_servers(ps_lab: Lab, tmp_path: Path, routers: list[str], primary: str) -> None:
