@@ -108,6 +108,7 @@ def over(session: SessionSeen | None = None, **https: Any) -> PathSeen:
         (path(port_error="no answer", session=None, https=HTTPS), ["D012", "D015"]),
         (path(dns_error="Name or service not known", session=None, https=HTTPS), ["D010", "D015"]),
         (path(session=None, tls=replace(TLS, fault="handshake"), https=HTTPS), ["D026", "D015"]),
+        (path(PREFER, tls=replace(TLS, fault="handshake"), https=HTTPS), []),
         (path(port_error="no answer", session=None, https=ANSWERED), ["D012"]),
         (path(port_error="no answer", session=None, https=replace(HTTPS, websocket=False, tls=None)), ["D012"]),
         (refused("FATAL:  SASL authentication failed", "authentication", https=HTTPS), ["D030"]),
