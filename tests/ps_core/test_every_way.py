@@ -21,6 +21,7 @@ from ps_core import AsyncConnection, Connection, deadline, limits, local_setting
 from ps_core._retry import deadline as of_deadlines
 from ps_core.consistency import Token, parse_lsn
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, MayWrite
+from ps_lab.processes import wait_until
 from tests.ps_core.conftest import tracking
 from tests.ps_core.every_way.driven import Driven
 from tests.ps_core.every_way.page import PAGE, Table
