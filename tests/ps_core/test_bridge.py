@@ -434,7 +434,7 @@ def test_socks_proxy(topology: Topology, monkeypatch: pytest.MonkeyPatch, reques
     monkeypatch.setenv("HTTPS_PROXY", "socks5h://127.0.0.1:1")
     request.getfixturevalue("bridge")
     if find_spec("python_socks") is None:
-        check_not_reached(topology, Kind.CONFIGURATION, "python-socks is required to use a SOCKS proxy")
+        check_not_reached(topology, Kind.CONFIGURATION, "requires python-socks")
     else:
         check_not_reached(topology, Kind.CONFIGURATION, "the proxy on the way to localhost:")
 
