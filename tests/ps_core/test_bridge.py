@@ -318,6 +318,12 @@ def status(code: int) -> bytes:
 NOT_REACHED = [
     ("HTTP 404", status(404), Kind.CONFIGURATION, "is no PostgreSQL WebSocket: HTTP status 404"),
     ("HTTP 403", status(403), Kind.CONFIGURATION, "HTTP status 403"),
+    (
+        "HTTP 302",
+        status(302).replace(b"\r\n\r\n", b"\r\nLocation: wss://localhost:1/v2\r\n\r\n"),
+        Kind.CONFIGURATION,
+        "status 302",
+    ),
     ("HTTP 200", status(200), Kind.CONFIGURATION, "HTTP status 200"),
     ("HTTP 503", status(503), Kind.TRANSIENT, "cannot answer now: HTTP status 503"),
     ("HTTP 429", status(429), Kind.TRANSIENT, "HTTP status 429"),
