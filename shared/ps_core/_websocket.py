@@ -5,10 +5,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
-from ps_core.errors import ConfigurationError
+from ps_core._plain_errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,6 +88,8 @@ class Target:
 @cache
 def check_websockets() -> None:
     """Raise a ConfigurationError where `transport="websocket"` is not possible."""
+    from importlib.metadata import PackageNotFoundError, version  # here: it takes longer than all the rest
+
     try:
         found = int(version("websockets").partition(".")[0])
     except PackageNotFoundError:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from ps_core._message.change import ROLE, SEARCH_PATH
 from ps_core._message.session import split_list
+from ps_core._plain_errors import ConfigurationError
 from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge, parts_of
-from ps_core.errors import ConfigurationError
 from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
