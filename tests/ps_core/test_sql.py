@@ -25,8 +25,8 @@ from ps_core.topology import Endpoint, Topology
 from ps_lab import Lab
 from tests.ps_core.test_healing import commit_waits
 
-PACKAGES = ("ps_core", "ps_sqlalchemy", "ps_django")
-_IS_SQL: Final = re.compile(r"(SELECT|INSERT INTO|CREATE|UPDATE|DELETE|WITH|VALUES)\s.*|pg_catalog\..*", re.DOTALL)
+PACKAGES = ("ps_core", "ps_http", "ps_sqlalchemy", "ps_django")
+_IS_SQL: Final = re.compile(r"(SELECT|INSERT INTO|CREATE|UPDATE|DELETE|WITH|VALUES|CASE WHEN)\s.*|pg_catalog\..*", re.DOTALL)
 _KEYWORDS: Final = {
     *(
         "ALL",
