@@ -69,6 +69,18 @@ class Work:
         """Return the same, which turned out to write."""
         return replace(self, reads=False)
 
+    def with_modes(self, modes: Modes) -> Work:
+        """Return the same in a transaction of these modes. By itself it has none.
+
+        Raises:
+            Refused: by itself it could not be kept from writing.
+        """
+        if not self.alone:
+            return replace(self, modes=modes)
+        if modes.read_only:
+            raise Refused("read_only: the statement cannot run in a transaction, and without one nothing makes it READ ONLY")
+        return self
+
     def by_itself(self) -> Work:
         """Return the same without a transaction around it."""
         return replace(self, reads=False, alone=True)

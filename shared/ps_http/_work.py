@@ -119,7 +119,7 @@ class Site:
             Situation(
                 reads=work.reads and not work.alone,
                 block=context.route,
-                read_only=work.modes.read_only,
+                read_only=work.modes.read_only and (work.is_batch or not work.reads),
                 # With one snapshot for all, it would be older than what the guard asks for.
                 serializable=work.modes.isolation in ("serializable", "repeatable read"),
                 declared=work.is_batch,
