@@ -3,7 +3,10 @@
 
 .PHONY: bench compare demo differential docs lint mutants scale soak stress test test-fast test-tools adversity test-suite-django
 .PHONY: test-suite-sqlalchemy
-.PHONY: test-applications test-browser test-ecosystem test-postgis example-django example-django-pairs
+.PHONY: test-applications test-browser test-ecosystem test-postgis test-websocket example-django example-django-pairs
+
+FAULTS = answer_cut backend_killed behind bouncer_killed cancellation commit_in_flight crash demoted_primary edge_cut edge_hangs \
+	fork replica_gone switchover timeouts use_after_loss
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -21,6 +24,12 @@ differential: .venv/ready
 
 test-fast: .venv/ready
 	.venv/bin/pytest -m fast
+
+# Everything that is the same over the WebSocket: the fast subset, the worst faults, and both frameworks' first paths.
+test-websocket: .venv/ready
+	PS_LAB_TRANSPORT=websocket .venv/bin/pytest -m fast
+	PS_LAB_TRANSPORT=websocket .venv/bin/pytest $(FAULTS:%=tests/adversity/test_%.py) tests/ps_sqlalchemy/test_first_path.py \
+		tests/ps_django/test_first_path.py
 
 # The tutorials followed, how labs end, the lab of the command line, demo, benchmarks, stress, comparison and soak, each for some seconds.
 test-tools: .venv/ready

@@ -50,6 +50,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="MINUTES",
         help="instead, random faults for so many minutes (0.1 to 1440), everything checked; the report goes into DIR/soak",
     )
+    parser.add_argument(
+        "--transport", choices=["tcp", "websocket"], help="what carries the applications' connections (default tcp)"
+    )
     parser.add_argument("--no-plot", action="store_true", help="make no picture")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help=f"where {FIGURE} goes (default: here)")
     parser.set_defaults(run=run)
@@ -107,7 +110,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with _step(console, "Starting a primary, two replicas, three PgBouncers and the edge"):
-            lab = stack.enter_context(Lab())
+            lab = stack.enter_context(Lab(transport=args.transport))
         with _step(console, "Loading a million accounts, migrating the site"):
             applications = [
                 stack.enter_context(Application(name, lab.url, clients=args.clients, seed=args.seed)) for name in LEDGERS

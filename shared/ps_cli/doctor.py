@@ -52,6 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--svg", type=_picture, metavar="FILE", help="also write what is printed as a picture")
+    form.add_argument(
+        "--probe-443",
+        action="store_true",
+        help="instead, ask the branch what is not known of SQL over port 443, for an issue; says first what it sends",
+    )
     parser.set_defaults(run=run)
 
 
@@ -78,11 +83,11 @@ def _picture(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and return the exit status."""
-    if not args.json and find_spec("rich") is None:
+    if not (args.json or args.probe_443) and find_spec("rich") is None:
         print("rich: not installed; pip install 'ps-postgres[cli]', or write --json", file=sys.stderr)
         return 2
     try:
-        return _check(args)
+        return _probe(args) if args.probe_443 else _check(args)
     except KeyboardInterrupt:
         return 130
 
@@ -118,6 +123,32 @@ def _check(args: argparse.Namespace) -> int:
         if args.svg:
             console.save_svg(str(args.svg), title="ps-postgres doctor")
     return exit_status(findings)
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from ps_cli._doctor.findings import finding
+    from ps_cli._doctor.probe import Probe
+    from ps_cli._doctor.setups import UnreadableError
+    from ps_core.errors import ConfigurationError
+
+    status = 0
+    try:
+        for setup in _setups(args):
+            probe = Probe(setup, dict(args.resolve or ()))
+            print(probe.introduction())
+            if not probe.is_open:
+                print("Nothing was asked: what stands above is in the way.")
+                status = 2
+                continue
+            for number, (question, answer) in enumerate(probe.answers(), 1):
+                print(f"{number:2}. {question}\n    {answer}", flush=True)
+    except ConfigurationError as exc:
+        print(finding("D001", why=str(exc)).cause, file=sys.stderr)
+        return 2
+    except UnreadableError as exc:
+        print(finding("D002", what=args.django or args.engine, why=str(exc)).cause, file=sys.stderr)
+        return 2
+    return status
 
 
 def _setups(args: argparse.Namespace) -> Iterable[Setup]:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     seconds = args.soak * 60
     with ExitStack() as stack:
         console.print(f"seed {args.seed}, {args.soak:g} minutes", highlight=False)
-        lab = stack.enter_context(Lab())
+        lab = stack.enter_context(Lab(transport=args.transport))
         lab.sql(TABLES)
         lab.sql("INSERT INTO soak_account SELECT id, %s FROM generate_series(1, %s) id", BALANCE, ACCOUNTS)
         lab.sql("INSERT INTO soak_register SELECT client, 0 FROM generate_series(1, %s) client", args.clients * len(NAMES))

@@ -115,15 +115,19 @@ class Backend:
     async def _results(self) -> AsyncIterator[PGresult]:
         while self.pgconn.flush():
             if await self._ready(write=True):
-                self.pgconn.consume_input()
+                self._read()
         while True:
-            while self.pgconn.is_busy():
+            while self.pgconn.is_busy() and self.pgconn.status == ConnStatus.OK:
                 await self._ready()
-                self.pgconn.consume_input()
+                self._read()
             result = self.pgconn.get_result()
             if result is None:
                 return
             yield result
+
+    def _read(self) -> None:
+        with suppress(psycopg.OperationalError):  # the connection is lost: what the server said before is still to be got
+            self.pgconn.consume_input()
 
     async def _ready(self, *, write: bool = False) -> bool:
         """Wait until something can be read, or written, and return whether it can be read."""
@@ -253,7 +257,7 @@ class _Answer:
                 backend.close()
                 raise Problem(400, "unexpected message from server")
             if result.status == ExecStatus.FATAL_ERROR:
-                error = Problem.of_result(result)
+                error = error or Problem.of_result(result)  # where the connection is lost, libpq adds one of its own
             elif result.status in _ROWS and self.too_large is None:
                 for row in sql_over_http.rows(result, raw=self.modes.raw, array=array):
                     found.append(row)

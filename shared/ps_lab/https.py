@@ -137,7 +137,7 @@ class HttpsConnection(asyncio.Protocol):
                 self._task = self.relay.run(self._sql(headers, bytes(self._body)))
             case b"OPTIONS", "/sql":
                 self._answer(200, None, _CORS)
-            case _, "/v2" if headers.get("upgrade", "").lower() == "websocket":
+            case b"GET", "/v2" if headers.get("upgrade", "").lower() == "websocket":
                 try:
                     port = destination(parse_qs(query).get("address", [None])[0], self.relay.ports)
                 except ValueError as exc:
@@ -177,12 +177,8 @@ class HttpsConnection(asyncio.Protocol):
     async def _run(self, headers: dict[str, str], body: bytes) -> tuple[bytes, dict[str, str]]:
         """Run what a request asks for, and return the body of its answer and additional headers of it."""
         relay, limits = self.relay, self.relay.limits
-        now = relay.loop.time()
-        while relay.recent and relay.recent[0] <= now - 1:
-            relay.recent.popleft()
-        if limits.per_second is not None and len(relay.recent) >= limits.per_second:
+        if not relay.admits():
             raise Problem(429, "too many requests", msg=True)
-        relay.recent.append(now)
         login, modes = Login.parse(headers), Modes.parse(headers)
         if len(body) > limits.request_bytes:
             raise Problem(413, f"request is too large (max is {limits.request_bytes} bytes)")

@@ -61,7 +61,7 @@ class Lab:
     `transport="websocket"` (PS_LAB_TRANSPORT) lets both ask for connections over the WebSocket.
 
     Raises:
-        ValueError: `replicas` is not from 1 to 8, or a bouncer on the application's side is to connect by WebSockets.
+        ValueError: `replicas` is not from 1 to 8, or there is a bouncer on the application's side with `transport="websocket"`.
         RuntimeError: on entering, a program is missing, or does not start.
     """
 
@@ -87,6 +87,8 @@ class Lab:
         if transport is None and not app_side_bouncer:
             transport = os.environ.get("PS_LAB_TRANSPORT")
         self._transport = parse_transport(transport, name="transport")
+        if app_side_bouncer and self._transport != "tcp":
+            raise ValueError('a bouncer on the application\'s side connects by TCP: write transport="tcp", or leave it out')
         self.app_side: AppSideBouncer | None = None
         self.servers: list[Postgres] = []
         self.bouncers: dict[str, PgBouncer] = {}

@@ -55,8 +55,7 @@ class Relay:
         self._answer_cuts: list[tuple[Path | None, bytes, int]] = []
         self.backends = Backends()
         self.limits = Limits()
-        self.recent: deque[float] = deque()
-        """When the requests of `POST /sql` came."""
+        self._recent: deque[float] = deque()  # when requests of `POST /sql` came
         self.round_trips: Counter[str] = Counter()
         """By path."""
         self.startups = 0
@@ -166,6 +165,16 @@ class Relay:
         self.resumed.set()
         for client in self.clients:
             client.set_hung(False)
+
+    def admits(self) -> bool:
+        """Return whether a request of `POST /sql` is within the rate, and count it then."""
+        now = self.loop.time()
+        while self._recent and self._recent[0] <= now - 1:
+            self._recent.popleft()
+        if self.limits.per_second is not None and len(self._recent) >= self.limits.per_second:
+            return False
+        self._recent.append(now)
+        return True
 
     def hangs(self, path: Path | None = None) -> bool:
         """Return whether a path hangs."""

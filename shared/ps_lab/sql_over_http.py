@@ -241,7 +241,10 @@ class Batch:
         try:
             data = json.loads(body, parse_constant=_no_constant)
             alone = isinstance(data["query"], str) if "query" in data else False
-            return cls([_query(one) for one in ([data] if alone else data["queries"])], alone)
+            queries = [data] if alone else data["queries"]
+            if not isinstance(queries, list):
+                raise TypeError
+            return cls([_query(one) for one in queries], alone)
         except (ValueError, KeyError, TypeError) as exc:  # UnicodeError is a ValueError
             raise Problem(400, "could not parse the HTTP request body: it is not JSON with a query or queries") from exc
 

@@ -76,7 +76,7 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
 
     def close(self) -> None:
         """Send a Close, and close when it has been answered, or was not in time."""
-        if self._frames.state is State.OPEN:
+        if not self.is_closing():
             self._frames.send_close(CloseCode.NORMAL_CLOSURE)
             self._flush()
             self._tls.resume_reading()  # where a server that is gone now had not caught up

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from websockets.proxy import get_proxy
+from websockets.uri import parse_uri
 
 from ps_cli._doctor.findings import RULES, chain, exit_status, finding, judge, kind_of, merge, said
-from ps_cli._doctor.seen import Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
+from ps_cli._doctor.https import _proxy_of
+from ps_cli._doctor.probe import message_of, said_by_sql
+from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
 from ps_cli.main import main
 from ps_core.topology import Topology
+from tests.ps_core.test_bridge import bridge, proxy  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from ps_core.topology import Endpoint
@@ -75,7 +80,15 @@ PREFER = endpoint("postgresql://app@db:6432/x")
 CA = endpoint(sslmode="verify-ca", sslrootcert="/ca.pem")
 BARE = Topology.from_url("postgresql://app@db/x?sslmode=verify-full&ps_pooled=false")
 CHAIN = replace(TLS, fault="chain")
+OVER = Topology.from_url(URL, transport="websocket")
+HTTPS = HttpsSeen(host="h.horizon.psdb.cloud", port=443, addresses=("192.0.2.1",), tls=TLS, websocket=True)
+ANSWERED = replace(HTTPS, websocket=False, answer="HTTP status 404")
 FAILED = 'connection failed: connection to server at "192.0.2.1", port 6432 failed: '
+
+
+def over(session: SessionSeen | None = None, **https: Any) -> PathSeen:
+    """Return a path by WebSocket; without a session, it ends before a login."""
+    return path(OVER.primary, session, tls=None, addresses=(), https=replace(HTTPS, **https))
 
 
 @pytest.mark.fast
@@ -88,6 +101,29 @@ FAILED = 'connection failed: connection to server at "192.0.2.1", port 6432 fail
         (path(PRIVATE, None, addresses=("10.0.0.7", "203.0.113.9")), ["D011"]),
         (path(PRIVATE, addresses=("10.0.0.7",)), []),
         (path(port_error="Connection refused", session=None), ["D012"]),
+        # port 443
+        (path(https=HTTPS), []),
+        (path(https=ANSWERED), []),
+        (path(https=replace(HTTPS, websocket=False, tls=replace(TLS, fault="chain"))), []),
+        (path(port_error="no answer", session=None, https=HTTPS), ["D012", "D015"]),
+        (path(dns_error="Name or service not known", session=None, https=HTTPS), ["D010", "D015"]),
+        (path(session=None, tls=replace(TLS, fault="handshake"), https=HTTPS), ["D026", "D015"]),
+        (path(port_error="no answer", session=None, https=ANSWERED), ["D012"]),
+        (path(port_error="no answer", session=None, https=replace(HTTPS, websocket=False, tls=None)), ["D012"]),
+        (refused("FATAL:  SASL authentication failed", "authentication", https=HTTPS), ["D030"]),
+        (over(PRIMARY), []),
+        (over(PRIMARY, is_opaque=True, websocket=False, tls=None, proxy="socks5h://p:1080"), []),
+        (over(dns_error="Name or service not known", addresses=(), websocket=False, tls=None), ["D010"]),
+        (over(host=PRIVATE.host, addresses=("203.0.113.9",), websocket=False, tls=None), ["D011"]),
+        (over(port_error="Connection refused", websocket=False, tls=None), ["D012"]),
+        (over(proxy_error="403 Forbidden", proxy="http://p:3128", websocket=False, tls=None), ["D013"]),
+        (over(tls=replace(TLS, fault="chain"), websocket=False), ["D023"]),
+        (over(tls=replace(TLS, fault="name"), websocket=False), ["D024"]),
+        (over(tls=replace(TLS, fault="date"), websocket=False), ["D025"]),
+        (over(tls=replace(TLS, fault="handshake"), websocket=False), ["D026"]),
+        (over(tls=replace(TLS, fault="roots"), websocket=False), ["D029"]),
+        (over(websocket=False, answer="HTTP status 404"), ["D014"]),
+        (replace(over(), refusal="FATAL:  SASL authentication failed", refusal_rule="authentication"), ["D030"]),
         # TLS
         (path(endpoint(), tls=TlsSeen(offered=False)), ["D020"]),
         (path(PLAIN, tls=TlsSeen(offered=False)), ["D021"]),
@@ -292,6 +328,7 @@ def doctor(capfd: pytest.CaptureFixture[str], ps_lab: Lab) -> Any:
         assert errors == ""
         for password in ps_lab._passwords.values():
             assert password not in printed
+        assert "hidden" not in printed  # a proxy's
         answer = json.loads(printed)
         assert answer["status"] == status
         found = {one["id"]: one["paths"] for one in answer["findings"]}
@@ -449,6 +486,272 @@ def test_private_host(doctor: Any, host: str) -> None:
     """A private name with a public address ends there: nothing is sent."""
     found = doctor(f"postgresql://app.branch:secret@{host}/", "--resolve", f"{host}=203.0.113.7")
     assert found == (2, {"D011": ["primary", "direct"]})
+
+
+def by_websocket(url: str) -> str:
+    """Return the URL of the same, over the WebSocket."""
+    return f"{url}&ps_transport=websocket"
+
+
+@pytest.fixture
+def by_https(usual: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return what is found on a healthy lab over the WebSocket: nothing is said of TLS on PostgreSQL's port."""
+    return {name: paths for name, paths in usual.items() if name != "D028"}
+
+
+def test_websocket(doctor: Any, url: str, by_https: dict[str, list[str]], ps_lab: Lab) -> None:
+    """A healthy set-up over the WebSocket is healthy: TLS is asked for where it is, and the login goes by the bridge."""
+    assert doctor(by_websocket(url)) == (0, by_https)
+    assert doctor(f"{by_websocket(ps_lab.url)}&ps_bouncer=write-pool&ps_direct_replica=true") == (0, by_https)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (r"sslrootcert=[^&]*", "sslrootcert=system", "D023"),
+        (r"sslrootcert=[^&]*", "sslrootcert=/nowhere/ca.pem", "D029"),
+        (r"sslmode=verify-full", "sslmode=require", "D001"),
+        (r"pscale_pw_", "pscale_pw_x", "D030"),
+        (r"app\.", "app", "D031"),
+        (r"/postgres\?", "/elsewhere?", "D033"),
+        (r"ps_https_port=\d+", "ps_https_port=1", "D012"),
+        (r"ps_https_port=\d+", "ps_https_port={pooled}", "D014"),
+    ],
+)
+def test_websocket_refused(doctor: Any, url: str, old: str, new: str, expected: str, ps_lab: Lab) -> None:
+    """What each path refuses alike over the WebSocket is one finding, and the only one."""
+    asked = by_websocket(re.sub(old, new.format_map(ps_lab.edge.ports), url))
+    assert doctor(asked) == (2, {expected: [] if expected == "D001" else ["primary", "replica", "direct"]})
+
+
+def test_websocket_to_another_name(doctor: Any, url: str) -> None:
+    """A certificate for another name is found by asking the WebSocket's server, at the address that was given."""
+    elsewhere = by_websocket(url.replace("@localhost", "@db.test"))
+    assert doctor(elsewhere, "--resolve", "db.test=127.0.0.1") == (2, {"D024": ["primary", "replica", "direct"]})
+
+
+def test_no_websocket(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """A server that answers with a status in place of a WebSocket is found on the path that it refuses."""
+    unknown = url.replace(str(ps_lab.edge.ports["pooled"]), "1")
+    status, found = doctor(by_websocket(unknown))
+    assert (status, found) == (2, {"D014": ["primary", "replica"], "D064": []})
+
+
+def test_websocket_silent(doctor: Any, url: str, ps_lab: Lab) -> None:
+    """Of a port for HTTPS that is silent, at once or once TLS is there, no step waits for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at = f"ps_https_port={silent.getsockname()[1]}"
+        found = doctor(by_websocket(re.sub(r"ps_https_port=\d+", at, url)))
+    assert found == (2, {"D026": ["primary", "replica", "direct"]})
+    with ps_lab.edge.hang():
+        assert doctor(by_websocket(url)) == (2, {"D014": ["primary", "replica", "direct"]})
+
+
+def test_only_https(doctor: Any, url: str) -> None:
+    """Where PostgreSQL's ports cannot be reached, and `/v2` opens a WebSocket, it is said what to write."""
+    status, found = doctor(f"{url}&hostaddr=127.0.0.2")
+    assert (status, found.keys(), found["D015"]) == (2, {"D012", "D015"}, ["primary", "replica", "direct"])
+    status, found = doctor(re.sub(r"ps_https_port=\d+", "ps_https_port=1", f"{url}&hostaddr=127.0.0.2"))
+    assert (status, found.keys()) == (2, {"D012"})
+
+
+@pytest.fixture
+def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """A proxy that the environment names, with a password, and a bridge that was started with it."""
+    found: tuple[int, list[str]] = request.getfixturevalue("proxy")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hidden@127.0.0.1:{found[0]}")
+    monkeypatch.setenv("COLUMNS", "150")
+    request.getfixturevalue("bridge")
+    return found
+
+
+def test_proxy(through: tuple[int, list[str]], url: str, ps_lab: Lab, capfd: pytest.CaptureFixture[str]) -> None:
+    """The way leads through the proxy that the bridge takes, which is shown without its password."""
+    port, asked = through
+    assert main(["doctor", by_websocket(url)]) == 0
+    printed, _ = capfd.readouterr()
+    assert (
+        f"through the proxy http://127.0.0.1:{port}, port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket"
+        in printed
+    )
+    assert "hidden" not in printed
+    assert set(asked) == {f"CONNECT localhost:{ps_lab.edge.ports['https']} HTTP/1.1"}
+    assert len(asked) > 3  # the logins, too
+
+
+@pytest.mark.usefixtures("through")
+def test_proxy_refuses(doctor: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A proxy that refuses, or is not there, is found; the host's name is the proxy's to look for."""
+    beyond = by_websocket("postgresql://app.branch:secret@refused.example/?ps_connect_timeout=2s")
+    assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+    for none in ("http://127.0.0.1:1", "127.0.0.1:3128", "http://user:hidden@127.0.0.1:hidden", "ftp://p.example", "http://:80"):
+        monkeypatch.setenv("HTTPS_PROXY", none)
+        assert doctor(beyond) == (2, {"D013": ["primary", "direct"]})
+    assert main(["doctor", beyond, "--probe-443"]) == 2
+    assert "it is no URL such as http://HOST:PORT" in capfd.readouterr()[1]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"HTTPS_PROXY": "http://p.example:3128"},
+        {"https_proxy": "https://u:p@p.example"},
+        {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "x.test,.psdb.cloud"},
+        {"HTTPS_PROXY": "http://p.example", "NO_PROXY": "psdb.example"},
+        {"HTTPS_PROXY": "http://p.example", "SOCKS_PROXY": "http://s.example:1080"},
+        {"HTTPS_PROXY": "http://p.example", "WSS_PROXY": "http://w.example"},
+        {"HTTP_PROXY": "http://p.example"},
+        {"ALL_PROXY": "http://p.example"},
+    ],
+)
+def test_same_proxy(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is the one that the library takes with which the bridge connects."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = _proxy_of("h.psdb.cloud", 443)
+    assert (found and found.geturl()) == get_proxy(parse_uri("wss://h.psdb.cloud/v2"))
+
+
+def test_without_websockets(tmp_path: Path) -> None:
+    """Where the extra is not installed, it is said how to install it."""
+    code = "import sys; sys.modules['websockets'] = None; from ps_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    url = by_websocket("postgresql://app.branch:secret@h.psdb.cloud/?")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
+    )
+    (one,) = json.loads(done.stdout)["findings"]
+    assert (done.returncode, one["id"]) == (2, "D001")
+    assert 'pip install "ps-postgres[websocket]"' in one["cause"]
+
+
+# A bouncer's connection has the application_name of its last client that sent one.
+WHO = r'HTTP status 200 \[\["app", null, "{}", "[^"]*", "\d+"\]\] \('
+ERROR = r'HTTP status 400 {{"message": "{}"'
+SCRAM = "it asks for SASL SCRAM-SHA-256; pong after "
+ANSWERS = [
+    ("/sql", WHO.format("f")),
+    ("/sql, again: is the process the same?", WHO.format("f")),
+    ("/sql as app.B|write-pool, port pooled", WHO.format("f")),
+    ("/sql as app.B|read-pool, port pooled", WHO.format("t")),
+    ("/sql as app.B, port direct", WHO.format("f")),
+    ("/sql as app.B|replica, port not written", WHO.format("t")),
+    ("/sql, an error of the server's", ERROR.format("division by zero") + ', "code": "22012"'),
+    ("/sql, a wrong password", ERROR.format(r'password authentication failed for user \\"app\\"')),
+    ("/sql, no such branch", ERROR.format("branch nosuchbranch does not exist")),
+    ("/sql, no such database", ERROR.format(r'database \\"ps_doctor_nowhere\\" does not exist')),
+    ("/sql, an answer of 11000000 bytes", 'HTTP status 507 {"message": "response is too large'),
+    ("/sql, a body of 11000000 bytes", 'HTTP status 413 {"message": "request is too large'),
+    ("/sql, Accept-Encoding: gzip", r"HTTP status 200, \d+ bytes \("),
+    ("/sql, hanging up on pg_sleep(30)", r"it is ended within [01]\.\d s"),
+    ("/sql, an INSERT in a read-only batch (25006 is right)", ERROR.format("cannot execute INSERT in .*") + ', "code": "25006"'),
+    ("/sql, ?options=-c statement_timeout=1s", r'HTTP status 200 \[\["1s"\]\]'),
+    ("/v2, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:pooled, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:direct, a login begun, and a ping", SCRAM),
+    ("/v2?address=localhost:pooled, a whole login as app.B|write-pool", r'\["app", null, false, "[^"]*", \d+\]'),
+    ("/v2?address=localhost:pooled, a whole login as app.B|read-pool", r'\["app", null, true, "[^"]*", \d+\]'),
+    ("/v2?address=localhost:direct, a whole login as app.B", r'\["app", null, false, "ps-postgres", \d+\]'),
+]
+
+
+@pytest.fixture
+def probe(capfd: pytest.CaptureFixture[str], ps_lab: Lab) -> Any:
+    """Return a function that runs the probe, and returns its status and what it printed, without a password."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        status = main(["doctor", *arguments, "--probe-443"])
+        printed, errors = capfd.readouterr()
+        assert not [password for password in ps_lab._passwords.values() if password in printed + errors]
+        assert "postgresql://app" not in printed + errors
+        return status, printed + errors
+
+    return run
+
+
+def test_probe(probe: Any, url: str, ps_lab: Lab) -> None:
+    """What is going to be sent is said first; then each question is asked, and its answer printed. Nothing is left running."""
+    status, printed = probe(url)
+    before, _, after = printed.partition("\n 1. ")
+    assert status == 0
+    assert "What will be sent there, as app." in before
+    assert "one that sleeps 30 s" in before
+    found = re.findall(r"^ ?\d+\. (.*)\n    (.*) \(\d+\.\d\d s\)$", f" 1. {after}", re.MULTILINE)
+    ports = {str(number): name for name, number in ps_lab.edge.ports.items()}
+    asked = [re.sub(r"\d{4,5}\b", lambda port: ports.get(port[0], port[0]), question) for question, _ in found]
+    assert asked == [question.replace("app.B", f"app.{ps_lab.branch}") for question, _ in ANSWERS]
+    for (question, answer), (_, wanted) in zip(found, ANSWERS, strict=True):
+        assert re.match(wanted, f"{answer} ("), (question, answer)
+
+
+def test_probe_by_proxy(through: tuple[int, list[str]], probe: Any, url: str, ps_lab: Lab) -> None:
+    """All of it goes through the proxy that the environment names."""
+    status, printed = probe(url)
+    assert (status, printed.count("HTTP status 200"), printed.count("SCRAM-SHA-256")) == (0, 8, 3)
+    assert len(through[1]) > len(ANSWERS)
+    assert "hidden" not in printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (r"ps_https_port=\d+", "ps_https_port=1", "Connection refused"),
+        (r"sslrootcert=[^&]*", "sslrootcert=system", "unable to get local issuer certificate"),
+        (r"sslrootcert=[^&]*", "sslrootcert=/nowhere", "there is no file /nowhere"),
+    ],
+)
+def test_probe_in_vain(probe: Any, url: str, old: str, new: str, said: str) -> None:
+    """A server that cannot be reached, or is not to be trusted, is sent nothing."""
+    status, printed = probe(re.sub(old, new, url))
+    assert status == 2
+    assert said in printed
+    assert printed.endswith("Nothing was asked: what stands above is in the way.\n")
+
+
+def test_probe_of_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set-up that cannot work is said to be one."""
+    monkeypatch.delenv("PS_URL", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert probe("--env") == (2, "The set-up cannot work: set PS_URL or DATABASE_URL to postgresql://USER:PASSWORD@HOST/DBNAME\n")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "told"),
+    [
+        (200, {}, b'{"rows": [["1"]], "rowCount": 1}', 'HTTP status 200 [["1"]]'),
+        (200, {"content-encoding": "br"}, b"\x00" * 5, "HTTP status 200, 5 bytes, Content-Encoding: br"),
+        (200, {}, b'{"rows": "' + b"x" * 3000, "HTTP status 200, 3010 bytes"),
+        (200, {}, b'{"results": []}', 'HTTP status 200 {"results": []}'),
+        (400, {}, b'{"message": "m", "code": null}', 'HTTP status 400 {"message": "m"}'),
+        (404, {}, b"<html>\xff", "HTTP status 404 <html>\ufffd"),
+        (204, {}, b"", "HTTP status 204"),
+    ],
+)
+def test_said_by_sql(status: int, headers: dict[str, str], body: bytes, told: str) -> None:
+    """Of an answer in HTTP, the rows are told, or what an error says; of what is no JSON, its text."""
+    assert said_by_sql(status, headers, body) == told
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0", "it asks for SASL SCRAM-SHA-256"),
+        (b"R\0\0\0\x08\0\0\0\x03", "it asks for cleartext password"),
+        (b"R\0\0\0\x08\0\0\0\x63", "it asks for authentication 99"),
+        (b"E\0\0\0\x1aSFATAL\0C28000\0Mno\0\0", "it says FATAL 28000: no"),
+        (b"v\0\0\0\x04", "it sends a message b'v'"),
+    ],
+)
+def test_message(data: bytes, told: str) -> None:
+    """Of a server's first message, what it asks for, or says, is told."""
+    assert message_of(data) == told
 
 
 def test_no_such_host(doctor: Any) -> None:
@@ -622,6 +925,8 @@ def test_for_people(url: str, ps_lab: Lab, tmp_path: Path, capfd: pytest.Capture
     assert "ours: statement 2 s, transaction 3 s, idle in transaction 30 s; the role's: none" in printed
     assert "error D080  primary, replica\n" in printed
     assert "docs/doctor.md#d080" in printed
+    https = f"HTTPS  localhost: 127.0.0.1 (loopback), port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket\n"
+    assert printed.count(https) == 1
     assert "300 (given) -> max_client_conn 100 (assumed)" in printed
     picture = (tmp_path / "x.svg").read_text()
     assert "D080" in picture

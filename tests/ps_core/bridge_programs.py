@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -70,11 +69,8 @@ def blocking(topology: Topology) -> None:
 
 
 def thousand(topology: Topology) -> None:
-    """Print what there is after one connection, and after 1,000 more."""
+    """Print what there is beside one connection, and again when 1,000 more have come and gone and there is no more than that."""
     params: Any = ps_core.conninfo(topology.primary)
-
-    def connect() -> None:
-        psycopg.connect(**params).close()
 
     def seen() -> str:
         folder, pid = start._bridge._folder, start._bridge._pid
@@ -82,23 +78,15 @@ def thousand(topology: Topology) -> None:
         mine, its = (len(list(Path(f"/proc/{one}/fd").iterdir())) for one in ("self", pid))
         return f"{threading.active_count()} {mine} {its} {len(list(Path(folder).iterdir()))} {folder}"
 
-    def settled(before: str | None = None) -> str:
-        while (now := seen()) != before:  # the goodbyes are said
-            before = now
-            start.settle()
-            if before.split()[2] == "0":
-                break
+    with psycopg.connect(**params):  # with this one alone
+        first = seen()
+        print(first, flush=True)
+        for _ in range(1000):
             psycopg.connect(**params).close()
-        return now
-
-    connect()
-    connect()
-    first = settled()
-    print(first, flush=True)
-    for _ in range(1000):
-        connect()
-    print(settled(first), flush=True)
-    sys.stdin.read()
+        while seen() != first:  # until the last goodbyes are said; what is left for good would end this by the watchdog
+            start.settle()
+        print(first, flush=True)
+        sys.stdin.read()
 
 
 def hold(topology: Topology, name: str) -> None:
@@ -136,8 +124,8 @@ def fork(topology: Topology) -> None:
 
 
 if __name__ == "__main__":
-    # Not a thread of Python's: it would wait for the lock that it is to watch.
-    faulthandler.dump_traceback_later(90, exit=True)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     what, url, *arguments = sys.argv[1:]
+    if what != "fork":  # of which Python warns where there is another thread
+        # Not a thread of Python's: it would wait for the lock that it is to watch.
+        faulthandler.dump_traceback_later(90, exit=True)
     globals()[what](Topology.from_url(url), *arguments)

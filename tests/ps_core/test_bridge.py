@@ -57,7 +57,14 @@ def script(lab: Lab, name: str, *args: str) -> subprocess.Popen[str]:
     """Start one of the programs below in a process of its own."""
     url = lab.url + ("" if "ps_transport" in lab.url else "&ps_transport=websocket")
     command = [sys.executable, "-X", "faulthandler", str(HERE / "bridge_programs.py"), name, url, *args]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(running: subprocess.Popen[str]) -> str:
+    """Let a program end, and return what else it said."""
+    said, _ = running.communicate(timeout=100)
+    assert running.returncode == 0, said
+    return said
 
 
 def children(pid: int) -> list[int]:
@@ -121,23 +128,21 @@ BLOCKING = (
 
 def test_blocking_calls(ps_lab: Lab) -> None:
     """None of them stops what carries its bytes. A watchdog that needs no lock of Python's would end the program."""
-    running = script(ps_lab, "blocking")
-    said, _ = running.communicate(timeout=100)
-    assert running.returncode == 0
-    assert tuple(said.splitlines()) == BLOCKING
+    assert tuple(finish(script(ps_lab, "blocking")).splitlines()) == BLOCKING
 
 
 def test_nothing_is_left(ps_lab: Lab) -> None:
     """Of 1,000 connections: no thread, process, descriptor or file; and at the end of the program nothing at all."""
     running = script(ps_lab, "thousand")
     assert running.stdout is not None
-    first, then = (running.stdout.readline().split() for _ in range(2))
-    assert first == then
+    first = running.stdout.readline()
+    then = running.stdout.readline()
+    if first != then:
+        raise AssertionError(first + then + finish(running))
     (helper,) = children(running.pid)
-    folder = Path(first[-1])
+    folder = Path(first.split()[-1])
     assert folder.is_dir()
-    running.communicate()
-    assert running.returncode == 0
+    finish(running)
     wait_until(lambda: is_gone(helper) and not folder.exists(), "the end of the process")
 
 
@@ -156,10 +161,7 @@ def test_killed_program(ps_lab: Lab) -> None:
 
 def test_fork(ps_lab: Lab) -> None:
     """A forked process has a bridge of its own, which ends with it; the parent's goes on."""
-    running = script(ps_lab, "fork")
-    said, _ = running.communicate(timeout=60)
-    assert running.returncode == 0
-    assert said.split() == ["parent", "child", "ended", "parent"]
+    assert finish(script(ps_lab, "fork")).split() == ["parent", "child", "ended", "parent"]
 
 
 @pytest.mark.parametrize("autocommit", [False, True])

@@ -20,6 +20,7 @@ from ps_core.consistency import MAX_BRANCHES
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
 from ps_django.settings import Settings
+from ps_django.test import databases_at
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.ps_django.projects import result, start, write
@@ -110,6 +111,7 @@ def test_databases_of_a_token(patch: pytest.MonkeyPatch, count: int, found: set[
         ("default", {"CONN_MAX_AGE": None}, "W007"),
         ("replica", {"CONN_MAX_AGE": 100_000}, "W007"),
         ("default", {"OPTIONS": {"sslmode": "require", "sslrootcert": ""}}, "W008"),
+        ("default", {"OPTIONS": {"ps_transport": "websocket", "sslmode": "require", "sslrootcert": ""}}, "E001"),
     ],
 )
 def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any], found: str) -> None:
@@ -126,10 +128,11 @@ def test_entries(patch: pytest.MonkeyPatch, alias: str, changes: dict[str, Any],
         ({"sslmode": "verify-ca"}, {"W008"}),
         ({"sslmode": "verify-full"}, set()),
         ({"sslrootcert": "system"}, set()),
+        ({"ps_transport": "websocket"}, set()),
     ],
 )
 def test_tls(patch: pytest.MonkeyPatch, options: dict[str, str], found: set[str]) -> None:
-    """With the system's roots libpq verifies fully, also where no mode is written."""
+    """With the system's roots libpq verifies fully, also where no mode is written; the bridge always does."""
     patch.setattr(
         settings, "DATABASES", {"default": {"ENGINE": "ps_django.backend", "HOST": "db.example.com", "OPTIONS": options}}
     )
@@ -264,6 +267,12 @@ def test_servers(ps_lab: Lab) -> None:
     assert [message for message in run_checks(databases=list(connections)) if str(message.id).startswith("ps_django")] == []
 
 
+def test_servers_over_websocket(ps_lab: Lab) -> None:
+    """Nor has it over the WebSocket, where libpq knows of no TLS."""
+    with databases_at(ps_lab.url, transport="websocket", bouncer="write-pool", replica_bouncer="read-pool"):
+        assert check_databases(databases=["default", "replica", "direct"]) == []
+
+
 def test_command(ps_lab: Lab) -> None:
     """`manage.py check` runs those of the settings, and with `--database` also those of the servers."""
     with override_settings(PS_DJANGO={"READ": 1}), pytest.raises(SystemCheckError, match=r"ps_django\.E002"):
@@ -359,6 +368,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 """
 
 
+@pytest.mark.tcp
 @pytest.mark.parametrize("primary", ["up", "away"])
 @pytest.mark.parametrize("routers", [["ps_django.routers.ReplicaRouter"], []])
 def test_without_servers(ps_lab: Lab, tmp_path: Path, routers: list[str], primary: str) -> None:

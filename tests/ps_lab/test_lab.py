@@ -28,7 +28,7 @@ def test_url_looks_like_planetscales(ps_lab: Lab) -> None:
     assert url.username == f"app.{ps_lab.branch}"
     assert len(ps_lab.branch) == 12
     assert unquote(url.password or "").startswith("pscale_pw_")
-    assert query.keys() == {"sslmode", "sslrootcert", "ps_direct_port", "ps_pooled_port"}
+    assert query.keys() == {"sslmode", "sslrootcert", "ps_direct_port", "ps_pooled_port", "ps_https_port"}
     assert query["sslmode"] == "verify-full"
     assert Path(query["sslrootcert"]).is_file()
     assert query["ps_direct_port"] == str(url.port)

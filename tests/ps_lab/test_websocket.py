@@ -83,7 +83,7 @@ def test_handshake(ps_lab: Lab) -> None:
             assert sock.selected_alpn_protocol() == "http/1.1"
 
 
-UPGRADE = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+UPGRADE = b"Host: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
 
 
@@ -91,13 +91,13 @@ KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
     ("request_", "status", "body"),
     [
         (b"GET /v3 HTTP/1.1\r\n" + UPGRADE + KEY, 400, b'"query is not supported"'),
-        (b"GET /v2 HTTP/1.1\r\nHost: x\r\n", 400, b'"query is not supported"'),
+        (b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", 400, b'"query is not supported"'),
         (b"GET /v2?address=localhost:1 HTTP/1.1\r\n" + UPGRADE + KEY, 400, b'"address localhost:1 is not allowed"'),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE, 400, b"Sec-WebSocket-Key"),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE + KEY.replace(b"AA==", b"A"), 400, b"Sec-WebSocket-Key"),
-        (b"POST /v2 HTTP/1.1\r\n" + UPGRADE + KEY, 405, b"unsupported HTTP method"),
+        (b"POST /v2 HTTP/1.1\r\n" + UPGRADE + KEY, 400, b'"query is not supported"'),
         (b"GET /v2 HTTP/1.1\r\n" + UPGRADE.replace(b"13", b"12") + KEY, 400, b"Sec-WebSocket-Version"),
-        (b"GET /v2 HTTP/1.1\r\n" + UPGRADE.replace(b"Connection: Upgrade\r\n", b"") + KEY, 426, b"Connection"),
+        (b"GET /v2 HTTP/1.1\r\n" + UPGRADE.replace(b"Upgrade, close", b"close") + KEY, 426, b"Connection"),
         (b"this is no request\r\n", 400, b"illegal request line"),
         (b"\x00\x00\x00\x08\x04\xd2\x16\x2f\r\n", 400, b"illegal request line"),
         (b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 40_000, 431, b""),

@@ -69,7 +69,7 @@ def test_names_the_server(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
                 asked.clear()
                 with side_of(engine, side).connect() as conn:
                     assert conn.scalar(text("SELECT pg_is_in_recovery()")) is (side == "replica")
-                info = ps_core.conninfo(endpoint)
+                info = endpoint.parameters()
                 assert asked == [("postgresql", True, [], {name: info[name] for name in WHERE})]
 
         run(asynchronous, work)
@@ -290,7 +290,7 @@ def test_url_of_a_side(ps_lab: Lab, side: str) -> None:
     try:
         with again.connect() as conn:
             driver: Any = conn.connection.driver_connection
-            assert (driver.info.port, driver.info.user) == (url.port, url.username)
+            assert (driver.state.endpoint.port, driver.info.user) == (url.port, url.username)
             assert conn.scalar(text("SELECT pg_is_in_recovery()")) is (side == "replica")
             assert conn.scalar(text("SHOW statement_timeout")) == ("0" if side == "direct" else "2s")
             assert driver.state.endpoint.role == side

@@ -15,7 +15,7 @@ from ps_core.consistency import CLOCK_SKEW
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ps_cli._doctor.seen import Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
+    from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
     from ps_core.topology import Endpoint
 
 __all__ = [
@@ -70,6 +70,22 @@ RULES: Final[dict[str, Rule]] = {
     "D012": Rule(
         "error", "Nothing answers at {address}, port {port}: {why}", "Check the port, firewalls and IP restrictions{private}."
     ),
+    # --- port 443 ---
+    "D013": Rule(
+        "error",
+        "The proxy {proxy} does not lead to {host}, port {port}: {why}",
+        "Look at HTTPS_PROXY, or have the proxy let the host and port pass; NO_PROXY names what is reached without it.",
+    ),
+    "D014": Rule(
+        "error",
+        "{host}, port {port}, speaks TLS, and its /v2 opens no WebSocket: {why}",
+        "After a status of 429, or from 500 on, run this again; else check the host, or leave ps_transport out, for TCP.",
+    ),
+    "D015": Rule(
+        "note",
+        "PostgreSQL's port cannot be reached from here; a WebSocket to {host}, port {port}, opens.",
+        "Write ps_transport=websocket, and pip install 'ps-postgres[websocket]': docs/howto/serverless.md says what differs.",
+    ),
     # --- TLS ---
     "D020": Rule(
         "error",
@@ -94,7 +110,7 @@ RULES: Final[dict[str, Rule]] = {
     "D024": Rule("error", "The server's certificate is not for this host: {why}", "Write a host name that the certificate has."),
     "D025": Rule("error", "The server's certificate is out of date: {why}", "Renew it, or set this machine's clock."),
     "D026": Rule(
-        "error", "The TLS handshake failed: {why}", "Check that a PostgreSQL server of TLS 1.2 or later is behind the port."
+        "error", "The TLS handshake failed: {why}", "Check that a {server} of TLS 1.2 or later is behind the port."
     ),
     "D027": Rule(
         "error",
@@ -108,7 +124,7 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "D029": Rule(
         "error",
-        "libpq does not find or trust the roots that it was given: {why}",
+        "The roots that were given are not found, or not trusted: {why}",
         "Write sslrootcert=system (libpq 16 and later), or the path of a file, as in /etc/ssl/certs/ca-certificates.crt.",
     ),
     # --- login ---
@@ -331,7 +347,10 @@ def judge(setup: Setup, paths: Sequence[PathSeen], load: Load | None = None) -> 
 
 def _of_path(path: PathSeen) -> Iterator[Finding]:
     endpoint = path.endpoint
-    if (stop := _on_the_way(path)) is not None:
+    stop = _on_the_way(path) if path.https is None or endpoint.transport != "websocket" else _on_https(path.https, endpoint.name)
+    if endpoint.transport != "websocket" and path.https is not None and path.https.websocket and _is_cut_off(path):
+        yield finding("D015", endpoint.name, host=path.https.host, port=path.https.port)
+    if stop is not None:
         yield stop
         return
     about_tls = [] if path.tls is None else list(_of_tls(path.tls, endpoint, path.addresses))
@@ -381,10 +400,14 @@ def is_private_name(host: str) -> bool:
     return host.lower().rstrip(".").endswith(".private-pg.psdb.cloud")
 
 
+def _private(host: str) -> str:
+    return f"; {_BY_HAND}" if is_private_name(host) else ""
+
+
 def _on_the_way(path: PathSeen) -> Finding | None:
     """Return what ends the path before anything is said to a server."""
     endpoint = path.endpoint
-    private = f"; {_BY_HAND}" if is_private_name(endpoint.host) else ""
+    private = _private(endpoint.host)
     if path.dns_error:
         return finding("D010", endpoint.name, host=endpoint.host, why=path.dns_error, private=private)
     public = public_address(endpoint.host, path.addresses)
@@ -396,6 +419,31 @@ def _on_the_way(path: PathSeen) -> Finding | None:
     return None
 
 
+def _on_https(seen: HttpsSeen, name: str) -> Finding | None:
+    """Return what ends a path by WebSocket before a login."""
+    host, port, tls = seen.host, seen.port, seen.tls
+    if seen.dns_error:
+        return finding("D010", name, host=host, why=seen.dns_error, private=_private(host))
+    public = public_address(host, seen.addresses)
+    if public is not None:
+        return finding("D011", name, host=host, address=public)
+    if seen.port_error:
+        shown = ", ".join(seen.addresses)
+        return finding("D012", name, address=shown, port=port, why=seen.port_error, private=_private(host))
+    if seen.proxy_error:
+        return finding("D013", name, proxy=seen.proxy, host=host, port=port, why=seen.proxy_error)
+    if tls is not None and tls.fault:
+        return finding(_FAULTS[tls.fault], name, why=tls.reason, server="web server")
+    if tls is not None and not seen.websocket:
+        return finding("D014", name, host=host, port=port, why=seen.answer)
+    return None
+
+
+def _is_cut_off(path: PathSeen) -> bool:
+    """Return whether nothing that speaks PostgreSQL is reached: firewalls cut also what is no HTTPS by its first bytes."""
+    return bool(path.dns_error or path.port_error) or (path.tls is not None and path.tls.fault == "handshake")
+
+
 def public_address(host: str, addresses: Iterable[str]) -> str | None:
     """Return the public address, if any, that a private name resolves to."""
     return next((address for address in addresses if kind_of(address) == "public"), None) if is_private_name(host) else None
@@ -405,7 +453,7 @@ def public_address(host: str, addresses: Iterable[str]) -> str | None:
 
 _NO_ROOTS: Final = "root certificate file"
 _TLS_RULES: Final = {"client_tls_or_option", "connection_lost", "connect_failed"}
-_FAULTS: Final = {"chain": "D023", "name": "D024", "date": "D025"}
+_FAULTS: Final = {"chain": "D023", "name": "D024", "date": "D025", "handshake": "D026", "roots": "D029"}
 _SURE: Final = ("require", "verify-ca", "verify-full")
 """The modes of which one is sure that there is TLS."""
 _UNCHECKED: Final = {"verify-ca": ("name",), "verify-full": ()}
@@ -430,9 +478,9 @@ def _of_tls(tls: TlsSeen, endpoint: Endpoint, addresses: Sequence[str]) -> Itera
 def _of_handshake(tls: TlsSeen, name: str, mode: str, *, direct: bool) -> Iterator[Finding]:
     if tls.fault == "handshake":
         if mode in _SURE:
-            yield finding("D026", name, why=tls.reason)
+            yield finding("D026", name, why=tls.reason, server="PostgreSQL server")
         return
-    passes = _UNCHECKED.get(mode, tuple(_FAULTS))
+    passes = _UNCHECKED.get(mode, ("chain", "name", "date"))
     if tls.fault and tls.fault not in passes:
         yield finding(_FAULTS[tls.fault], name, why=tls.reason)
     elif mode != "verify-full":

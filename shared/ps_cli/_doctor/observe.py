@@ -5,13 +5,11 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote
 from uuid import uuid4
@@ -20,25 +18,27 @@ import psycopg
 from psycopg import pq
 
 from ps_cli._doctor.findings import kind_of, public_address
+from ps_cli._doctor.https import STEP, addresses_of, fault_of, see_https, trusting
 from ps_cli._doctor.seen import PathSeen, PoolerSeen, SessionSeen, TlsSeen
 from ps_core import conninfo
 from ps_core.failures import classify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from psycopg.pq.abc import PGresult
 
+    from ps_cli._doctor.seen import HttpsSeen
     from ps_core.topology import Endpoint
 
-__all__ = ["observe"]
+__all__ = ["masked", "observe"]
 
-STEP: Final = 2.0
-"""Seconds for one step: the name, the port, a handshake, a question."""
 LOGIN: Final = 3
 """Seconds for a login; libpq counts whole ones."""
 LAG: Final = 2.0
 """Seconds for a replica to replay what the primary has written."""
+_ALPN: Final = "postgresql"
 _SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
 # What came as a startup option ("client") is ours, not the role's.
 _SESSION: Final = b"""
@@ -57,43 +57,41 @@ def observe(endpoints: Sequence[Endpoint], *, addresses: Mapping[str, str] | Non
 
     `addresses` stand in for what the resolver would say of a host, as in curl's --resolve.
     """
-    with ExitStack() as stack, ThreadPoolExecutor(len(endpoints), "ps-doctor") as pool:
-        looks = [_Look(endpoint, addresses or {}, stack) for endpoint in endpoints]
+    given = addresses or {}
+    ways = {_way_of(endpoint): endpoint for endpoint in endpoints if kind_of(endpoint.host) == "name"}
+    with ExitStack() as stack, ThreadPoolExecutor(len(endpoints) + len(ways), "ps-doctor") as pool:
+        https = {way: pool.submit(see_https, endpoint, given) for way, endpoint in ways.items()}
+        looks = [_Look(endpoint, given, stack, https.get(_way_of(endpoint))) for endpoint in endpoints]
         list(pool.map(_Look.follow, looks))
         position = next((found for look in looks if (found := look.position()) is not None), None)
         if position is not None:
             list(pool.map(partial(_Look.measure_lag, position=position), looks))
-        return [look.seen for look in looks]
+        return [look.finish() for look in looks]
+
+
+def _way_of(endpoint: Endpoint) -> tuple[str, int, int]:
+    return endpoint.host, endpoint.https_port, endpoint.port
 
 
 class _Look:
     """One path while it is being followed."""
 
-    def __init__(self, endpoint: Endpoint, addresses: Mapping[str, str], stack: ExitStack) -> None:
+    def __init__(
+        self, endpoint: Endpoint, addresses: Mapping[str, str], stack: ExitStack, https: Future[HttpsSeen] | None
+    ) -> None:
         self.seen = PathSeen(endpoint=endpoint)
         self._endpoint = endpoint
         self._given = addresses
         self._stack = stack
+        self._https = https
         self._conn: psycopg.Connection[Any] | None = None
         self._seconds: dict[str, float] = {}
 
     def follow(self) -> None:
         """Go as far as the path leads."""
-        with self._step("name"):
-            self._note(**self._resolve())
-        if self.seen.dns_error or public_address(self._endpoint.host, self.seen.addresses):
-            return
-        with self._step("port"):
-            address = self._reach()
+        address = self._by_websocket() if self._endpoint.transport == "websocket" else self._by_tcp()
         if address is None:
             return
-        if kind_of(address) != "socket":
-            with self._step("TLS"):
-                try:
-                    self._note(tls=_see_tls(address, self._endpoint, self._name_at(address)))
-                except TimeoutError:
-                    self._note(port_error="it accepts connections and does not answer")
-                    return
         with self._step("login"):
             try:
                 self._conn = self._stack.enter_context(closing(self._connect(address)))
@@ -106,6 +104,36 @@ class _Look:
             except (psycopg.Error, TimeoutError) as exc:
                 self._conn = None
                 self._refused(exc)
+
+    def finish(self) -> PathSeen:
+        """Return all that was seen."""
+        if self._https is not None:
+            self._note(https=self._https.result())
+        return self.seen
+
+    def _by_tcp(self) -> str | None:
+        """Return the address to log in at, or None."""
+        with self._step("name"):
+            self._note(**self._resolve())
+        if self.seen.dns_error or public_address(self._endpoint.host, self.seen.addresses):
+            return None
+        with self._step("port"):
+            address = self._reach()
+        if address is not None and kind_of(address) != "socket":
+            with self._step("TLS"):
+                try:
+                    self._note(tls=_see_tls(address, self._endpoint, self._name_at(address)))
+                except TimeoutError:
+                    self._note(port_error="it accepts connections and does not answer")
+                    return None
+        return address
+
+    def _by_websocket(self) -> str | None:
+        """Return "", since the bridge finds the address, or None where it could not log in."""
+        assert self._https is not None  # the host is a name, or the endpoint had been refused
+        with self._step("HTTPS"):
+            seen = self._https.result()
+        return "" if seen.websocket or seen.is_opaque else None
 
     def position(self) -> str | None:
         """Return how far the primary has written, if this path leads to it."""
@@ -142,13 +170,11 @@ class _Look:
         addresses: list[str] = []
         params = dict(self._endpoint.params)
         for host in params.get("hostaddr", self._endpoint.host).split(","):
-            if kind_of(host) != "name":
-                addresses.append(host)
-            elif host in self._given:
+            if host in self._given:
                 addresses.append(self._given[host])
             else:
                 try:
-                    addresses += _addresses(host)
+                    addresses += addresses_of(host)
                 except OSError as exc:
                     return {"dns_error": exc.strerror or f"no answer within {STEP:g} s"}
         return {"addresses": tuple(dict.fromkeys(addresses))}
@@ -214,7 +240,7 @@ class _Look:
 
     def _refused(self, exc: Exception) -> None:
         rule = "no_answer" if isinstance(exc, TimeoutError) else classify(exc).rule
-        self._note(refusal=_masked(str(exc), self._endpoint.password), refusal_rule=rule)
+        self._note(refusal=masked(str(exc), self._endpoint.password), refusal_rule=rule)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -226,31 +252,11 @@ class _Look:
             self._note(seconds=dict(self._seconds))
 
 
-def _masked(text: str, password: str) -> str:
+def masked(text: str, password: str) -> str:
+    """Return a text without the password, in whatever form it may be in it."""
     for secret in filter(None, (password, quote(password, safe=""), quote(password))):
         text = text.replace(secret, "***")
     return text
-
-
-def _addresses(host: str) -> list[str]:
-    """Return what the resolver says.
-
-    Raises:
-        OSError: the name has no address, or there was no answer within a step's time.
-    """
-    answer: Future[list[str]] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result([str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)])
-        except OSError as exc:
-            answer.set_exception(exc)
-        except UnicodeError:  # a label that is empty or too long
-            answer.set_exception(OSError(0, "this is no host name"))
-
-    # A resolver cannot be stopped: its thread is left to itself, and must not keep the process.
-    threading.Thread(target=ask, name="ps-doctor-resolver", daemon=True).start()
-    return answer.result(STEP)
 
 
 def _open(address: str, port: int, seconds: float) -> socket.socket:
@@ -287,10 +293,10 @@ def _see_tls(address: str, endpoint: Endpoint, name: str) -> TlsSeen:
     reason = ""
     try:
         try:
-            protocol = shake(_trusting(params.get("sslrootcert", "")))
+            protocol = shake(trusting(params.get("sslrootcert", ""), _ALPN))
         except ssl.SSLCertVerificationError as exc:
-            fault, reason = _FAULTS.get(exc.verify_code, "chain"), exc.verify_message
-            protocol = shake(_trusting(None))
+            fault, reason = fault_of(exc), exc.verify_message
+            protocol = shake(trusting(None, _ALPN))
     except TimeoutError:
         raise
     except OSError as exc:  # ssl.SSLError is one
@@ -299,24 +305,8 @@ def _see_tls(address: str, endpoint: Endpoint, name: str) -> TlsSeen:
         return TlsSeen(offered=False)
     direct = False
     with suppress(OSError):
-        direct = shake(_trusting(None), direct=True) is not None
+        direct = shake(trusting(None, _ALPN), direct=True) is not None
     return TlsSeen(offered=True, protocol=protocol, fault=fault, reason=reason, direct=direct)
-
-
-# OpenSSL's X509_V_ERR_*: name, address; not yet valid, expired.
-_FAULTS: Final[dict[int, Literal["name", "date"]]] = {62: "name", 64: "name", 9: "date", 10: "date"}
-
-
-def _trusting(roots: str | None) -> ssl.SSLContext:
-    """Return a context that trusts a file of roots, the system's ("system", or none at all), or anybody (None)."""
-    if roots is None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    else:
-        context = ssl.create_default_context(cafile=roots if Path(roots).is_file() else None)
-    context.set_alpn_protocols(["postgresql"])
-    return context
 
 
 def _shake_hands(address: str, port: int, name: str, context: ssl.SSLContext, *, direct: bool = False) -> str | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ps_core.topology import Endpoint
 
-__all__ = ["Load", "PathSeen", "PoolerSeen", "SessionSeen", "Setup", "TlsSeen"]
+__all__ = ["HttpsSeen", "Load", "PathSeen", "PoolerSeen", "SessionSeen", "Setup", "TlsSeen"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +43,37 @@ class TlsSeen:
     offered: bool
     protocol: str = ""
     """As in "TLSv1.3"."""
-    fault: Literal["", "chain", "name", "date", "handshake"] = ""
-    """What verify-full would refuse, by the roots that the endpoint names, or the system's; "handshake": there was none."""
+    fault: Literal["", "chain", "name", "date", "handshake", "roots"] = ""
+    """What verify-full would refuse, by the roots that the endpoint names, or the system's; "handshake": there was none; "roots":
+    they cannot be read."""
     reason: str = ""
     """The TLS library's words for it."""
     direct: bool = False
     """Whether the server takes `sslnegotiation=direct`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpsSeen:
+    """What was seen of the way to a host's WebSocket, `/v2`, as far as it leads."""
+
+    host: str
+    port: int
+    proxy: str = ""
+    """The proxy that leads there, for showing: without its user and password; "": none."""
+    addresses: tuple[str, ...] = ()
+    """Of the host; () behind a proxy, which looks for them itself."""
+    dns_error: str = ""
+    port_error: str = ""
+    proxy_error: str = ""
+    """Why the proxy does not lead on."""
+    tls: TlsSeen | None = None
+    """None: not tried."""
+    websocket: bool = False
+    """Whether `/v2` opens one."""
+    answer: str = ""
+    """What came in answer to the question for one, where none was opened; "": it was not asked, or was opened."""
+    is_opaque: bool = False
+    """Whether the proxy is one that only the bridge can pass: nothing was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +127,9 @@ class PathSeen:
     dns_error: str = ""
     port_error: str = ""
     tls: TlsSeen | None = None
-    """None: not tried."""
+    """Of PostgreSQL's port; None: not tried."""
+    https: HttpsSeen | None = None
+    """Of the host's port for HTTPS: the way itself with `transport="websocket"`, and else the other one; None: not tried."""
     refusal: str | None = None
     """Why there was no session, in the driver's words; None: there was one, or it was not tried."""
     refusal_rule: str = ""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ps_cli._doctor.findings import Cap, Finding
-    from ps_cli._doctor.seen import PathSeen, SessionSeen, TlsSeen
+    from ps_cli._doctor.seen import HttpsSeen, PathSeen, SessionSeen, TlsSeen
     from ps_core.topology import Endpoint
 
-__all__ = ["as_json", "show"]
+__all__ = ["as_json", "https_line", "show"]
 
 _COLOURS: Final = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _SUMMARY: Final = {0: ("good", "bold green"), 1: ("warnings", "bold yellow"), 2: ("errors", "bold red")}
@@ -44,6 +44,8 @@ def show(console: Console, paths: Sequence[PathSeen], chains: Sequence[Sequence[
             mark = Text("ok", "green") if good else Text("!!", "bold red")
             steps.add_row(mark, name, Text(detail), Text("" if took is None else f"{took * 1000:.0f} ms", "dim"))
         console.print(Padding(steps, (0, 0, 0, 2), expand=False))
+    for https in _beside(paths):
+        console.print(Text("HTTPS", "bold").append(f"  {https.host}: {https_line(https)}", "not bold"), soft_wrap=True)
     for caps in chains:
         links = (f"{cap.name} {cap.value:,} ({cap.source})" for cap in caps)
         console.print(Text("caps", "bold").append("  " + " -> ".join(links), "not bold"))
@@ -66,6 +68,7 @@ def as_json(paths: Sequence[PathSeen], chains: Sequence[Sequence[Cap]], findings
         "status": exit_status(findings),
         "libpq": psycopg.pq.version(),
         "paths": [_path_as_json(path) for path in paths],
+        "https": [{**asdict(https), "detail": https_line(https)} for https in _beside(paths)],
         "caps": [[asdict(cap) for cap in caps] for caps in chains],
         "findings": [{**asdict(one), "docs": one.docs} for one in findings],
     }
@@ -90,13 +93,21 @@ def _path_as_json(path: PathSeen) -> dict[str, Any]:
     }
 
 
+def _beside(paths: Sequence[PathSeen]) -> list[HttpsSeen]:
+    """Return what was seen of the ports for HTTPS that are not the way itself, once each."""
+    return list(dict.fromkeys(path.https for path in paths if path.https is not None and path.endpoint.transport == "tcp"))
+
+
 def _steps(path: PathSeen) -> Iterator[tuple[bool, str, str]]:
     """Yield each step that was made: whether it went well, its name, and what was seen."""
-    kinds = dict.fromkeys(kind_of(address) for address in path.addresses)
-    yield not path.dns_error, "name", path.dns_error or f"{', '.join(path.addresses)} ({', '.join(kinds)})"
-    if "port" not in path.seconds:
-        return
-    yield not path.port_error, "port", path.port_error or "open"
+    if path.endpoint.transport == "websocket":
+        if path.https is not None:
+            yield path.https.websocket or path.https.is_opaque, "HTTPS", https_line(path.https)
+    else:
+        yield not path.dns_error, "name", path.dns_error or _addresses(path.addresses)
+        if "port" not in path.seconds:
+            return
+        yield not path.port_error, "port", path.port_error or "open"
     if path.tls is not None:
         yield not path.tls.fault, "TLS", _tls(path.tls, path.endpoint.sslmode)
     if path.refusal is not None and path.session is None:
@@ -107,6 +118,29 @@ def _steps(path: PathSeen) -> Iterator[tuple[bool, str, str]]:
         yield True, "limits", _limits(path.session, path.endpoint)
         if path.session.pooler is not None:
             yield True, "pooler", _pooler(path.session)
+
+
+def _addresses(addresses: Sequence[str]) -> str:
+    return f"{', '.join(addresses)} ({', '.join(dict.fromkeys(map(kind_of, addresses)))})"
+
+
+def https_line(seen: HttpsSeen) -> str:
+    """Return how far the way to the WebSocket leads."""
+    if seen.is_opaque:
+        return f"through the proxy {seen.proxy}, which is not looked through"
+    if seen.dns_error:
+        return seen.dns_error
+    way = f"{f'through the proxy {seen.proxy}' if seen.proxy else _addresses(seen.addresses)}, port {seen.port}"
+    if seen.port_error or seen.proxy_error:
+        return f"{way}, {seen.port_error or seen.proxy_error}"
+    if seen.tls is None:
+        return f"{way}, not asked"
+    words = [way, "open", seen.tls.protocol, seen.tls.reason]
+    if seen.websocket:
+        words.append("/v2 opens a WebSocket")
+    elif seen.answer:
+        words.append(f"/v2 opens no WebSocket: {seen.answer}")
+    return ", ".join(filter(None, words))
 
 
 def _tls(tls: TlsSeen, mode: str) -> str:

@@ -99,9 +99,11 @@ class _Carried:
         finally:
             self._writer.close()  # first: a goodbye to the server takes its time
             if self._server is not None:
-                if self._lost.is_set():
+                try:
+                    if not self._lost.is_set():
+                        await self._server.close()
+                finally:
                     self._server.transport.abort()
-                await self._server.close()
 
     async def _connect(self) -> None:
         first = await self._reader.read(_CHUNK)  # a startup message, or a cancel request; then the client waits
@@ -121,6 +123,8 @@ class _Carried:
                 await _end(ways)
         finally:
             await _end((next_, dialling))
+            if self._server is None and not dialling.cancelled() and dialling.exception() is None:
+                self._server = dialling.result()  # in the moment in which the client gave up
 
     async def _up(self, server: ClientConnection, next_: asyncio.Task[bytes]) -> None:
         data = await next_
