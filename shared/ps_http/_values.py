@@ -113,11 +113,9 @@ def _dump(value: object) -> tuple[str | None, str] | None:
             magnitude = value if value >= 0 else -value - 1
             return str(value), next((name for end, name in _RANGES if magnitude < end), "numeric")
         case float() if type(value) is float:
-            return _FLOATS.get(text := repr(value), text), "float8"
+            return repr(value), "float8"
     return None
 
-
-_FLOATS: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 # --- results ---
 

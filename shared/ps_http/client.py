@@ -252,7 +252,8 @@ class Client(_Base):
                 try:
                     answer = place.transport.post(step.request, connect=step.connect, until=step.until)
                 except Lost as lost:
-                    raise step.fail(lost) from None
+                    error = step.fail(lost)
+                    raise error from error.__cause__
                 return step.read(answer)
         except TimeoutError as exc:
             if type(exc) is TimeoutError:
@@ -324,7 +325,8 @@ class AsyncClient(_Base):
                 try:
                     answer = await transport_of(place).post(step.request, connect=step.connect, until=step.until)
                 except Lost as lost:
-                    raise step.fail(lost) from None
+                    error = step.fail(lost)
+                    raise error from error.__cause__
                 return step.read(answer)
         except TimeoutError as exc:
             if type(exc) is TimeoutError:
