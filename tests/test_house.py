@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "ps_core": {"ps_core"},
     "ps_sqlalchemy": {"ps_sqlalchemy", "ps_core", "sqlalchemy"},
     "ps_django": {"ps_django", "ps_core", "django"},
+    "ps_http": {"ps_http", "ps_core"},
     "ps_lab": {"ps_lab", "ps_core"},
     "ps_cli": {"ps_cli", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
 }
@@ -136,7 +137,7 @@ def test_typed(package: str) -> None:
     assert (folder(package) / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_lab"])
+@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_http", "ps_lab"])
 def test_public_names(package: str) -> None:
     """`__all__` of a public package is in ruff's order (constants, classes, the rest), and every name in it exists."""
     module = import_module(package)
