@@ -18,7 +18,7 @@ from ps_http._values import Query, placeholder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from psycopg.abc import Params
+    from psycopg.abc import AdaptContext, Params
     from psycopg.abc import Query as AnyQuery
 
     from ps_http._answer import Column
@@ -33,6 +33,13 @@ class _BytesDumper(Dumper):
 
     def dump(self, obj: Any) -> bytes:
         return b"\\x" + bytes(obj).hex().encode()
+
+
+class _BinaryDumper(_BytesDumper):
+    """The same of DB-API's `Binary`."""
+
+    def dump(self, obj: Any) -> bytes:
+        return super().dump(obj.obj)
 
 
 class _IntervalLoader(Loader):
@@ -135,11 +142,16 @@ class Adapting:
 
     connection = None
 
-    def __init__(self) -> None:
-        self.adapters = AdaptersMap(psycopg.adapters)
-        for cls in (bytes, bytearray, memoryview):
+    def __init__(self, context: AdaptContext | None = None) -> None:
+        self.adapters = AdaptersMap(psycopg.adapters if context is None else context.adapters)
+        for cls, dumper in (
+            (bytes, _BytesDumper),
+            (bytearray, _BytesDumper),
+            (memoryview, _BytesDumper),
+            (psycopg.Binary, _BinaryDumper),
+        ):
             if _is_own(self.adapters.get_dumper(cls, PyFormat.TEXT)):
-                self.adapters.register_dumper(cls, _BytesDumper)
+                self.adapters.register_dumper(cls, dumper)
         if _is_own(self.adapters.get_loader(types["interval"].oid, Format.TEXT)):
             self.adapters.register_loader("interval", _IntervalLoader)
 

@@ -19,6 +19,7 @@ import trustme
 
 import ps_http
 from ps_core import CommitOutcomeUnknown, DeadlineExceeded, Event, classify, deadline, subscribe
+from ps_core.events import Name
 from ps_core.failures import Kind, Ran
 from ps_lab.processes import wait_until
 
@@ -46,8 +47,12 @@ def numbers(lab: Lab, table: str) -> list[int]:
 def test_answer_is_lost(ps_lab: Lab, client: Driven, table: str) -> None:
     """A write whose answer is lost is of unknown outcome, and is not sent again: it happened, once. So does a batch."""
     client.execute("select 1")
+    heard: list[Event] = []
+    ended = subscribe(heard.append)
     with ps_lab.edge.cut_answers("primary", containing=f"into {table}"), pytest.raises(CommitOutcomeUnknown) as caught:
         client.execute(f"insert into {table} values (1)")
+    ended()
+    assert (Name.COMMIT_OUTCOME, "unknown") in [(event.name, event.reason) for event in heard]
     assert isinstance(caught.value.__cause__, ps_http.HttpError)
     assert classify(caught.value).ran is Ran.UNKNOWN
     with ps_lab.edge.cut_answers("primary", containing=f"into {table}"), pytest.raises(CommitOutcomeUnknown):
@@ -187,6 +192,19 @@ def test_deadline(ps_lab: Lab, client: Driven, table: str) -> None:
     assert counted.count == 0
     with pytest.raises(psycopg.errors.QueryCanceled), deadline(0.5):
         client.execute("select pg_sleep(3)")
+
+
+def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
+    """Whoever waits for the endpoint to come back waits no longer than their deadline."""
+    client.execute("select 1")
+    gate = client.client._site.primary.gate
+    gate.report_loss()
+    try:
+        with gate.turn(1):  # somebody's probe
+            with pytest.raises(DeadlineExceeded), deadline(0.2):
+                client.execute("select 1")
+    finally:
+        assert client.execute("select 1").scalar() == 1
 
 
 def _is_over() -> bool:
