@@ -19,6 +19,7 @@ from ps_http.client import AsyncBatch, AsyncClient, Batch, Client
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
+    import psycopg
     from psycopg import (
         BINARY,
         DATETIME,
@@ -199,14 +200,11 @@ class _Cursor:
         self.closed = False
 
     @property
-    def description(self) -> list[tuple[Any, ...]] | None:
-        """PEP 249's: a tuple of seven for each column; None: the statement returns no rows."""
+    def description(self) -> list[psycopg.Column] | None:
+        """What psycopg tells of each column, a sequence of PEP 249's seven; None: the statement returns no rows."""
         if self._result is None or not self._result.columns:
             return None
-        return [
-            (column.name, column.type_code, None, column.size if column.size >= 0 else None, None, None, None)
-            for column in self._result.columns
-        ]
+        return self.connection.client._adapt().describe(self._result.columns)  # type: ignore[no-any-return]
 
     @property
     def rowcount(self) -> int:
