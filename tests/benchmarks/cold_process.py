@@ -33,10 +33,10 @@ def stock(**options: str) -> Opened:
 
 def ours() -> Opened:
     """By this package's connection."""
-    import ps_core
+    from ps_core import connect
 
     imported = time.perf_counter()
-    conn = ps_core.connect(os.environ["PS_URL"], to="direct", autocommit=True)
+    conn = connect(os.environ["PS_URL"], to="direct", autocommit=True)
     return imported, lambda: conn.execute("select %s", [1]).fetchone()
 
 
@@ -44,11 +44,11 @@ def websocket() -> Opened:
     """By psycopg, through this package's bridge."""
     import psycopg
 
-    import ps_core
+    from ps_core import Topology, conninfo
 
     imported = time.perf_counter()
-    topology = ps_core.Topology.from_url(os.environ["PS_URL"], transport="websocket")
-    conn = psycopg.connect(**ps_core.conninfo(topology.direct), autocommit=True)
+    topology = Topology.from_url(os.environ["PS_URL"], transport="websocket")
+    conn = psycopg.connect(**conninfo(topology.direct), autocommit=True)
     return imported, lambda: conn.execute("select %s", [1]).fetchone()
 
 
