@@ -14,16 +14,15 @@ import pytest
 
 import ps_core
 from ps_http import dbapi
-from tests.differential.conftest import everything, registered
+from tests.differential.conftest import everything, schema_of
 from tests.differential.forms import FORMS
 from tests.differential.outcome import Outcome, Watch, differing, of_cursor, of_error, run
 from tests.differential.values import VALUES
 
 if TYPE_CHECKING:
     from ps_lab import Lab
-    from tests.differential.values import Registered
 
-__all__ = ["everything", "registered"]
+__all__ = ["everything"]
 
 STEP: Final = 11
 """In the cheap form, every how many-th pair is run (see tests/differential/clients.py)."""
@@ -90,11 +89,12 @@ def run_ours(conn: dbapi.Connection, text: str, value: Any) -> Outcome:
 
 
 @pytest.mark.timeout(600)
-def test_values(ps_lab: Lab, registered: Registered, everything: bool) -> None:
+def test_values(ps_lab: Lab, everything: bool) -> None:
     """Both let their caller see the same values, types, counts, errors and stored data."""
     place, wrong, why = ps_lab.topology.primary, [], {}
     pairs = itertools.islice(itertools.product(FORMS.items(), VALUES.items()), 0, None, 1 if everything else STEP)
     with (
+        schema_of(ps_lab) as registered,
         psycopg.connect(**ps_core.conninfo(place), prepare_threshold=None, autocommit=True) as stock,
         dbapi.connect(place, autocommit=True) as ours,
     ):
