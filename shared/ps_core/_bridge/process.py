@@ -73,7 +73,7 @@ class _Silence:
         self.listening = True
         """Whether bytes of the server's would be seen: not while the client takes none."""
 
-    def heard(self, *_: object) -> None:
+    def heard(self) -> None:
         self.ticks = 0
 
 
@@ -87,6 +87,7 @@ class _Carried:
         self._server: ClientConnection | None = None
         self._silence = _Silence()
         self._lost = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Carry until one of both sides is closed."""
@@ -94,9 +95,11 @@ class _Carried:
             await self._connect()
         except _NotReached as exc:
             self._writer.write(_fatal(str(exc)))
-        except OSError:  # the client is gone
+        except (OSError, ConnectionClosed):  # one side went away in the first moment
             pass
         finally:
+            if self._asking is not None:
+                self._asking.cancel()
             self._writer.close()  # first: a goodbye to the server takes its time
             if self._server is not None:
                 try:
@@ -141,19 +144,19 @@ class _Carried:
             self._writer.write(data)
             await self._writer.drain()
 
-    async def tick(self) -> None:
+    def tick(self) -> None:
         """Ask a server that is silent for a sign of life, and give up one that gives none."""
         if self._server is None or not self._silence.listening:
             return
         self._silence.ticks += 1
         if self._silence.ticks == _PING_AFTER:
-            with suppress(ConnectionClosed):
-                asyncio.ensure_future(await self._server.ping()).add_done_callback(self._pong)
+            self._asking = asyncio.create_task(self._ask(self._server))
         elif self._silence.ticks >= _LOST_AFTER:
             self._lost.set()
 
-    def _pong(self, answer: asyncio.Future[float]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
+    async def _ask(self, server: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            await (await server.ping())
             self._silence.heard()
 
 
@@ -170,10 +173,17 @@ async def _end(tasks: tuple[asyncio.Task[Any], ...]) -> None:
             raise result
 
 
+class _Connect(connect):
+    """Dials, and follows no redirect: who is behind it could ask for the password."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 async def _dial(target: dict[str, Any]) -> ClientConnection:
     where = f"{target['host']}:{target['https_port']}"
     try:
-        return await connect(
+        return await _Connect(
             target["url"],
             ssl=_tls(target["authorities"]),
             compression=None,
@@ -305,7 +315,7 @@ class Bridge:
         while True:
             await asyncio.sleep(self._tick_seconds)
             for carried in list(self._carried.values()):
-                await carried.tick()
+                carried.tick()
 
 
 def run(folder: str) -> None:
