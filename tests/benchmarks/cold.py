@@ -129,6 +129,7 @@ def report(runs: Runs) -> Iterator[str]:
         return f"{pair[0]} + {pair[1]}"
 
     both = (SHORT, LONG)
+    yield from ("# Cold starts", "")
     yield f"| | {' | '.join(WAYS)} |"
     yield "|---|" + "--:|" * len(WAYS)
     yield row("round trips of a first query, + TCP's handshake", lambda way: plus(cold_round_trips(runs, way)))
