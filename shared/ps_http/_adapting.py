@@ -18,7 +18,7 @@ from ps_http._values import Query, placeholder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from psycopg.abc import Params
+    from psycopg.abc import AdaptContext, Params
     from psycopg.abc import Query as AnyQuery
 
     from ps_http._answer import Column
@@ -135,8 +135,8 @@ class Adapting:
 
     connection = None
 
-    def __init__(self) -> None:
-        self.adapters = AdaptersMap(psycopg.adapters)
+    def __init__(self, context: AdaptContext | None = None) -> None:
+        self.adapters = AdaptersMap(psycopg.adapters if context is None else context.adapters)
         for cls in (bytes, bytearray, memoryview):
             if _is_own(self.adapters.get_dumper(cls, PyFormat.TEXT)):
                 self.adapters.register_dumper(cls, _BytesDumper)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TimestampFromTicks,
         Warning,  # noqa: A004 - PEP 249's name
     )
+    from psycopg.abc import AdaptContext
     from psycopg.abc import Query as AnyQuery
     from psycopg.adapt import AdaptersMap
 
@@ -464,7 +465,12 @@ def _batch_modes(
 
 
 def connect(
-    conninfo: str | Topology | Endpoint, *, autocommit: bool = False, to: str = "primary", **settings: Unpack[TopologySettings]
+    conninfo: str | Topology | Endpoint,
+    *,
+    autocommit: bool = False,
+    to: str = "primary",
+    context: AdaptContext | None = None,
+    **settings: Unpack[TopologySettings],
 ) -> Connection:
     """Return a connection. Nothing is sent yet.
 
@@ -472,20 +478,32 @@ def connect(
         conninfo: A role's URL, a `Topology`, or one `Endpoint`.
         autocommit: Whether each statement is committed by itself; else the connection only reads.
         to: "primary" (with reads on replicas, where there are some), or "direct".
+        context: As psycopg's: what has the adapters to begin with.
         settings: With a URL, the topology's settings.
 
     Raises:
         ConfigurationError: what is asked for cannot work over HTTPS.
     """
-    return Connection(Client(conninfo, to=to, **settings), autocommit=autocommit)
+    client = Client(conninfo, to=to, **settings)
+    if context is not None:
+        client._adapt(context)
+    return Connection(client, autocommit=autocommit)
 
 
 async def connect_async(
-    conninfo: str | Topology | Endpoint, *, autocommit: bool = False, to: str = "primary", **settings: Unpack[TopologySettings]
+    conninfo: str | Topology | Endpoint,
+    *,
+    autocommit: bool = False,
+    to: str = "primary",
+    context: AdaptContext | None = None,
+    **settings: Unpack[TopologySettings],
 ) -> AsyncConnection:
     """Return a connection for asyncio; see `connect`.
 
     Raises:
         ConfigurationError: what is asked for cannot work over HTTPS.
     """
-    return AsyncConnection(AsyncClient(conninfo, to=to, **settings), autocommit=autocommit)
+    client = AsyncClient(conninfo, to=to, **settings)
+    if context is not None:
+        client._adapt(context)
+    return AsyncConnection(client, autocommit=autocommit)
