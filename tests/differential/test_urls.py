@@ -117,7 +117,7 @@ def test_the_first_host_that_answers(ps_lab: Lab) -> None:
 def test_service_and_environment(ps_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service file names the server, and PGHOST and PGPORT do where the URL names none."""
     place = ps_lab.topology.primary
-    info = {name: str(place.conninfo()[name]) for name in ("host", "port", "user", "password", "dbname")}
+    info = {name: str(place.parameters()[name]) for name in ("host", "port", "user", "password", "dbname")}
     file = tmp_path / "services"
     file.write_text("[shop]\n" + "".join(f"{name}={value}\n" for name, value in info.items()))
     monkeypatch.setenv("PGSERVICEFILE", str(file))

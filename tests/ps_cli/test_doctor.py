@@ -108,6 +108,7 @@ def over(session: SessionSeen | None = None, **https: Any) -> PathSeen:
         (path(port_error="no answer", session=None, https=HTTPS), ["D012", "D015"]),
         (path(dns_error="Name or service not known", session=None, https=HTTPS), ["D010", "D015"]),
         (path(session=None, tls=replace(TLS, fault="handshake"), https=HTTPS), ["D026", "D015"]),
+        (path(PREFER, tls=replace(TLS, fault="handshake"), https=HTTPS), []),
         (path(port_error="no answer", session=None, https=ANSWERED), ["D012"]),
         (path(port_error="no answer", session=None, https=replace(HTTPS, websocket=False, tls=None)), ["D012"]),
         (refused("FATAL:  SASL authentication failed", "authentication", https=HTTPS), ["D030"]),
@@ -618,12 +619,27 @@ def test_same_proxy(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
     assert (found and found.geturl()) == get_proxy(parse_uri("wss://h.psdb.cloud/v2"))
 
 
-def test_without_websockets(tmp_path: Path) -> None:
+WITHOUT = """
+import sys
+from importlib import metadata
+
+def version(name, known=metadata.version):
+    if name == "websockets":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+
+metadata.version = version
+from ps_cli.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_websockets() -> None:
     """Where the extra is not installed, it is said how to install it."""
-    code = "import sys; sys.modules['websockets'] = None; from ps_cli.main import main; sys.exit(main(sys.argv[1:]))"
     url = by_websocket("postgresql://app.branch:secret@h.psdb.cloud/?")
     done = subprocess.run(
-        [sys.executable, "-c", code, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", WITHOUT, "doctor", url, "--json"], capture_output=True, text=True, check=False, timeout=60
     )
     (one,) = json.loads(done.stdout)["findings"]
     assert (done.returncode, one["id"]) == (2, "D001")

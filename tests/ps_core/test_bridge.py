@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +425,18 @@ def proxy() -> Iterator[tuple[int, list[str]]]:
     listener.close()
     for thread in threads:
         thread.join()
+
+
+def test_socks_proxy(topology: Topology, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    """What a SOCKS proxy needs is said, where it is not installed."""
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "socks5h://127.0.0.1:1")
+    request.getfixturevalue("bridge")
+    if find_spec("python_socks") is None:
+        check_not_reached(topology, Kind.CONFIGURATION, "requires python-socks")
+    else:
+        check_not_reached(topology, Kind.CONFIGURATION, "the proxy on the way to localhost:")
 
 
 def test_proxy(ps_lab: Lab, topology: Topology, proxy: Any, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:

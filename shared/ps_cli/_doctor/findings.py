@@ -441,6 +441,8 @@ def _on_https(seen: HttpsSeen, name: str) -> Finding | None:
 
 def _is_cut_off(path: PathSeen) -> bool:
     """Return whether nothing that speaks PostgreSQL is reached: firewalls cut also what is no HTTPS by its first bytes."""
+    if path.session is not None:
+        return False
     return bool(path.dns_error or path.port_error) or (path.tls is not None and path.tls.fault == "handshake")
 
 

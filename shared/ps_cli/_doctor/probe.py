@@ -5,6 +5,7 @@ PlanetScale's page says how the Neon serverless driver is used with it, and not 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
 import struct
@@ -28,6 +29,7 @@ from ps_core import conninfo
 from ps_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Mapping
 
     from ps_cli._doctor.https import Way
@@ -223,30 +225,37 @@ Nothing is changed. What is printed has no password in it.
 
     def _begin(self, query: str) -> str:
         """Send what begins a login, and return what the server asks for; no password is sent."""
+        raw = self._way.connect(self._address(), _ANSWER)
+        raw.setblocking(False)
+        # Not by websockets.sync: over TLS, closing it may wait for ever for a thread of its own that reads.
+        return asyncio.run(self._begin_on(raw, query))
+
+    async def _begin_on(self, raw: socket.socket, query: str) -> str:
+        from websockets.asyncio.client import connect
         from websockets.exceptions import InvalidStatus, WebSocketException
-        from websockets.sync.client import connect
 
         at = "" if self._way.port == 443 else f":{self._way.port}"
         pairs = {"user": self._login.user, "database": self._login.dbname}
         startup = struct.pack("!I", 196608) + b"".join(f"{name}\0{value}\0".encode() for name, value in pairs.items()) + b"\0"
+        options: dict[str, Any] = {"compression": None, "open_timeout": None, "close_timeout": 1, "ping_interval": None}
         try:
-            with connect(
-                f"wss://{self._way.host}{at}/v2{query}",
-                ssl=trusting(self._way.roots, "http/1.1"),
-                sock=self._way.connect(self._address(), _ANSWER),
-                compression=None,
-                open_timeout=_ANSWER,
-                close_timeout=1,
-                ping_interval=None,
-            ) as websocket:
-                began = time.perf_counter()
-                pong = websocket.ping().wait(2)
-                ponged = f"pong after {time.perf_counter() - began:.3f} s" if pong else "no pong"
-                websocket.send(struct.pack("!I", len(startup) + 4) + startup)
+            async with (
+                asyncio.timeout(_ANSWER),
+                connect(
+                    f"wss://{self._way.host}{at}/v2{query}",
+                    sock=raw,
+                    ssl=trusting(self._way.roots, "http/1.1"),
+                    **options,
+                ) as websocket,
+            ):
+                try:
+                    ponged = f"pong after {await asyncio.wait_for(await websocket.ping(), 2):.3f} s"
+                except TimeoutError:
+                    ponged = "no pong"
+                await websocket.send(struct.pack("!I", len(startup) + 4) + startup)
                 data = b""
                 while len(data) < 5 or len(data) < 1 + int.from_bytes(data[1:5]):
-                    part = websocket.recv(timeout=_ANSWER)
-                    data += part if isinstance(part, bytes) else part.encode()
+                    data += await websocket.recv(decode=False)
                 return f"{message_of(data)}; {ponged}"
         except InvalidStatus as exc:
             body = (exc.response.body or b"").decode(errors="replace")

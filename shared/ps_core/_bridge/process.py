@@ -198,6 +198,8 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
         raise _NotReached(f"the proxy on the way to {where} {kind}: HTTP status {status}") from exc
     except ProxyError as exc:  # its text may hold the proxy's password
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
+    except ImportError as exc:  # a SOCKS proxy needs a library of its own
+        raise _NotReached(f"the proxy on the way to {where} refused, or is none: {exc}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
         raise _NotReached(f"could not connect to {where}: {exc}") from exc
 
