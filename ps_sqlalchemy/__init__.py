@@ -6,6 +6,7 @@ from ps_core.errors import ConfigurationError
 from ps_core.share import set_replica_share
 from ps_core.topology import Topology
 from ps_sqlalchemy.engine import AsyncEngine, Engine, create_async_engine, create_engine, replica_of
+from ps_sqlalchemy.http import http_batch
 from ps_sqlalchemy.session import AsyncSession, Session, async_sessionmaker, sessionmaker
 from ps_sqlalchemy.transaction import arun_transaction, run_transaction
 
@@ -22,6 +23,7 @@ __all__ = [
     "create_async_engine",
     "create_engine",
     "deadline",
+    "http_batch",
     "limits",
     "local_settings",
     "replica_of",
