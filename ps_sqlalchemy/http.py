@@ -98,6 +98,9 @@ class _Cursor(dbapi.Cursor):
         self._take(None, sum(max(one.result.rowcount, 0) for one in pending))
         return None
 
+    async def _async_soft_close(self) -> None:
+        """Nothing is open that SQLAlchemy's asyncio would have to close."""
+
 
 class _Connection(dbapi.Connection):
     """A connection that only reads, or whose statements belong to a batch."""
@@ -106,7 +109,7 @@ class _Connection(dbapi.Connection):
     of_batch: Batch | None = None
     """The batch that statements are for."""
 
-    def cursor(self, *_: Any, **__: Any) -> _Cursor:
+    def cursor(self, *_: Any, **__: Any) -> _Cursor:  # one of the server's (`stream_results`), too: the answer is there at once
         self._check()
         return _Cursor(self)
 
@@ -125,6 +128,9 @@ class _AwaitedClient(Client):
     def __init__(self, target: Any, *, to: str = "primary") -> None:
         super().__init__(target, to=to)
         self._awaited = AsyncClient(target, to=to)
+
+    def close(self) -> None:
+        await_only(self._awaited.close())
 
     def _do(self, work: Work) -> tuple[Raw, ...]:
         found: tuple[Raw, ...] = await_only(self._awaited._do(work))
@@ -154,7 +160,6 @@ class PSDialectHttp(PGDialect_psycopg):
 
     driver = "ps_http"
     supports_statement_cache = True
-    supports_server_side_cursors = False
     execution_ctx_cls = _Context
     # As of PostgreSQL 17, the oldest that PlanetScale has; SQLAlchemy would ask the server for its version.
     supports_smallserial = True
@@ -186,6 +191,12 @@ class PSDialectHttp(PGDialect_psycopg):
     @classmethod
     def get_pool_class(cls, url: sa.URL) -> Any:
         return sa.NullPool  # a connection is an object in this process: there is nothing to keep
+
+    @classmethod
+    def engine_created(cls, engine: sa.Engine) -> None:
+        dialect: Any = engine.dialect
+        if not sa.event.contains(engine, "engine_disposed", dialect._ps_close):  # for asyncio, this is called twice
+            sa.event.listen(engine, "engine_disposed", dialect._ps_close)
 
     # --- connecting ---
 
@@ -228,8 +239,17 @@ class PSDialectHttp(PGDialect_psycopg):
         if not changed:
             return _Connection(self._ps_client, autocommit=False)
         if self._ps_changed is None or self._ps_changed[0] != changed:
+            if self._ps_changed is not None:
+                self._ps_changed[1].close()
             self._ps_changed = changed, self._ps_make_client(_elsewhere(self._ps_topology, changed), self._ps_to)
         return _Connection(self._ps_changed[1], autocommit=False)
+
+    def _ps_close(self, engine: sa.Engine) -> None:
+        """Close what the connections' clients keep; they can still be used."""
+        self._ps_client.close()
+        if self._ps_changed is not None:
+            self._ps_changed[1].close()
+            self._ps_changed = None
 
     def on_connect(self) -> Any:
         level = self._on_connect_isolation_level
@@ -261,20 +281,20 @@ class PSDialectHttp(PGDialect_psycopg):
             backslash_escapes=strings == "off",
         )
 
-    @cached_property  # type: ignore[override]
-    def server_version_info(self) -> Any:
+    @cached_property
+    def server_version_info(self) -> Any:  # type: ignore[override]
         return self._ps_server.version
 
-    @cached_property  # type: ignore[override]
-    def default_schema_name(self) -> Any:
+    @cached_property
+    def default_schema_name(self) -> Any:  # type: ignore[override]
         return self._ps_server.schema
 
-    @cached_property  # type: ignore[override]
-    def default_isolation_level(self) -> Any:
+    @cached_property
+    def default_isolation_level(self) -> Any:  # type: ignore[override]
         return self._ps_server.isolation
 
-    @cached_property  # type: ignore[override]
-    def _backslash_escapes(self) -> Any:
+    @cached_property
+    def _backslash_escapes(self) -> Any:  # type: ignore[override]
         return self._ps_server.backslash_escapes
 
     # --- transactions, of which there are none ---
@@ -445,7 +465,7 @@ class HttpBatch:
         self._end(exc_type, exc, traceback)
 
     async def __aenter__(self) -> Self:
-        return self._begin()
+        return await greenlet_spawn(self._begin)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -112,6 +112,19 @@ def test_deciding_is_pure() -> None:
     assert not wrong
 
 
+def test_deciding_is_pure_over_https() -> None:
+    """So are those of `ps_http` that decide, and they leave psycopg alone."""
+    trees = modules("ps_http")
+    wrong = [
+        f"{module}: {name}"
+        for module in ("ps_http._values", "ps_http._request", "ps_http._answer", "ps_http._plan")
+        for name in imports(module, trees[module])
+        if name.split(".")[0] in {*IMPURE, "http", "psycopg"}
+        or name.split(".")[:2] in (["ps_http", "_work"], ["ps_http", "client"])
+    ]
+    assert not wrong
+
+
 def is_about_errors(name: str) -> bool:
     """Whether a name of psycopg's is one of its exceptions, or a module of constants and decisions."""
     value = getattr(psycopg, name, None)

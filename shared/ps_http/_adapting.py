@@ -18,8 +18,10 @@ from ps_http._values import Query, placeholder
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from psycopg.abc import Params
+    from psycopg.abc import AdaptContext, Params
     from psycopg.abc import Query as AnyQuery
+
+    from ps_http._answer import Column
 
 __all__ = ["Adapting"]
 
@@ -100,6 +102,29 @@ def _dump(tx: Any, value: Any, form: PyFormat) -> tuple[str | None, str]:
     return None if data is None else bytes(data).decode(), type_name(tx, oid).decode() if oid else ""
 
 
+class _Described:
+    """What psycopg's `Column` asks of a cursor and its result."""
+
+    _encoding = "utf-8"
+
+    def __init__(self, columns: Sequence[Column], adapters: AdaptersMap) -> None:
+        self.pgresult = self
+        self.adapters = adapters
+        self._columns = columns
+
+    def fname(self, index: int) -> bytes:
+        return self._columns[index].name.encode()
+
+    def ftype(self, index: int) -> int:
+        return self._columns[index].type_code
+
+    def fmod(self, index: int) -> int:
+        return self._columns[index].modifier
+
+    def fsize(self, index: int) -> int:
+        return self._columns[index].size
+
+
 def _is_own(cls: type | None) -> bool:
     """Return whether a dumper or loader is psycopg's own: an application's stays."""
     return cls is not None and cls.__module__.partition(".")[0] in ("psycopg", "psycopg_binary", "psycopg_c")
@@ -110,8 +135,8 @@ class Adapting:
 
     connection = None
 
-    def __init__(self) -> None:
-        self.adapters = AdaptersMap(psycopg.adapters)
+    def __init__(self, context: AdaptContext | None = None) -> None:
+        self.adapters = AdaptersMap(psycopg.adapters if context is None else context.adapters)
         for cls in (bytes, bytearray, memoryview):
             if _is_own(self.adapters.get_dumper(cls, PyFormat.TEXT)):
                 self.adapters.register_dumper(cls, _BytesDumper)
@@ -133,3 +158,8 @@ class Adapting:
         tx = Transformer(self)
         tx.set_loader_types(oids, Format.TEXT)
         return [tx.load_sequence([None if text is None else text.encode() for text in row]) for row in rows]
+
+    def describe(self, columns: Sequence[Column]) -> list[psycopg.Column]:
+        """Return columns as psycopg's cursors describe them."""
+        described: Any = _Described(columns, self.adapters)
+        return [psycopg.Column(described, index) for index in range(len(columns))]

@@ -30,8 +30,8 @@ _LIMIT: Final = (
     " WHEN pg_catalog.current_setting({0},true)::pg_catalog.interval OPERATOR(pg_catalog.>) '0'::pg_catalog.interval"
     " AND pg_catalog.current_setting({0},true)::pg_catalog.interval OPERATOR(pg_catalog.<)"
     " {1}::pg_catalog.text::pg_catalog.interval"
-    " THEN NULL ELSE pg_catalog.concat(pg_catalog.set_config({0},'0',true)"
-    ",pg_catalog.set_config({0},{1}::pg_catalog.text,true)) END"
+    " THEN NULL ELSE pg_catalog.set_config({0}"
+    ",CASE WHEN pg_catalog.set_config({0},'0',true) IS NULL THEN NULL ELSE {1}::pg_catalog.text END,true) END"
 )
 _SET: Final = "pg_catalog.set_config({0},{1},true)"
 _SESSION_VERBS: Final = frozenset(

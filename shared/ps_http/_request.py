@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -25,6 +26,7 @@ __all__ = ["ISOLATION_LEVELS", "PATH", "Modes", "Request", "connection_string", 
 
 PATH: Final = "/sql"
 _DIRECT_PORT: Final = 5432
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+")
 ISOLATION_LEVELS: Final = {
     "serializable": "Serializable",
     "repeatable read": "RepeatableRead",
@@ -66,7 +68,10 @@ def target_for(endpoint: Endpoint) -> Target:
             raise ConfigurationError(
                 f"SQL over HTTPS needs a {name} in the connection string: libpq's defaults, variables and files are not read"
             )
-    return target_of(endpoint.parameters(), endpoint.https_port, os.environ, way="SQL over HTTPS")
+    target = target_of(endpoint.parameters(), endpoint.https_port, os.environ, way="SQL over HTTPS")
+    if not _HOST.fullmatch(target.host):  # it is part of a header, too
+        raise ConfigurationError(f"SQL over HTTPS: {target.host!r} is no host's name: write letters, digits, dots and hyphens")
+    return target
 
 
 def connection_string(endpoint: Endpoint) -> str:

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from base64 import b64encode
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -145,15 +146,15 @@ class Transport:
         self.target = target
         self._context = context_for(target)
         self._idle: list[tuple[http.client.HTTPSConnection, float, float]] = []
+        # Nobody opened them, so nobody has to close them.
+        weakref.finalize(self, _close, self._idle)
         self.forget_threads()
         renew_after_fork(self)
 
     def forget_threads(self) -> None:
         """Begin without connections: after a fork, those are the parent's. Closing ours says nothing to the server."""
         self._lock = threading.Lock()
-        idle, self._idle = self._idle, []
-        for conn, *_ in idle:
-            conn.close()
+        _close(self._idle)
 
     close = forget_threads
 
@@ -239,6 +240,11 @@ class Transport:
                 self._idle.append((conn, time.monotonic(), time.time()))
                 return
         conn.close()
+
+
+def _close(idle: list[tuple[http.client.HTTPSConnection, float, float]]) -> None:
+    while idle:
+        idle.pop()[0].close()
 
 
 def _is_readable(sock: socket.socket) -> bool:

@@ -23,12 +23,13 @@ from ps_core.share import shares
 from ps_core.topology import Endpoint, Topology
 from ps_http._answer import Problem, read_answer
 from ps_http._plan import Refused, compose
-from ps_http._request import Modes, connection_string, make_request, target_for
+from ps_http._request import Modes, make_request, target_for
 from ps_http._transport import Lost, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from ps_core._plain_errors import DeadlineExceeded
     from ps_core._websocket import Target
     from ps_http._answer import Raw
     from ps_http._plan import Sent, Work
@@ -41,6 +42,10 @@ GRACE: Final = 0.5
 """Seconds after the deadline in which the server's own answer is still awaited, as in `ps_core`: its timeout speaks first."""
 _PATIENCE: Final = 15.0
 """Seconds beyond the statement's own limit for which an answer is awaited: what Neon's proxy gives a request."""
+_COMMIT_CHECK: Final = (
+    "commit_check(): over HTTPS nothing looks up what became of a request whose answer was lost: run it outside of the block, and"
+    ' read what it was to change where CommitOutcomeUnknown is raised; or use ps_core.connect(..., transport="websocket")'
+)
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 1.0
 """Bounds of the wait before a try, drawn between nothing and it; it doubles, as `ps_core._retry.policy` has it."""
 
@@ -70,7 +75,7 @@ class Place:
             ConfigurationError: the endpoint cannot be reached over HTTPS.
         """
         target = target_for(endpoint)
-        key = endpoint, connection_string(endpoint), target
+        key = endpoint, target
         with _lock:
             place = _places.get(key)
             if place is None:
@@ -175,19 +180,23 @@ class Send:
         """Return what to raise where no answer came."""
         from ps_http.errors import of_lost
 
-        context = current()
-        passed = None
-        if lost.timed_out and context.deadline is not None and time.monotonic() >= context.deadline:
-            passed = deadline_exceeded(
-                "the deadline passed before the answer came", self.place.endpoint.name, seconds=context.deadline_seconds
-            )
+        passed = self._passed("the deadline passed before the answer came") if lost.timed_out else None
         return of_lost(lost, writes=self.writes, deadline=passed)
 
     def waited_in_vain(self) -> Exception:
         """Return what to raise where the endpoint did not come back in time."""
         from ps_core.errors import OutageTimeout
 
-        return OutageTimeout(f"{self.place.endpoint.name} did not come back in time")
+        name = self.place.endpoint.name
+        return self._passed("the deadline left no time to wait for the endpoint") or OutageTimeout(
+            f"the endpoint {name!r} did not come back in time"
+        )
+
+    def _passed(self, message: str) -> DeadlineExceeded | None:
+        context = current()
+        if context.deadline is None or time.monotonic() < context.deadline:
+            return None
+        return deadline_exceeded(message, self.place.endpoint.name, seconds=context.deadline_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +276,8 @@ def _end(until: float) -> float:
 
 def _send(site: Site, place: Place, work: Work, until: float) -> tuple[Send, Sent]:
     context, left = current(), remaining()
+    if (context.marker or context.verify) and not work.read_only:
+        raise refused(Refused(_COMMIT_CHECK))
     limits = dict(context.limits.values) if context.limits else {}
     token = current_token() if site.tracks else None
     seen = None if token is None else token.of(site.identity)
@@ -297,7 +308,8 @@ def _send(site: Site, place: Place, work: Work, until: float) -> tuple[Send, Sen
         place=place,
         request=make_request(endpoint, sent.queries, sent.modes),
         until=min(ends, default=None),
-        patience=max(0.0, _end(until) - now) or endpoint.timeouts.connect,
+        # With no retries, a caller still waits as long as one connect may take.
+        patience=min(max(until - now, endpoint.timeouts.connect), float("inf") if left is None else left),
         alone=work.alone,
         count=len(sent.queries),
         writes=not (sent.modes is not None and sent.modes.read_only),

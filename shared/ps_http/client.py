@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from psycopg.abc import AdaptContext
     from psycopg.abc import Query as AnyQuery
     from psycopg.adapt import AdaptersMap
 
@@ -75,11 +76,11 @@ class _Base:
         """Psycopg's adapters for this client: types are registered on it as on a connection (`register_enum(info, client)`)."""
         return self._adapt().adapters
 
-    def _adapt(self) -> Adapting:
+    def _adapt(self, context: AdaptContext | None = None) -> Adapting:
         if self._adapting is None:
             from ps_http._adapting import Adapting
 
-            self._adapting = Adapting()
+            self._adapting = Adapting(context)
         return self._adapting
 
     def _query(self, query: AnyQuery, params: Params | None) -> Query:

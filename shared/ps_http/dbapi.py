@@ -19,6 +19,7 @@ from ps_http.client import AsyncBatch, AsyncClient, Batch, Client
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
+    import psycopg
     from psycopg import (
         BINARY,
         DATETIME,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         TimestampFromTicks,
         Warning,  # noqa: A004 - PEP 249's name
     )
+    from psycopg.abc import AdaptContext
     from psycopg.abc import Query as AnyQuery
     from psycopg.adapt import AdaptersMap
 
@@ -202,14 +204,11 @@ class _Cursor:
         self.closed = False
 
     @property
-    def description(self) -> list[tuple[Any, ...]] | None:
-        """PEP 249's: a tuple of seven for each column; None: the statement returns no rows."""
+    def description(self) -> list[psycopg.Column] | None:
+        """What psycopg tells of each column, a sequence of PEP 249's seven; None: the statement returns no rows."""
         if self._result is None or not self._result.columns:
             return None
-        return [
-            (column.name, column.type_code, None, column.size if column.size >= 0 else None, None, None, None)
-            for column in self._result.columns
-        ]
+        return self.connection.client._adapt().describe(self._result.columns)  # type: ignore[no-any-return]
 
     @property
     def rowcount(self) -> int:
@@ -469,7 +468,12 @@ def _batch_modes(
 
 
 def connect(
-    conninfo: str | Topology | Endpoint, *, autocommit: bool = False, to: str = "primary", **settings: Unpack[TopologySettings]
+    conninfo: str | Topology | Endpoint,
+    *,
+    autocommit: bool = False,
+    to: str = "primary",
+    context: AdaptContext | None = None,
+    **settings: Unpack[TopologySettings],
 ) -> Connection:
     """Return a connection. Nothing is sent yet.
 
@@ -477,20 +481,32 @@ def connect(
         conninfo: A role's URL, a `Topology`, or one `Endpoint`.
         autocommit: Whether each statement is committed by itself; else the connection only reads.
         to: "primary" (with reads on replicas, where there are some), or "direct".
+        context: As psycopg's: what has the adapters to begin with.
         settings: With a URL, the topology's settings.
 
     Raises:
         ConfigurationError: what is asked for cannot work over HTTPS.
     """
-    return Connection(Client(conninfo, to=to, **settings), autocommit=autocommit)
+    client = Client(conninfo, to=to, **settings)
+    if context is not None:
+        client._adapt(context)
+    return Connection(client, autocommit=autocommit)
 
 
 async def connect_async(
-    conninfo: str | Topology | Endpoint, *, autocommit: bool = False, to: str = "primary", **settings: Unpack[TopologySettings]
+    conninfo: str | Topology | Endpoint,
+    *,
+    autocommit: bool = False,
+    to: str = "primary",
+    context: AdaptContext | None = None,
+    **settings: Unpack[TopologySettings],
 ) -> AsyncConnection:
     """Return a connection for asyncio; see `connect`.
 
     Raises:
         ConfigurationError: what is asked for cannot work over HTTPS.
     """
-    return AsyncConnection(AsyncClient(conninfo, to=to, **settings), autocommit=autocommit)
+    client = AsyncClient(conninfo, to=to, **settings)
+    if context is not None:
+        client._adapt(context)
+    return AsyncConnection(client, autocommit=autocommit)

@@ -243,6 +243,8 @@ URL = "postgresql://app.br4nch:s3cret@db.example/postgres"
         ("postgresql://app@db.example/postgres", "needs a password"),
         ("postgresql://db.example/postgres?password=s3cret", "needs a user"),
         ("postgresql://app:s3cret@db.example", "needs a dbname"),
+        ("postgresql://app:s3cret@a%0Ab/postgres", "no host's name"),
+        ("postgresql://app:s3cret@m\u00fcnchen.example/postgres", "no host's name"),
         (URL + "?sslmode=require", "verify-full"),
         (URL + "?sslmode=disable", "verify-full"),
         (URL + "?sslcert=c.pem", "client certificate"),

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import Format
+from psycopg.types.numeric import FloatLoader
+from psycopg.types.string import TextLoader
 
+import ps_core
 from ps_http import dbapi
 
 if TYPE_CHECKING:
@@ -198,3 +203,40 @@ def test_batches(run: Runs, conn: Any, ps_lab: Lab, table: str) -> None:
         pending = run(within())
     assert pending.result.rowcount == 1
     assert ps_lab.sql(f"select n from {table}") == [(1,)]
+
+
+def test_context(run: Runs, ps_lab: Lab) -> None:
+    """Adapters of a context's are used, and registering on a connection leaves them as they are."""
+    adapters = AdaptersMap(psycopg.adapters)
+    adapters.register_loader("int4", TextLoader)
+    conn = run.connect(ps_lab.url, bouncer="write-pool", context=_Context(adapters))
+    assert run(run(conn.execute("select 5, 'x'::text")).fetchone()) == ("5", "x")
+    conn.adapters.register_loader("text", FloatLoader)
+    assert run(run(conn.execute("select 5, '2.5'::text")).fetchone()) == ("5", 2.5)
+    assert adapters.get_loader(psycopg.postgres.types["text"].oid, Format.TEXT) is not FloatLoader
+    run(conn.client.close())
+
+
+class _Context:
+    connection = None
+
+    def __init__(self, adapters: AdaptersMap) -> None:
+        self.adapters = adapters
+
+
+SCENARIO = (
+    ("select %s::int4 as n, %s::numeric(6,2) as d, %s::varchar(5) as v", (5, 2, "abc")),
+    ("select '2026-01-02'::timestamp(3), '1 day'::interval, null, array[1, 2]", ()),
+    ("select 1 where false", ()),
+)
+
+
+def test_descriptions(run: Runs, conn: Any, ps_lab: Lab) -> None:
+    """Columns are described as by psycopg."""
+    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct)) as stock:
+        for text, params in SCENARIO:
+            theirs, ours = stock.execute(text, params), run(conn.execute(text, params))
+            assert [tuple(column) for column in ours.description] == [tuple(column) for column in theirs.description or ()]
+            assert [column.type_display for column in ours.description] == [
+                column.type_display for column in theirs.description or ()
+            ]

@@ -189,6 +189,19 @@ def test_deadline(ps_lab: Lab, client: Driven, table: str) -> None:
         client.execute("select pg_sleep(3)")
 
 
+def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
+    """Whoever waits for the endpoint to come back waits no longer than their deadline."""
+    client.execute("select 1")
+    gate = client.client._site.primary.gate
+    gate.report_loss()
+    try:
+        with gate.turn(1):  # somebody's probe
+            with pytest.raises(DeadlineExceeded), deadline(0.2):
+                client.execute("select 1")
+    finally:
+        assert client.execute("select 1").scalar() == 1
+
+
 def _is_over() -> bool:
     from ps_core.context import current
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from ps_core import Event, Topology, limits, local_settings, subscribe, tags, use_token, using_primary
+from ps_core import Event, Topology, commit_check, limits, local_settings, subscribe, tags, use_token, using_primary
 from ps_core.context import current_token
 from ps_core.events import Name
 
@@ -95,6 +95,14 @@ def test_roles(ps_lab: Lab, drive: Callable[..., Driven]) -> None:
             assert drive(topology.primary).execute("select current_user").scalar() == "http_tenant"
     finally:
         ps_lab.sql("drop role http_tenant")
+
+
+def test_commit_check(client: Driven, table: str) -> None:
+    """What promises a lookup is refused, where something may be written."""
+    with commit_check(verify="select true"):
+        client.execute("select 1")
+        with pytest.raises(psycopg.NotSupportedError, match="commit_check"):
+            client.execute(f"insert into {table} values (1)")
 
 
 def test_tags(ps_lab: Lab, client: Driven) -> None:
