@@ -367,6 +367,7 @@ class HttpPending:
 
     def __init__(self) -> None:
         self._result: sa.CursorResult[Any] | None = None
+        self._error: Exception | None = None
 
     @property
     def result(self) -> sa.CursorResult[Any]:
@@ -374,7 +375,10 @@ class HttpPending:
 
         Raises:
             RuntimeError: the batch was not sent yet, or failed.
+            Exception: the batch is committed, and a listener, or a type that reads a key which the server made, raised this.
         """
+        if self._error is not None:
+            raise self._error
         if self._result is None:
             raise RuntimeError("the result is there when the block of the batch is over, and did not fail")
         return self._result
@@ -387,8 +391,11 @@ class HttpBatch:
         self._engine = engine
         self._modes = modes
         self._running: list[tuple[greenlet, HttpPending]] = []
+        self._connection: sa.Connection | None = None
 
     def _begin(self) -> Self:
+        if self._connection is not None and not self._connection.closed:
+            raise psycopg.NotSupportedError("http_batch: this batch is not over: begin another one")
         self._connection = self._engine.connect()
         try:
             inside: Any = self._connection.connection.dbapi_connection
@@ -413,10 +420,12 @@ class HttpBatch:
                 "a list of parameters and RETURNING would be several statements with one result: write insert(...).values([...]),"
                 " or execute each by itself"
             )
-        pending = HttpPending()
+        pending, connection = HttpPending(), self._connection
+        if connection is None or connection.closed:
+            raise psycopg.NotSupportedError("http_batch: a batch takes statements in its block: write `with http_batch(engine):`")
 
         def run() -> None:
-            pending._result = self._connection.execute(statement, parameters)
+            pending._result = connection.execute(statement, parameters)
 
         one = greenlet(run)
         one.gr_context = contextvars.copy_context()
@@ -425,6 +434,8 @@ class HttpBatch:
         return pending
 
     def _end(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+        connection = self._connection
+        assert connection is not None
         try:
             try:
                 self._batch.__exit__(exc_type, exc, traceback)
@@ -433,16 +444,19 @@ class HttpBatch:
                     self._go_on(self._running[0][0], error)
                 raise self._wrap(error) from error
             if exc_type is None:
-                for one, _ in self._running:
-                    self._go_on(one)
-                self._connection.commit()
+                for one, pending in self._running:
+                    try:
+                        self._go_on(one)
+                    except Exception as error:  # noqa: BLE001 - all is committed, and is not to seem undone
+                        pending._error = error
+                connection.commit()
         finally:
-            self._connection.execution_options(skip_user_error_events=True)  # what is left was not executed
+            connection.execution_options(skip_user_error_events=True)  # what is left was not executed
             for one, _ in self._running:
                 if not one.dead:
                     self._go_on(one, GreenletExit())
             self._running.clear()
-            self._connection.close()
+            connection.close()
 
     @staticmethod
     def _go_on(one: greenlet, error: BaseException | None = None) -> None:
@@ -498,6 +512,8 @@ def http_batch(
     `ps_core.CommitOutcomeUnknown` where no answer tells what became of the transaction.
     """
     whole = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    if not isinstance(whole, sa.Engine):
+        raise ConfigurationError(f"http_batch: write an engine, not a {type(whole).__name__}: a batch is its own transaction")
     if not isinstance(whole.dialect, PSDialectHttp):
         whole = _beside(whole)
     return HttpBatch(whole, isolation=isolation, read_only=read_only, deferrable=deferrable)

@@ -34,6 +34,8 @@ _LIMIT: Final = (
     ",CASE WHEN pg_catalog.set_config({0},'0',true) IS NULL THEN NULL ELSE {1}::pg_catalog.text END,true) END"
 )
 _SET: Final = "pg_catalog.set_config({0},{1},true)"
+_MOST_PARAMS: Final = 65_535
+"""The protocol counts them in 16 bits."""
 _SESSION_VERBS: Final = frozenset(
     {"SET", "RESET", "LISTEN", "UNLISTEN", "PREPARE", "DEALLOCATE", "DISCARD", "LOAD", "FETCH", "MOVE", "CLOSE", "DECLARE"}
 )
@@ -109,11 +111,16 @@ def make_work(
     """Return statements as work.
 
     Raises:
-        Refused: one of them needs a session, or a transaction that stays open, or is several.
+        Refused: one of them needs a session, or a transaction that stays open, or is several, or has too many parameters.
     """
     statements = [analyse(query.text) for query in queries]
     for query, statement in zip(queries, statements, strict=True):
         _check(query.text, statement, is_batch=is_batch)
+        if len(query.params) > _MOST_PARAMS:
+            raise Refused(
+                f"{len(query.params):,} parameters: PostgreSQL takes {_MOST_PARAMS:,} with a statement: write an array for many"
+                " values (= ANY(%s), unnest(%s)), or several statements in `client.batch()`"
+            )
     reads = bool(statements) and all(one.reads and not one.primary_only for one in statements) and not known_to_write
     alone = not is_batch and len(statements) == 1 and statements[0].must_stand_alone
     return Work(
@@ -133,7 +140,9 @@ def _check(text: str, statement: Statement, *, is_batch: bool) -> None:
             f"{statement.verb}: {where}: the server would go on in autocommit behind it. Put the statements of a transaction into"
             f" `with client.batch() as batch:`; where a later one depends on what an earlier one returned, {_WEBSOCKET}"
         )
-    if statement.count > 1:
+    # Bodies of functions (BEGIN ATOMIC) and rules have semicolons of their own. More than that the server refuses.
+    has_body = statement.verb == "CREATE" and not {"atomic", "rule"}.isdisjoint(statement.names)
+    if statement.count > 1 and not has_body:
         raise Refused("several statements in one text: execute each by itself, in `client.batch()` where they belong together")
     if statement.verb == "COPY":
         raise Refused(f"COPY: no data can be streamed over HTTPS: write INSERT or SELECT, or {_WEBSOCKET}")

@@ -101,7 +101,10 @@ class _Base:
             except (ValueError, ArithmeticError):  # what psycopg reads in another way, or refuses
                 loaders = None
         if loaders is None:
-            rows = self._adapt().load(oids, raw.rows)
+            try:
+                rows = self._adapt().load(oids, raw.rows)
+            except Exception as exc:  # noqa: BLE001 - of a loader: the statement is done, and is not to seem undone
+                return Result(raw, exc)
         return Result(raw, rows)
 
     def _one(self, query: AnyQuery, params: Params | None) -> Work:
@@ -134,7 +137,7 @@ class _Statements(Generic[C]):
         )
         self._queries: list[Query] = []
         self._pending: list[Pending] = []
-        self._over = False
+        self._begun = self._over = False
 
     def execute(self, query: AnyQuery, params: Params | None = None) -> Pending:
         """Add a statement. Its result is there when the block is over.
@@ -158,6 +161,11 @@ class _Statements(Generic[C]):
         """Add a statement once for each of several parameters."""
         return [self.execute(query, one) for one in params]
 
+    def _begin(self) -> None:
+        if self._begun:  # at a second end, its statements would be sent once more
+            raise refused(Refused("the batch was begun before: begin another one"))
+        self._begun = True
+
     def _work(self) -> Work | None:
         self._over = True
         return make_work(self._queries, is_batch=True, modes=self._modes) if self._queries else None
@@ -170,6 +178,10 @@ class _Statements(Generic[C]):
 class Batch(_Statements["Client"], AbstractContextManager["Batch"]):
     """Statements that are sent together at the end of the block, as one transaction: all of them take effect, or none."""
 
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
         work = self._work()
         if exc_type is None and work is not None:
@@ -178,6 +190,10 @@ class Batch(_Statements["Client"], AbstractContextManager["Batch"]):
 
 class AsyncBatch(_Statements["AsyncClient"], AbstractAsyncContextManager["AsyncBatch"]):
     """The same for asyncio."""
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -14,12 +14,16 @@ __all__ = ["Pending", "Result"]
 
 
 class Result(Sequence[tuple[Any, ...]]):
-    """The rows of one statement, which are tuples, and what the server told of it."""
+    """The rows of one statement, which are tuples, and what the server told of it.
 
-    __slots__ = ("_rows", "columns", "rowcount", "statusmessage")
+    Rows with a value that Python's types do not hold (a date of "infinity") raise `psycopg.DataError` when they are asked for, as
+    they do of psycopg's cursors: the statement itself did not fail.
+    """
 
-    def __init__(self, raw: Raw, rows: list[tuple[Any, ...]]) -> None:
-        self._rows = rows
+    __slots__ = ("_found", "columns", "rowcount", "statusmessage")
+
+    def __init__(self, raw: Raw, found: list[tuple[Any, ...]] | Exception) -> None:
+        self._found = found
         self.columns: tuple[Column, ...] = raw.columns
         """Its columns: `name`, `type_code` (the type's OID), `size`, `modifier`."""
         self.rowcount: int = -1 if raw.count is None else raw.count
@@ -27,6 +31,12 @@ class Result(Sequence[tuple[Any, ...]]):
         words = [raw.command, *(["0"] if raw.command == "INSERT" else []), *([] if raw.count is None else [str(raw.count)])]
         self.statusmessage: str = " ".join(words)
         """The command tag, as far as the protocol tells it: of those with more than one word ("CREATE TABLE"), the first."""
+
+    @property
+    def _rows(self) -> list[tuple[Any, ...]]:
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
 
     @overload
     def __getitem__(self, index: int) -> tuple[Any, ...]: ...
@@ -42,7 +52,8 @@ class Result(Sequence[tuple[Any, ...]]):
         return iter(self._rows)
 
     def __repr__(self) -> str:
-        return f"<Result {self.statusmessage}, {len(self)} rows>"
+        rows = "unreadable" if isinstance(self._found, Exception) else len(self._found)
+        return f"<Result {self.statusmessage}, {rows} rows>"
 
     def one(self) -> tuple[Any, ...]:
         """Return the only row.

@@ -75,6 +75,45 @@ def test_results(client: Driven) -> None:
         client.execute("select 1 where false").one()
 
 
+def test_rows_that_python_cannot_hold(ps_lab: Lab, client: Driven, table: str) -> None:
+    """A write whose rows cannot be read is done, and does not look undone: the rows raise, as psycopg's cursors do."""
+    text = f"insert into {table} values (%s) returning 'infinity'::date"
+    with client.batch() as batch:
+        pending = batch.execute(text, [1])
+        behind = batch.execute("select 7")
+    assert behind.result.scalar() == 7
+    for result in (client.execute(text, [2]), pending.result):
+        assert (result.rowcount, repr(result)) == (1, "<Result INSERT 0 1, unreadable rows>")
+        for read in (list, len, type(result).one, type(result).scalar, type(result).dicts):
+            with pytest.raises(psycopg.DataError, match="infinity"):
+                read(result)
+    assert ps_lab.sql(f"select n from {table} order by n") == [(1,), (2,)]
+
+
+def test_bodies_with_semicolons(client: Driven, table: str) -> None:
+    """Semicolons of a function's body or a rule's are no others' statements; more than one statement the server refuses."""
+    body = "begin atomic select 1; select case when true then 2 end; end"
+    with client.batch() as batch:
+        batch.execute(f"create function {table}_body() returns int {body}")
+        found = batch.execute(f"select {table}_body()")
+        batch.execute(f"create rule http_rule as on delete to {table} do also (select 1; select 2)")
+        batch.execute(f"drop function {table}_body()")
+    assert found.result.scalar() == 2
+    with pytest.raises(psycopg.NotSupportedError, match="go on in autocommit"):
+        client.execute(f"create rule http_rule as on update to {table} do also nothing; commit")
+    with pytest.raises(psycopg.errors.SyntaxError, match="multiple commands"):
+        client.execute(f"create rule http_rule as on update to {table} do also nothing; delete from {table}")
+
+
+def test_many_parameters(ps_lab: Lab, client: Driven) -> None:
+    """As many as the protocol counts; with one more nothing is sent."""
+    most = 65_535
+    assert client.execute(f"select 0 in ({','.join(['%s'] * most)})", [1] * most).scalar() is False
+    with ps_lab.round_trips() as counted, pytest.raises(psycopg.NotSupportedError, match=r"65,536 parameters.*array"):
+        client.execute(f"select 0 in ({','.join(['%s'] * (most + 1))})", [1] * (most + 1))
+    assert counted.count == 0
+
+
 def test_commands(client: Driven, table: str) -> None:
     """Writes are committed, and say what they changed; so do those that cannot run in a transaction."""
     inserted = client.execute(f"insert into {table} values (%s, %s), (2, 'b') returning n", [1, "a"])
@@ -138,6 +177,22 @@ def test_batch(ps_lab: Lab, client: Driven, table: str) -> None:
     with client.batch(read_only=True, isolation="serializable", deferrable=True) as batch:
         modes = batch.execute("select current_setting('transaction_read_only'), current_setting('transaction_deferrable')")
     assert modes.result.one() == ("on", "on")
+    assert ps_lab.sql(f"select n from {table}") == [(1,)]
+
+
+def test_batch_is_sent_once(ps_lab: Lab, client: Driven, table: str) -> None:
+    """A second block of the same batch is refused: its statements would be done twice."""
+
+    def begin_again(batch: ps_http.Batch | ps_http.AsyncBatch) -> None:
+        client._run(batch.__enter__() if isinstance(batch, ps_http.Batch) else batch.__aenter__())
+
+    with client.batch() as batch:
+        batch.execute(f"insert into {table} values (1)")
+    with pytest.raises(psycopg.NotSupportedError, match="begun before"):
+        begin_again(batch)
+    with pytest.raises(psycopg.NotSupportedError, match="begun before"), client.batch() as batch:
+        batch.execute(f"insert into {table} values (2)")
+        begin_again(batch)
     assert ps_lab.sql(f"select n from {table}") == [(1,)]
 
 

@@ -443,6 +443,52 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
                 pass
 
 
+def test_batch_that_is_committed(http: sa.Engine, stock: sa.Engine, things: None) -> None:
+    """What fails behind the COMMIT makes no error of the batch, and takes no other result: the result of its own raises it."""
+
+    class Unread(sa.TypeDecorator[int]):
+        impl, cache_ok = sa.Integer, True
+
+        def process_result_value(self, value: Any, dialect: Any) -> int:
+            raise LookupError("of a type")
+
+    keyed = sa.table("http_thing", sa.column("id", Unread), sa.column("name", sa.Text))
+    with http_batch(http) as batch:
+        day = batch.execute(sa.insert(Thing).values(name="a", day=sa.text("'infinity'")).returning(Thing.day))
+        own = batch.execute(sa.insert(Thing).values(name="b").returning(keyed.c.id))
+        read = batch.execute(sa.text("SELECT 1"))
+    assert read.result.scalar() == 1
+    with pytest.raises(sa.exc.DataError, match="infinity"):
+        day.result.all()
+    with pytest.raises(LookupError, match="of a type"):
+        own.result.all()
+    heard = sa.create_engine(http.url)
+    sa.event.listen(heard, "after_cursor_execute", lambda *_: 1 / 0)
+    with http_batch(heard) as batch:
+        pending = batch.execute(sa.insert(Thing).values(name="c"))
+    with pytest.raises(ZeroDivisionError):
+        _ = pending.result
+    with stock.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(Thing.name.in_(["a", "b", "c"]))) == 3
+
+
+def test_batch_has_a_block(http: sa.Engine, stock: sa.Engine, things: None) -> None:
+    """Statements before the block, behind it, and of a block within the block are refused."""
+    batch = http_batch(http)
+    statement = sa.insert(Thing).values(name="a")
+    with pytest.raises(psycopg.NotSupportedError, match="in its block"):
+        batch.execute(statement)
+    with pytest.raises(psycopg.NotSupportedError, match="not over"), batch:
+        batch.execute(statement)
+        batch.__enter__()
+    with pytest.raises(psycopg.NotSupportedError, match="in its block"):
+        batch.execute(statement)
+    with stock.connect() as connection, pytest.raises(ConfigurationError, match="not a Connection"):
+        http_batch(connection)  # type: ignore[arg-type]
+    with stock.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(Thing.name == "a")) == 0
+
+
 def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
     """What listens to the engine hears of each statement before and after it, and may change it."""
     heard: list[str] = []
