@@ -29,10 +29,14 @@ class _Progress:
 
     def __init__(self) -> None:
         self.lost: Any = None
+        self.hands_over = False
+        """The body is under way."""
 
     async def __call__(self, event: str, _: object) -> None:
         if event == "http11.send_request_headers.started":
             self.lost = Lost.while_sending
+        elif event == "http11.send_request_body.started":
+            self.hands_over = True
         elif event == "http11.send_request_body.complete":
             self.lost = Lost.while_waiting
 
@@ -75,6 +79,9 @@ class AsyncTransport:
                 )
         except (httpx2.HTTPError, OSError) as exc:
             cause = _cause(exc)
+            if progress.hands_over and isinstance(cause, TimeoutError):
+                # The loop may have handed over the last byte, and not have come to say so: the time was over in between.
+                progress.lost = Lost.while_waiting
             raise (progress.lost(cause) if progress.lost else Lost.while_connecting(cause, self.target.host)) from None
         return Answer(response.status_code, response.content, response.headers.get("Neon-Request-Id"))
 

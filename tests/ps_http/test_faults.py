@@ -5,6 +5,7 @@ What the lab cannot be made to say, `Says` says, which answers given bytes; noth
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -19,8 +20,11 @@ import trustme
 
 import ps_http
 from ps_core import CommitOutcomeUnknown, DeadlineExceeded, Event, classify, deadline, subscribe
+from ps_core.context import current
 from ps_core.events import Name
 from ps_core.failures import Kind, Ran
+from ps_http import _aio
+from ps_http._work import GRACE
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
@@ -194,6 +198,31 @@ def test_deadline(ps_lab: Lab, client: Driven, table: str) -> None:
         client.execute("select pg_sleep(3)")
 
 
+def test_time_is_over_while_the_body_is_sent(ps_lab: Lab, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop that was busy meanwhile learns of the time's end before it learns that the last byte is gone."""
+    tell, heard = _aio._Progress.__call__, []
+
+    async def hear(self: _aio._Progress, event: str, info: object) -> None:
+        heard.append(event)
+        await tell(self, event, info)
+
+    async def write() -> None:
+        async with ps_http.AsyncClient(ps_lab.url, bouncer="write-pool") as client:
+            await client.execute("select 1")
+            monkeypatch.setattr(_aio._Progress, "__call__", hear)
+            with deadline("200ms"):
+                task = asyncio.create_task(client.execute(f"insert into {table} values (1)"))
+                while "http11.send_request_headers.started" not in heard:
+                    await asyncio.sleep(0)
+                while time.monotonic() < (current().deadline or 0) + GRACE:  # in the turn of the loop in which the head was sent
+                    pass
+                await task
+
+    with pytest.raises(CommitOutcomeUnknown):
+        asyncio.run(write())
+    assert "http11.send_request_body.failed" in heard
+
+
 def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
     """Whoever waits for the endpoint to come back waits no longer than their deadline."""
     client.execute("select 1")
@@ -208,8 +237,6 @@ def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
 
 
 def _is_over() -> bool:
-    from ps_core.context import current
-
     until = current().deadline
     return until is not None and time.monotonic() > until
 
