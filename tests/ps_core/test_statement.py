@@ -585,7 +585,7 @@ def test_touches_session(text: str) -> None:
 
 
 def test_identifiers_of_any_letters():
-    """As PostgreSQL's scanner has it, every character beyond ASCII is a letter, and of ASCII the letters and _, then digits and $."""
+    """As PostgreSQL's scanner has it, every character beyond ASCII is a letter, and so is _; names go on with digits and $."""
     for code in (*range(0x3000), 0xFFFF, 0x10000, 0x10FFFF):
         character = chr(code)
         letter = character == "_" or code > 0x7F or character.isalpha()
