@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {
     "ps_core": {"ps_core"},
-    "ps_sqlalchemy": {"ps_sqlalchemy", "ps_core", "sqlalchemy"},
+    "ps_sqlalchemy": {"ps_sqlalchemy", "ps_http", "ps_core", "sqlalchemy"},
     "ps_django": {"ps_django", "ps_core", "django"},
     "ps_http": {"ps_http", "ps_core"},
     "ps_lab": {"ps_lab", "ps_core"},

@@ -118,6 +118,9 @@ if not TYPE_CHECKING:
 class _Connection:
     """What both connections decide."""
 
+    refusal = _WRITES
+    """What is said of a statement that may write, without autocommit."""
+
     def __init__(self, client: Any, *, autocommit: bool) -> None:
         self.client: Any = client
         """The `ps_http.Client`, or `AsyncClient`."""
@@ -162,7 +165,7 @@ class _Connection:
             if self._isolation not in (None, "read committed", "read uncommitted"):
                 raise refused(Refused(_SNAPSHOT))
             if not work.reads and not self.read_only:
-                raise refused(Refused(_WRITES))
+                raise refused(Refused(self.refusal))
         modes = Modes(
             isolation=self._isolation,
             # Without autocommit, a statement that looks like a read and writes is refused by the server (25006).

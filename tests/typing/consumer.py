@@ -41,6 +41,7 @@ from ps_sqlalchemy import (
     create_async_engine,
     create_engine,
     deadline,
+    http_batch,
     limits,
     local_settings,
     run_transaction,
@@ -97,6 +98,16 @@ async def with_own_async(session: OwnAsync) -> int:
     """The same for asyncio."""
     session.only_mine()
     return 1
+
+
+async def sqlalchemy_over_https(engine: sa.Engine, asynchronous: sa_asyncio.AsyncEngine) -> None:
+    """Batches take both kinds of engines; their results are SQLAlchemy's."""
+    with http_batch(engine, isolation="serializable") as batch:
+        made = batch.execute(sa.insert(Product).values(name="a").returning(Product.id))
+        batch.execute(select(Product), {"a": 1})
+    assert_type(made.result, sa.CursorResult[Any])
+    async with http_batch(asynchronous, read_only=True) as beside:
+        beside.execute(select(Product))
 
 
 def engines(url: str) -> None:

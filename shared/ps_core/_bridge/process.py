@@ -12,21 +12,27 @@ carry (`psycopg.Connection.cancel`, for one).
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import resource
 import shutil
 import signal
 import socket
 import ssl
 import struct
+import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import getproxies
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidProxy,
     InvalidProxyStatus,
     InvalidStatus,
     ProxyError,
@@ -88,6 +94,8 @@ class _Carried:
         self._silence = _Silence()
         self._lost = asyncio.Event()
         self._asking: asyncio.Task[None] | None = None
+        self._sent = self._taken = 0
+        """Bytes: what was sent, and what of it the other side had taken at the last tick."""
 
     async def run(self) -> None:
         """Carry until one of both sides is closed."""
@@ -132,6 +140,7 @@ class _Carried:
     async def _up(self, server: ClientConnection, next_: asyncio.Task[bytes]) -> None:
         data = await next_
         while data:
+            self._sent += len(data)
             await server.send(data)
             data = await self._reader.read(_CHUNK)
 
@@ -149,6 +158,11 @@ class _Carried:
         if self._server is None or not self._silence.listening:
             return
         self._silence.ticks += 1
+        # On a slow line a ping waits behind what was sent before it; that this goes on is a sign of life, too.
+        waiting = _not_taken(self._server.transport)
+        before, self._taken = self._taken, self._sent - waiting
+        if waiting and self._taken > before:
+            self._silence.heard()
         if self._silence.ticks == _PING_AFTER:
             self._asking = asyncio.create_task(self._ask(self._server))
         elif self._silence.ticks >= _LOST_AFTER:
@@ -156,8 +170,17 @@ class _Carried:
 
     async def _ask(self, server: ClientConnection) -> None:
         with suppress(ConnectionClosed):
-            await (await server.ping())
+            answer = await server.ping()  # waits, too, where what was sent before is not taken
+            await answer
             self._silence.heard()
+
+
+def _not_taken(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes were written that the other side has not acknowledged; on macOS only those that wait here."""
+    in_kernel = bytearray(4)
+    with suppress(OSError, ValueError):  # it may be closed by now
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
+    return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
 
 def _tasks(*work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], ...]:
@@ -197,7 +220,8 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
     except (ssl.SSLCertVerificationError, FileNotFoundError) as exc:
         raise _NotReached(f"the certificate of {where} cannot be verified: {exc}") from exc
     except socket.gaierror as exc:
-        raise _NotReached(f'could not translate host name "{target["host"]}" to address: {exc.strerror}') from exc
+        proxy = " (or that of the proxy on the way to it)" if getproxies() else ""
+        raise _NotReached(f'could not translate host name "{target["host"]}" to address{proxy}: {exc.strerror}') from exc
     except InvalidStatus as exc:
         status = exc.response.status_code
         kind = "cannot answer now" if status in _TRY_AGAIN else "is no PostgreSQL WebSocket"
@@ -206,10 +230,12 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
         status = exc.response.status_code
         kind = "cannot connect now" if status in _TRY_AGAIN else "refused"
         raise _NotReached(f"the proxy on the way to {where} {kind}: HTTP status {status}") from exc
-    except ProxyError as exc:  # its text may hold the proxy's password
+    except (InvalidProxy, ProxyError) as exc:  # its text may hold the proxy's password
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except ImportError as exc:  # a SOCKS proxy needs a library of its own
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {exc}") from exc
+    except ValueError as exc:  # a proxy's URL that cannot be read; the text may hold a part of its password
+        raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
         raise _NotReached(f"could not connect to {where}: {exc}") from exc
 
@@ -323,6 +349,12 @@ def run(folder: str) -> None:
     # A supervisor's signal to all processes of a service is for the one that started this one, which still has work to end.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
+    # What the program lets its children inherit, as a server's listening sockets, is not for this one.
+    with suppress(OSError):
+        for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+            if descriptor > 2:
+                with suppress(OSError):  # the one of the listing itself
+                    os.close(descriptor)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # two for each connection; macOS takes no infinity
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
