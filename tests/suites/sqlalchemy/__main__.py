@@ -38,6 +38,8 @@ CACHE = ROOT / ".cache" / "suites"
 PAGE = ROOT / "docs" / "generated" / "sqlalchemy-suite.md"
 PAIRS = (("psycopg", "ps"), ("psycopg_async", "ps_async"))
 """The drivers of stock, and ours."""
+OVER_HTTPS = (("psycopg", "ps_http_writing"),)
+"""The same for `http`; see `plugin.Writing`."""
 NEIGHBOURS = 3
 OWN = ("test/dialect/postgresql", "test/engine", "test/orm/test_session.py", "test/orm/test_transaction.py")
 CLOSED = (
