@@ -35,6 +35,13 @@ class _BytesDumper(Dumper):
         return b"\\x" + bytes(obj).hex().encode()
 
 
+class _BinaryDumper(_BytesDumper):
+    """The same of DB-API's `Binary`."""
+
+    def dump(self, obj: Any) -> bytes:
+        return super().dump(obj.obj)
+
+
 class _IntervalLoader(Loader):
     """psycopg's own in Python asks its connection for IntervalStyle; this one reads the server's default, as that does."""
 
@@ -137,9 +144,14 @@ class Adapting:
 
     def __init__(self, context: AdaptContext | None = None) -> None:
         self.adapters = AdaptersMap(psycopg.adapters if context is None else context.adapters)
-        for cls in (bytes, bytearray, memoryview):
+        for cls, dumper in (
+            (bytes, _BytesDumper),
+            (bytearray, _BytesDumper),
+            (memoryview, _BytesDumper),
+            (psycopg.Binary, _BinaryDumper),
+        ):
             if _is_own(self.adapters.get_dumper(cls, PyFormat.TEXT)):
-                self.adapters.register_dumper(cls, _BytesDumper)
+                self.adapters.register_dumper(cls, dumper)
         if _is_own(self.adapters.get_loader(types["interval"].oid, Format.TEXT)):
             self.adapters.register_loader("interval", _IntervalLoader)
 

@@ -74,6 +74,8 @@ _REDIRECTS: Final = range(300, 400)
 _REFUSED_BEFORE: Final = {401, 403, 404, 405, 407, 411, 414, 415, 421, 426, 431, 511}
 """What a server says to a request that it does not take at all."""
 _TOO_LARGE: Final = 507
+_CANCELLED: Final = "Query cancelled"
+"""What Neon's proxy says when a request takes longer than it gives one: not to be sent again by itself."""
 # What Neon's proxy says, without an SQLSTATE, before it has sent anything to PostgreSQL. What else it says so ("connection
 # closed") may have met a statement under way.
 _BEFORE: Final[tuple[tuple[re.Pattern[str], Kind, str], ...]] = (
@@ -148,6 +150,8 @@ def _failure(status: int, message: str, *, own: bool, alone: bool) -> Failure:
         for pattern, kind, rule in _BEFORE:
             if pattern.search(message):
                 return _never(rule, kind)
+    if own and message.startswith(_CANCELLED):
+        return _lost("http_cancelled", Kind.TIMEOUT)
     if own and status == _TOO_LARGE:
         # One statement by itself commits whether or not its rows are passed on; a batch is told before its COMMIT.
         ran = Ran.UNKNOWN if alone else Ran.ROLLED_BACK

@@ -157,6 +157,8 @@ class Send:
     alone: bool
     count: int
     writes: bool
+    remaining: float | None
+    """Seconds that were left of the deadline."""
 
     @property
     def connect(self) -> float:
@@ -224,8 +226,11 @@ def perform(site: Site, work: Work) -> Generator[Send | Wait, Any, tuple[Raw, ..
             answers: tuple[Raw, ...] = yield step
         except Exception as exc:
             failure = classify(exc)
-            if failure.rule == "commit_outcome_unknown" and site.tracks:  # what may have been written may be seen
-                record_seen(Token(identity=site.identity, position=None, at=time.time()), wrote=True)
+            _explain(exc, step, work)
+            if failure.rule == "commit_outcome_unknown":
+                emit(Event(name=Name.COMMIT_OUTCOME, endpoint=place.endpoint.name, reason="unknown"))
+                if site.tracks:  # what may have been written may be seen
+                    record_seen(Token(identity=site.identity, position=None, at=time.time()), wrote=True)
             state = getattr(exc, "sqlstate", None)
             is_replica = place is not site.primary
             if state == "25006" and work.modes.read_only:
@@ -267,6 +272,28 @@ def perform(site: Site, work: Work) -> Generator[Send | Wait, Any, tuple[Raw, ..
         else:
             _record(site, place, work, sent.has_position, answers, covers)
             return answers[sent.before : sent.before + len(work.queries)]
+
+
+def _explain(error: Exception, step: Send, work: Work) -> None:
+    """Note on an error that a limit of ours caused which one it was, and how to raise it."""
+    import psycopg
+
+    from ps_core._notes import InForce, limit_note, limit_of
+
+    name = limit_of(error) if isinstance(error, psycopg.Error) and not work.alone else None
+    if name is None:
+        return
+    context, endpoint = current(), step.place.endpoint
+    held = InForce(
+        endpoint=endpoint.name,
+        timeouts=endpoint.timeouts,
+        limits=dict(context.limits.values) if context.limits else {},
+        deadline=context.deadline_seconds,
+        remaining=step.remaining,
+        text=" ".join(query.text for query in work.queries),
+    )
+    if note := limit_note(name, held):
+        error.add_note(note)
 
 
 def _end(until: float) -> float:
@@ -313,6 +340,7 @@ def _send(site: Site, place: Place, work: Work, until: float) -> tuple[Send, Sen
         alone=work.alone,
         count=len(sent.queries),
         writes=not (sent.modes is not None and sent.modes.read_only),
+        remaining=left,
     )
     return step, sent
 

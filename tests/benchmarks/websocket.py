@@ -190,6 +190,8 @@ def report(found: dict[str, Spent], effort: Effort) -> str:
         return statistics.median(one / another for one, another in zip(spent.query_cpu, other.query_cpu, strict=True))
 
     lines = [
+        "# What a WebSocket costs",
+        "",
         f"| | {' | '.join(WAYS)} |",
         "|---|" + "--:|" * len(WAYS),
         row("round trips of a transaction of one read, by ours", lambda spent: str(spent.round_trips or "")),

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -121,6 +122,24 @@ def fork(topology: Topology) -> None:
         assert start._bridge._pid == pid
         conn.execute("SELECT 3")
         print("parent", flush=True)
+
+
+def daemon(topology: Topology) -> None:
+    """Connect, close all descriptors as a daemon does, have their numbers taken, and connect again."""
+    params: Any = ps_core.conninfo(topology.direct)
+    psycopg.connect(**params).close()
+    os.closerange(3, 100)
+    mine, other = socket.socketpair()
+    taken = [mine.fileno(), other.fileno()] + [os.dup(mine.fileno()) for _ in range(20)]
+    assert start._bridge._control is not None
+    assert start._bridge._control.fileno() in taken
+    other.send(b"untouched")
+    again: Any = ps_core.conninfo(topology.direct)
+    with psycopg.connect(**again) as conn:
+        conn.execute("SELECT 1")
+    for descriptor in taken:
+        os.fstat(descriptor)
+    print(mine.recv(100).decode())
 
 
 if __name__ == "__main__":

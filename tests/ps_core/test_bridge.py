@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -81,6 +82,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.fast
 def test_every_endpoint(topology: Topology) -> None:
     """Primary, replica and direct endpoint are reached, by a socket that only this user can reach."""
     for to, in_recovery in (("primary", False), ("replica", True), ("direct", False)):
@@ -263,6 +265,18 @@ def test_dead_peer(in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop], 
                 wait_until(lambda: is_closed(conn), "its end")
 
 
+def test_dead_peer_takes_nothing(in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop], ps_lab: Lab) -> None:
+    """Nor does one that no longer takes what a client sends keep the bridge from asking it, and the others."""
+    params, _ = in_thread
+    with closing(psycopg.connect(**params)) as idle, closing(psycopg.connect(**params)) as conn:
+        conn.execute("CREATE TEMPORARY TABLE filled (line text)")
+        with pytest.raises(psycopg.OperationalError), conn.cursor().copy("COPY filled FROM STDIN") as copy, ps_lab.edge.hang():
+            for _ in range(1000):  # more than all the buffers on the way
+                copy.write(b"x" * 65535 + b"\n")
+        with ps_lab.edge.hang():
+            wait_until(lambda: is_closed(idle), "the end of the other")
+
+
 def test_silent_server_lives(in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop]) -> None:
     """One that only works for a long time answers pings, and a bridge that thaws asks before it gives up."""
     params, loop = in_thread
@@ -270,6 +284,58 @@ def test_silent_server_lives(in_thread: tuple[dict[str, Any], asyncio.AbstractEv
         assert conn.execute("SELECT 1 FROM pg_sleep(1.5)").fetchone() == (1,)  # fifteen ticks
         loop.call_soon_threadsafe(time.sleep, 1.5)
         assert conn.execute("SELECT 2").fetchone() == (2,)
+
+
+def test_slow_line(slow_proxy: None, in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop]) -> None:
+    """A line that takes longer for what is sent than a server may be silent is slow, and not dead."""
+    params, _ = in_thread
+    with psycopg.connect(**params) as conn:
+        conn.execute("CREATE TEMPORARY TABLE filled (line text)")
+        with conn.cursor().copy("COPY filled FROM STDIN") as copy:
+            for _ in range(4000):
+                copy.write(b"x" * 1023 + b"\n")
+        assert conn.execute("SELECT count(*) FROM filled").fetchone() == (4000,)
+
+
+@pytest.fixture
+def slow_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A proxy for one connection that takes 64 KiB in 30 ms, and has next to no buffer."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def back(server: socket.socket, client: socket.socket) -> None:
+            with suppress(OSError):
+                while data := server.recv(65536):
+                    client.sendall(data)
+                client.shutdown(socket.SHUT_RDWR)
+
+        def carry() -> None:
+            client, _ = listener.accept()
+            with client, suppress(OSError):
+                host, _, port = client.recv(65536).split()[1].decode().rpartition(":")
+                with socket.create_connection((host, int(port))) as server:
+                    client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    answers = threading.Thread(target=back, args=(server, client))
+                    answers.start()
+                    since = 0
+                    while data := client.recv(4096):
+                        server.sendall(data)
+                        since += len(data)
+                        if since > 65536:
+                            since = 0
+                            threading.Event().wait(0.03)
+                    server.shutdown(socket.SHUT_RDWR)
+                    answers.join()
+
+        thread = threading.Thread(target=carry)
+        thread.start()
+        for name in ("https_proxy", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        yield
+        thread.join(30)
 
 
 def is_closed(conn: psycopg.Connection[Any]) -> bool:
@@ -311,13 +377,14 @@ def answering(ps_lab: Lab) -> Iterator[Callable[[bytes, bool], int]]:
         yield serve
 
 
-def status(code: int) -> bytes:
-    return b"HTTP/1.1 %d Because\r\nContent-Length: 0\r\n\r\n" % code
+def status(code: int, headers: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %d Because\r\nContent-Length: 0\r\n%s\r\n" % (code, headers)
 
 
 NOT_REACHED = [
     ("HTTP 404", status(404), Kind.CONFIGURATION, "is no PostgreSQL WebSocket: HTTP status 404"),
     ("HTTP 403", status(403), Kind.CONFIGURATION, "HTTP status 403"),
+    ("HTTP 302", status(302, b"Location: wss://localhost:1/v2\r\n"), Kind.CONFIGURATION, "HTTP status 302"),
     ("HTTP 200", status(200), Kind.CONFIGURATION, "HTTP status 200"),
     ("HTTP 503", status(503), Kind.TRANSIENT, "cannot answer now: HTTP status 503"),
     ("HTTP 429", status(429), Kind.TRANSIENT, "HTTP status 429"),
@@ -326,6 +393,7 @@ NOT_REACHED = [
 ]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("answer", "kind", "text"), [row[1:] for row in NOT_REACHED], ids=[row[0] for row in NOT_REACHED])
 def test_not_reached(ps_lab: Lab, answering: Any, answer: bytes, kind: Kind, text: str) -> None:
     """What stands in the way is in the message, and says whether another try can help. Nothing ran."""
@@ -434,7 +502,7 @@ def test_socks_proxy(topology: Topology, monkeypatch: pytest.MonkeyPatch, reques
     monkeypatch.setenv("HTTPS_PROXY", "socks5h://127.0.0.1:1")
     request.getfixturevalue("bridge")
     if find_spec("python_socks") is None:
-        check_not_reached(topology, Kind.CONFIGURATION, "requires python-socks")
+        check_not_reached(topology, Kind.CONFIGURATION, "python-socks")
     else:
         check_not_reached(topology, Kind.CONFIGURATION, "the proxy on the way to localhost:")
 
@@ -458,6 +526,33 @@ def test_proxy(ps_lab: Lab, topology: Topology, proxy: Any, monkeypatch: pytest.
         check_not_reached(beyond, kind, f"the proxy on the way to {host}:443 {said}")
     past_it = Topology.from_url("postgresql://app:s3cret@nowhere.invalid/postgres", transport="websocket")
     check_not_reached(past_it, Kind.TRANSIENT, "could not translate host name")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "ftp://user:s3cret@127.0.0.1:1",
+        "user:s3cret@127.0.0.1:1",
+        "http://user:s3#cret@127.0.0.1:1",
+        "http://user:s3/cret@127.0.0.1:1",
+        "http://user:s3cret@127.0.0.1:99999",
+        "http://user:%ffs3cret@127.0.0.1:1",
+    ],
+)
+def test_proxy_that_is_none(
+    topology: Topology, proxy: str, monkeypatch: pytest.MonkeyPatch, request: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A URL that names no proxy is refused, and its password is in no message."""
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    request.getfixturevalue("bridge")
+    params: Any = ps_core.conninfo(topology.direct)
+    with pytest.raises(psycopg.OperationalError, match=r"the proxy on the way to \S+ refused, or is none") as caught:
+        psycopg.connect(**params)
+    assert classify(caught.value).kind is Kind.CONFIGURATION
+    assert "cret" not in str(caught.value)
+    assert capfd.readouterr().err == ""
 
 
 # --- where it cannot be started ---
@@ -487,9 +582,99 @@ def test_long_temporary_folder(
     bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A Unix socket's path is short: where the temporary folder is not, /tmp is taken."""
-    import tempfile
-
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     assert ps_core.conninfo(topology.direct)["host"].startswith("/tmp/ps-")
+
+
+def test_no_temporary_folder(bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the temporary folder is gone, /tmp is taken; where there is none, that is said."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert ps_core.conninfo(topology.direct)["host"].startswith("/tmp/ps-")
+
+    def none(**_: object) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", none)
+    with pytest.raises(ConfigurationError, match=r"needs a temporary folder .* No usable .* set TMPDIR"):
+        start._Bridge().reach(target_of(topology.direct.parameters(), topology.direct.https_port, {}))
+
+
+@pytest.mark.parametrize("folder_too", [False, True], ids=["the sockets", "the folder"])
+def test_cleaned_temporary_folder(bridge: start._Bridge, topology: Topology, folder_too: bool) -> None:
+    """What somebody who cleans up has removed is made again, and the connections that there are go on."""
+    with ps_core.connect(topology, to="direct") as conn:
+        conn.execute("SELECT 1")
+        pid, folder = bridge._pid, Path(bridge._folder or "")
+        for path in folder.iterdir():
+            path.unlink()
+        if folder_too:
+            folder.rmdir()
+        with ps_core.connect(topology, to="direct") as other:
+            other.execute("SELECT 2")
+        start.settle()
+        assert sorted(path.name for path in folder.iterdir()) == [".s.PGSQL.0", ".s.PGSQL.1"]
+        assert folder.stat().st_mode & 0o777 == 0o700
+        conn.execute("SELECT 3")
+        assert bridge._pid == pid
+
+
+def test_name_of_the_folder_taken(bridge: start._Bridge, topology: Topology) -> None:
+    """Nobody else's folder is entered: there is another process, with another one."""
+    before: Any = ps_core.conninfo(topology.direct)
+    pid, folder = bridge._pid, Path(before["host"])
+    for path in folder.iterdir():
+        path.unlink()
+    os.chown(folder, 12345, -1)
+    after: Any = ps_core.conninfo(topology.direct)
+    assert after["host"] != before["host"]
+    with psycopg.connect(**after) as conn:
+        conn.execute("SELECT 1")
+    wait_until(lambda: is_gone(pid), "the end of the first")
+
+
+def test_closed_descriptors(ps_lab: Lab) -> None:
+    """A daemon that closes all descriptors, without a fork, connects anew; what took their numbers is left alone."""
+    assert finish(script(ps_lab, "daemon")) == "untouched\n"
+
+
+def test_inherits_nothing(bridge: start._Bridge, topology: Topology) -> None:
+    """What the program lets its children inherit, as a server's listening sockets, ends with the program."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.set_inheritable(True)
+        with ps_core.connect(topology) as conn:
+            conn.execute("SELECT 1")
+        links = [str(path.readlink()) for path in Path(f"/proc/{bridge._pid}/fd").iterdir()]
+        assert f"socket:[{os.fstat(listener.fileno()).st_ino}]" not in links
+
+
+def test_module_path(bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An application's modules may be called as some of Python's, and its path may have what is no string."""
+    for name in ("resource", "struct", "process"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), tmp_path, *sys.path])
+    with ps_core.connect(topology) as conn:
+        conn.execute("SELECT 1")
+
+
+def test_no_descriptors_left(bridge: start._Bridge, topology: Topology) -> None:
+    """What the system lacks for the process now, it may have for the next try."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(psycopg.OperationalError, match="the process that carries it cannot be started") as caught:
+            ps_core.conninfo(topology.direct)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    failure = classify(caught.value)
+    assert (failure.kind, failure.ran) == (Kind.TRANSIENT, Ran.NO), failure
+    with ps_core.connect(topology) as conn:
+        conn.execute("SELECT 1")
+
+
+def test_green_threads(bridge: start._Bridge, topology: Topology) -> None:
+    """With gevent or eventlet, only a socket that does not block by itself is not waited for."""
+    ps_core.conninfo(topology.direct)
+    assert bridge._control is not None
+    assert bridge._control.gettimeout() == 0

@@ -92,7 +92,7 @@ HTML = b"<html>503 upstream connect error or disconnect/reset before headers</ht
         (413, {"message": "request is too large (max is 1000 bytes)"}, NO, Kind.PERMANENT),
         (429, {"msg": "too many requests"}, NO, Kind.OVERLOAD),
         (500, {"message": "failed to connect to upstream"}, NO, Kind.TRANSIENT),
-        (500, {"message": "Query cancelled, connection was terminated"}, UNKNOWN, Kind.TRANSIENT),
+        (500, {"message": "Query cancelled, connection was terminated"}, UNKNOWN, Kind.TIMEOUT),
         (500, {"msg": "internal error"}, UNKNOWN, Kind.TRANSIENT),
         (503, {"msg": "no primary available for branch x"}, NO, Kind.TRANSIENT),
         (507, {"message": "response is too large (max is 100 bytes)"}, Ran.ROLLED_BACK, Kind.PERMANENT),

@@ -43,6 +43,23 @@ def test_cold_start(ps_lab: Lab) -> None:
     assert (ran.stdout, ran.stderr, ran.returncode) == ("\n", "", 0)
 
 
+TRAP = """
+import os
+from ps_http import Client, dbapi
+with Client(os.environ["PS_URL"]) as client:
+    values = [b"\\x00\\xff\\\\a", bytearray(b"\\\\"), dbapi.Binary(b"\\\\"), [b"\\\\", None]]
+    lengths = client.execute("select length(%s), length(%s), length(%s), length((%s)[1]), interval '1 day -1 second'", values)
+    print(*lengths.one())
+"""
+
+
+def test_bytes_without_libpq(ps_lab: Lab) -> None:
+    """In a process that never connected by libpq, psycopg's own dumper of bytes would double each backslash."""
+    command = [sys.executable, "-W", "error", "-c", TRAP]
+    ran = subprocess.run(command, env={**os.environ, "PS_URL": ps_lab.url}, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("4 1 1 1 23:59:59\n", "", 0)
+
+
 def test_results(client: Driven) -> None:
     """Rows are tuples, with what the server told of them; columns of the same name are kept apart."""
     result = client.execute("select %s as a, %s::text as a, null as b", [1, "é"])

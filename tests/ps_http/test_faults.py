@@ -19,6 +19,7 @@ import trustme
 
 import ps_http
 from ps_core import CommitOutcomeUnknown, DeadlineExceeded, Event, classify, deadline, subscribe
+from ps_core.events import Name
 from ps_core.failures import Kind, Ran
 from ps_lab.processes import wait_until
 
@@ -46,8 +47,12 @@ def numbers(lab: Lab, table: str) -> list[int]:
 def test_answer_is_lost(ps_lab: Lab, client: Driven, table: str) -> None:
     """A write whose answer is lost is of unknown outcome, and is not sent again: it happened, once. So does a batch."""
     client.execute("select 1")
+    heard: list[Event] = []
+    ended = subscribe(heard.append)
     with ps_lab.edge.cut_answers("primary", containing=f"into {table}"), pytest.raises(CommitOutcomeUnknown) as caught:
         client.execute(f"insert into {table} values (1)")
+    ended()
+    assert (Name.COMMIT_OUTCOME, "unknown") in [(event.name, event.reason) for event in heard]
     assert isinstance(caught.value.__cause__, ps_http.HttpError)
     assert classify(caught.value).ran is Ran.UNKNOWN
     with ps_lab.edge.cut_answers("primary", containing=f"into {table}"), pytest.raises(CommitOutcomeUnknown):

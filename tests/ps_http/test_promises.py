@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from ps_core import Event, Topology, commit_check, limits, local_settings, subscribe, tags, use_token, using_primary
+from ps_core import Event, Topology, commit_check, deadline, limits, local_settings, subscribe, tags, use_token, using_primary
 from ps_core.context import current_token
 from ps_core.events import Name
 
@@ -48,8 +48,14 @@ def test_limits(ps_lab: Lab, client: Driven, drive: Callable[..., Driven]) -> No
         batch.execute("create temporary table http_gone on commit drop as select 1")
     assert inside.result.one() == ("2s", "3s", "0", "off")
     assert drive(ps_lab.url, to="direct").execute(SETTINGS).one() == ("0", "0", "5s", "on")
-    with pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout"), limits(statement="100ms"):
+    with pytest.raises(psycopg.errors.QueryCanceled, match="statement timeout") as caught, limits(statement="100ms"):
         client.execute("select pg_sleep(2)")
+    (note,) = caught.value.__notes__
+    assert "statement_timeout of 0.1 s ended this on the endpoint 'primary'" in note
+    with pytest.raises(psycopg.errors.QueryCanceled) as caught, deadline("300ms"):
+        client.execute("select pg_sleep(2)")
+    (note,) = caught.value.__notes__
+    assert "the deadline of 0.3 s ended this" in note
 
 
 def test_limits_of_the_role(ps_lab: Lab, drive: Callable[..., Driven]) -> None:

@@ -12,21 +12,27 @@ carry (`psycopg.Connection.cancel`, for one).
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import resource
 import shutil
 import signal
 import socket
 import ssl
 import struct
+import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import getproxies
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidProxy,
     InvalidProxyStatus,
     InvalidStatus,
     ProxyError,
@@ -73,7 +79,7 @@ class _Silence:
         self.listening = True
         """Whether bytes of the server's would be seen: not while the client takes none."""
 
-    def heard(self, *_: object) -> None:
+    def heard(self) -> None:
         self.ticks = 0
 
 
@@ -87,6 +93,9 @@ class _Carried:
         self._server: ClientConnection | None = None
         self._silence = _Silence()
         self._lost = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
+        self._sent = self._taken = 0
+        """Bytes: what was sent, and what of it the other side had taken at the last tick."""
 
     async def run(self) -> None:
         """Carry until one of both sides is closed."""
@@ -94,9 +103,11 @@ class _Carried:
             await self._connect()
         except _NotReached as exc:
             self._writer.write(_fatal(str(exc)))
-        except OSError:  # the client is gone
+        except (OSError, ConnectionClosed):  # one side went away in the first moment
             pass
         finally:
+            if self._asking is not None:
+                self._asking.cancel()
             self._writer.close()  # first: a goodbye to the server takes its time
             if self._server is not None:
                 try:
@@ -129,6 +140,7 @@ class _Carried:
     async def _up(self, server: ClientConnection, next_: asyncio.Task[bytes]) -> None:
         data = await next_
         while data:
+            self._sent += len(data)
             await server.send(data)
             data = await self._reader.read(_CHUNK)
 
@@ -141,20 +153,34 @@ class _Carried:
             self._writer.write(data)
             await self._writer.drain()
 
-    async def tick(self) -> None:
+    def tick(self) -> None:
         """Ask a server that is silent for a sign of life, and give up one that gives none."""
         if self._server is None or not self._silence.listening:
             return
         self._silence.ticks += 1
+        # On a slow line a ping waits behind what was sent before it; that this goes on is a sign of life, too.
+        waiting = _not_taken(self._server.transport)
+        before, self._taken = self._taken, self._sent - waiting
+        if waiting and self._taken > before:
+            self._silence.heard()
         if self._silence.ticks == _PING_AFTER:
-            with suppress(ConnectionClosed):
-                asyncio.ensure_future(await self._server.ping()).add_done_callback(self._pong)
+            self._asking = asyncio.create_task(self._ask(self._server))
         elif self._silence.ticks >= _LOST_AFTER:
             self._lost.set()
 
-    def _pong(self, answer: asyncio.Future[float]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
+    async def _ask(self, server: ClientConnection) -> None:
+        with suppress(ConnectionClosed):
+            answer = await server.ping()  # waits, too, where what was sent before is not taken
+            await answer
             self._silence.heard()
+
+
+def _not_taken(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes were written that the other side has not acknowledged; on macOS only those that wait here."""
+    in_kernel = bytearray(4)
+    with suppress(OSError, ValueError):  # it may be closed by now
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
+    return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
 
 def _tasks(*work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Task[Any], ...]:
@@ -170,10 +196,17 @@ async def _end(tasks: tuple[asyncio.Task[Any], ...]) -> None:
             raise result
 
 
+class _Connect(connect):
+    """Dials, and follows no redirect: who is behind it could ask for the password."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 async def _dial(target: dict[str, Any]) -> ClientConnection:
     where = f"{target['host']}:{target['https_port']}"
     try:
-        return await connect(
+        return await _Connect(
             target["url"],
             ssl=_tls(target["authorities"]),
             compression=None,
@@ -187,7 +220,8 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
     except (ssl.SSLCertVerificationError, FileNotFoundError) as exc:
         raise _NotReached(f"the certificate of {where} cannot be verified: {exc}") from exc
     except socket.gaierror as exc:
-        raise _NotReached(f'could not translate host name "{target["host"]}" to address: {exc.strerror}') from exc
+        proxy = " (or that of the proxy on the way to it)" if getproxies() else ""
+        raise _NotReached(f'could not translate host name "{target["host"]}" to address{proxy}: {exc.strerror}') from exc
     except InvalidStatus as exc:
         status = exc.response.status_code
         kind = "cannot answer now" if status in _TRY_AGAIN else "is no PostgreSQL WebSocket"
@@ -196,10 +230,12 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
         status = exc.response.status_code
         kind = "cannot connect now" if status in _TRY_AGAIN else "refused"
         raise _NotReached(f"the proxy on the way to {where} {kind}: HTTP status {status}") from exc
-    except ProxyError as exc:  # its text may hold the proxy's password
+    except (InvalidProxy, ProxyError) as exc:  # its text may hold the proxy's password
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except ImportError as exc:  # a SOCKS proxy needs a library of its own
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {exc}") from exc
+    except ValueError as exc:  # a proxy's URL that cannot be read; the text may hold a part of its password
+        raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
         raise _NotReached(f"could not connect to {where}: {exc}") from exc
 
@@ -305,7 +341,7 @@ class Bridge:
         while True:
             await asyncio.sleep(self._tick_seconds)
             for carried in list(self._carried.values()):
-                await carried.tick()
+                carried.tick()
 
 
 def run(folder: str) -> None:
@@ -313,6 +349,12 @@ def run(folder: str) -> None:
     # A supervisor's signal to all processes of a service is for the one that started this one, which still has work to end.
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
+    # What the program lets its children inherit, as a server's listening sockets, is not for this one.
+    with suppress(OSError):
+        for descriptor in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+            if descriptor > 2:
+                with suppress(OSError):  # the one of the listing itself
+                    os.close(descriptor)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # two for each connection; macOS takes no infinity
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+
 from ps_core._fork import renew_after_fork
 from ps_core._websocket import local_parameters, target_of
 from ps_core.errors import ConfigurationError
@@ -45,6 +47,7 @@ def conninfo(endpoint: Endpoint) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: that process cannot be started here.
+        psycopg.OperationalError: it cannot be started now.
     """
     params = endpoint.parameters()
     return through_bridge(params, endpoint.https_port) if endpoint.transport == "websocket" else params
@@ -57,9 +60,14 @@ def through_bridge(params: Mapping[str, Any], https_port: int) -> dict[str, Any]
 
     Raises:
         ConfigurationError: a parameter asks for what a WebSocket cannot have, or the process cannot be started here.
+        psycopg.OperationalError: it cannot be started now: the system has no process, descriptor or memory left.
     """
     target = target_of(params, https_port, os.environ)
-    return local_parameters(params, **_bridge.reach(target), user=_user())
+    try:
+        way = _bridge.reach(target)
+    except OSError as exc:
+        raise psycopg.OperationalError(f"connection failed: the process that carries it cannot be started: {exc}") from exc
+    return local_parameters(params, **way, user=_user())
 
 
 def settle() -> None:
@@ -80,6 +88,8 @@ class _Bridge:
         self._folder: str | None = None
         self._control: socket.socket | None = None
         """Open on the other side as long as the process lives; it ends when this side is closed."""
+        self._inode = 0
+        """Of `_control`: a daemon closes all descriptors, and the number may be another file's."""
         self._numbers: dict[Target, int] = {}
         self.forget_threads()
         renew_after_fork(self)
@@ -87,39 +97,56 @@ class _Bridge:
     def forget_threads(self) -> None:
         """Begin anew in a forked process: it has a bridge of its own."""
         self._lock = threading.Lock()
-        if self._control is not None:
-            self._control.close()
-        self._control, self._pid, self._folder, self._numbers = None, 0, None, {}
+        self._close_control()
+        self._pid, self._folder, self._numbers = 0, None, {}
 
     def reach(self, target: Target) -> dict[str, Any]:
         """Return the folder, and the number in it, of the Unix socket that leads to `target`."""
         with self._lock:
             if not self._lives():
                 self._start()
-            if target not in self._numbers:
-                number = len(self._numbers) + 1
-                self._listen(number, target)
-                self._numbers[target] = number
-            return {"folder": self._folder, "number": self._numbers[target]}
+            number = self._numbers.setdefault(target, len(self._numbers) + 1)
+            for one, to in ((0, None), (number, target)):
+                if not Path(self._path(one)).exists():  # a new one, or whoever cleans the temporary folder has removed it
+                    self._listen(one, to)
+            return {"folder": self._folder, "number": number}
 
     def settle(self) -> None:
         """Return when the process has passed on all that it was told."""
         with socket.socket(socket.AF_UNIX) as asking, suppress(OSError):
             asking.settimeout(_SETTLING)
-            asking.connect(f"{self._folder}/.s.PGSQL.0")
+            asking.connect(self._path(0))
             asking.recv(1)
 
     def _lives(self) -> bool:
         # A process that has changed its user, as gunicorn's workers do, cannot enter the first user's folder.
-        if self._control is None or self._owner != os.geteuid():
+        if self._control is None or self._owner != os.geteuid() or not self._is_open(self._control):
             return False
         try:
-            self._control.recv(1, socket.MSG_DONTWAIT)
+            self._control.recv(1)
         except BlockingIOError:
-            return True
+            return self._has_folder()
         except OSError:
             pass
         return False  # it never writes: what can be read is its end
+
+    def _is_open(self, control: socket.socket) -> bool:
+        try:
+            return os.fstat(control.fileno()).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _has_folder(self) -> bool:
+        """Return whether the folder is there and ours; where somebody who cleans up has removed it, it is made again."""
+        assert self._folder is not None
+        with suppress(OSError):
+            with suppress(FileExistsError):
+                Path(self._folder).mkdir(mode=0o700)
+            return Path(self._folder).lstat().st_uid == self._owner
+        return False
+
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/.s.PGSQL.{number}"
 
     def _start(self) -> None:
         self._clear()
@@ -127,9 +154,14 @@ class _Bridge:
         self._folder = _private_folder()
         self._owner = os.geteuid()
         self._control, theirs = socket.socketpair()
-        # It finds modules where we do, however that came about: by PYTHONPATH, or a layer of a cloud function.
-        path = [str(Path(__file__).parent), *sys.path]
-        program = f"import sys; sys.path[:] = {path!r}; from process import run; del sys.path[0]; run({self._folder!r})"
+        self._control.setblocking(False)  # by a flag of one call, gevent's and eventlet's would wait all the same
+        self._inode = os.fstat(self._control.fileno()).st_ino
+        # It finds modules where we do, however that came about: by PYTHONPATH, or a layer of a cloud function. Python's own come
+        # first: it needs some that an application may have a namesake of, and never missed.
+        here = str(Path(__file__).parent)
+        given: list[object] = [*sys.path]  # an application may have put a Path there, which Python itself passes over
+        path = [here, *(entry for entry in given if isinstance(entry, str))]
+        program = f"import sys; sys.path += {path!r}; from process import run; sys.path.remove({here!r}); run({self._folder!r})"
         command = [python, "-I", "-S", "-c", program]
         with theirs:
             self._pid = os.posix_spawn(
@@ -142,13 +174,10 @@ class _Bridge:
                 ],
                 setpgroup=0,  # a terminal's Ctrl-C is for this process, whose last words are still to be carried
             )
-        self._listen(0, None)
 
     def _clear(self) -> None:
         """Remove what is left of one that has ended."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        self._close_control()
         if self._pid:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, os.WNOHANG)
@@ -158,11 +187,19 @@ class _Bridge:
             self._folder = None
         self._numbers.clear()
 
+    def _close_control(self) -> None:
+        if self._control is not None:
+            if self._is_open(self._control):
+                self._control.close()
+            else:
+                self._control.detach()
+            self._control = None
+
     def _listen(self, number: int, target: Target | None) -> None:
         """Hand the process a listening socket for what goes to `target`; None: for `settle`."""
         assert self._control is not None
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"{self._folder}/.s.PGSQL.{number}")
+            listener.bind(self._path(number))
             listener.listen(_QUEUE)
             # Who connects before the process is ready waits in the queue.
             line = json.dumps(target and {**asdict(target), "url": target.url}).encode() + b"\n"
@@ -171,10 +208,15 @@ class _Bridge:
 
 
 def _private_folder() -> str:
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - a private folder is made in it
-        if len(os.fsencode(parent)) + len("/ps-xxxxxxxx/.s.PGSQL.65535") <= _LONGEST_PATH:
-            return tempfile.mkdtemp(prefix="ps-", dir=parent)  # mode 0700
-    raise ConfigurationError('transport="websocket": the path of the temporary folder is too long for a Unix socket: set TMPDIR')
+    why = "its path is too long for a Unix socket"
+    for find in (tempfile.gettempdir, lambda: "/tmp"):  # noqa: S108 - a private folder is made in it
+        try:
+            parent = find()
+            if len(os.fsencode(parent)) + len("/ps-xxxxxxxx/.s.PGSQL.65535") <= _LONGEST_PATH:
+                return tempfile.mkdtemp(prefix="ps-", dir=parent)  # mode 0700
+        except OSError as exc:
+            why = str(exc)
+    raise ConfigurationError(f'transport="websocket" needs a temporary folder that can be written to: {why}: set TMPDIR')
 
 
 def _python() -> str:
