@@ -1,10 +1,10 @@
 """Run SQLAlchemy's tests through the primary's bouncer: stock `postgresql+psycopg`, `postgresql+ps`, both for asyncio.
 
-Without arguments these are its compliance suite for dialects; with `own` its own tests of the PostgreSQL dialect, of engines,
-sessions and transactions, from its source distribution; with `http` the suite for dialects over HTTPS, beside stock. All other arguments are pytest's, as in `-k Returning` or
-`own test/engine/test_pool.py`; without any, this part of docs/generated/sqlalchemy-suite.md is written. `own last` runs nothing:
-it looks again at what the last whole run left. Meanwhile other clients run transactions through the same bouncer: with one client
-alone it would hand out the same server connection all the time.
+Without arguments these are its compliance suite for dialects; with `http` the same over HTTPS, beside stock; with `own` its own
+tests of the PostgreSQL dialect, of engines, sessions and transactions, from its source distribution. All other arguments are
+pytest's, as in `-k Returning` or `own test/engine/test_pool.py`; without any, this part of docs/generated/sqlalchemy-suite.md is
+written. `own last` runs nothing: it looks again at what the last whole run left. Meanwhile other clients run transactions through
+the same bouncer: with one client alone it would hand out the same server connection all the time.
 
 Prints all totals, and exits with 1 if a test did not end with ours as with stock and `differences.py` does not explain it, or if
 what is explained there is no more.
@@ -48,8 +48,8 @@ CLOSED = (
     "Closed for all, as a transaction pooler cannot give it: temporary tables, and a search path that is set for the session."
 )
 WRITING = (
-    "`ps_http_writing` is `ps_http` with connections that write, too, each statement committed by itself, so that the tests have something"
-    " to read; what they leave, they cannot roll back."
+    "`ps_http_writing` is `ps_http` with connections that write, too, each statement committed by itself, so that the tests have"
+    " something to read; what they leave, they cannot roll back. It offers the isolation levels that one statement can have."
 )
 LEFT_OUT = f"Left out for all, as the lab's PostgreSQL has none of it: {', '.join(LACKING.values())}."
 

@@ -64,10 +64,6 @@ OF_HTTPS = {
     f"{_AUTOCOMMIT}::test_dialect_autocommit_is_restored[not_use_dialect_setting]": Difference(_ROLLBACK, HTTPS),
     f"{_AUTOCOMMIT}::test_dialect_autocommit_is_restored[use_dialect_setting]": Difference(_ROLLBACK, HTTPS),
     f"{_AUTOCOMMIT}::test_turn_autocommit_off_via_default_iso_level": Difference(_ROLLBACK, HTTPS),
-    "suite.py::IsolationLevelTest::test_all_levels": Difference(
-        "Sets SERIALIZABLE and REPEATABLE READ, which is refused: statements that are requests by themselves share no snapshot.",
-        HTTPS,
-    ),
     "suite.py::NumericTest::test_infinity_floats": Difference(
         "Succeeds, which SQLAlchemy's own requirements expect of `postgresql+psycopg` alone.", HTTPS
     ),
