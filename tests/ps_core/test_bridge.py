@@ -525,6 +525,16 @@ def test_proxy(ps_lab: Lab, topology: Topology, proxy: Any, monkeypatch: pytest.
     check_not_reached(past_it, Kind.TRANSIENT, "could not translate host name")
 
 
+@pytest.mark.parametrize("proxy", ["http://user:s3cret@127.0.0.1:1", "http://user:s3cret@nowhere.invalid:1"])
+def test_proxy_that_is_not_there(topology: Topology, proxy: str, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    """A host is not blamed alone for the proxy on the way to it."""
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    request.getfixturevalue("bridge")
+    check_not_reached(topology, Kind.TRANSIENT, "(or the proxy on the way to it)")
+
+
 @pytest.mark.parametrize(
     "proxy",
     [
