@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ps_core.errors import ConfigurationError
@@ -128,6 +129,8 @@ def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[st
             " and name are always checked"
         )
     root, _ = given("sslrootcert")
+    # The process that reads the file keeps the folder that it was started in.
+    authorities = None if root in ("", "system") else str(Path(root).absolute())
     host, port = str(params.get("host") or ""), str(params.get("port") or "5432")
     if not host or host.startswith(("/", "@")):
         raise ConfigurationError('transport="websocket" needs the name of a host: a Unix socket needs no WebSocket: use TCP')
@@ -137,7 +140,7 @@ def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[st
         raise ConfigurationError(
             f'transport="websocket": {host} is an address: write the name of the host, by which the server finds the database'
         )
-    return Target(host=host, https_port=https_port, port=int(port), authorities=None if root in ("", "system") else root)
+    return Target(host=host, https_port=https_port, port=int(port), authorities=authorities)
 
 
 def _is_address(host: str) -> bool:

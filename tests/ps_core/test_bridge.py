@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import resource
 import signal
 import socket
@@ -426,6 +427,19 @@ def test_certificates(ps_lab: Lab, answering: Any, tmp_path: Path) -> None:
         check_not_reached(Topology.from_url(f"{url}?sslrootcert={path}", **settings), Kind.CONFIGURATION, "certificate")
     plain = answering(b"HTTP/1.1 400 Bad Request\r\n\r\n", tls=False)
     check_not_reached(over_websocket(ps_lab, https_port=plain), Kind.TRANSIENT, "could not connect to localhost:")
+
+
+def test_relative_path_of_authorities(
+    bridge: start._Bridge, ps_lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is meant as for libpq, from the folder that the program is in, wherever the other process was started."""
+    (tmp_path / "ca.pem").write_bytes((ps_lab._guard.folder / "ca.pem").read_bytes())
+    with ps_core.connect(over_websocket(ps_lab)) as conn:
+        conn.execute("SELECT 1")
+    monkeypatch.chdir(tmp_path)
+    url = re.sub("sslrootcert=[^&]+", "sslrootcert=ca.pem", ps_lab.url)
+    with ps_core.connect(Topology.from_url(url, transport="websocket")) as conn:
+        conn.execute("SELECT 2")
 
 
 def test_deadline_bounds_the_dialling(topology: Topology, bridge: start._Bridge, ps_lab: Lab) -> None:
