@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {
     "ps_core": {"ps_core"},
-    "ps_sqlalchemy": {"ps_sqlalchemy", "ps_core", "sqlalchemy"},
+    "ps_sqlalchemy": {"ps_sqlalchemy", "ps_http", "ps_core", "sqlalchemy"},
     "ps_django": {"ps_django", "ps_core", "django"},
+    "ps_http": {"ps_http", "ps_core"},
     "ps_lab": {"ps_lab", "ps_core"},
     "ps_cli": {"ps_cli", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
 }
@@ -111,6 +112,19 @@ def test_deciding_is_pure() -> None:
     assert not wrong
 
 
+def test_deciding_is_pure_over_https() -> None:
+    """So are those of `ps_http` that decide, and they leave psycopg alone."""
+    trees = modules("ps_http")
+    wrong = [
+        f"{module}: {name}"
+        for module in ("ps_http._values", "ps_http._request", "ps_http._answer", "ps_http._plan")
+        for name in imports(module, trees[module])
+        if name.split(".")[0] in {*IMPURE, "http", "psycopg"}
+        or name.split(".")[:2] in (["ps_http", "_work"], ["ps_http", "client"])
+    ]
+    assert not wrong
+
+
 def is_about_errors(name: str) -> bool:
     """Whether a name of psycopg's is one of its exceptions, or a module of constants and decisions."""
     value = getattr(psycopg, name, None)
@@ -136,7 +150,7 @@ def test_typed(package: str) -> None:
     assert (folder(package) / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_lab"])
+@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_http", "ps_lab"])
 def test_public_names(package: str) -> None:
     """`__all__` of a public package is in ruff's order (constants, classes, the rest), and every name in it exists."""
     module = import_module(package)

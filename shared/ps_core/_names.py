@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from ps_core.errors import UnknownSetting
+from ps_core._plain_errors import UnknownSetting
 
 __all__ = ["given_to_complete", "nearest", "no_such"]
 

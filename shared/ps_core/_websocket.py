@@ -5,11 +5,10 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ps_core.errors import ConfigurationError
+from ps_core._plain_errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +26,7 @@ _REFUSED: Final = {
 _UNKNOWN_HERE: Final = {
     **dict.fromkeys(
         ("sslcert", "sslkey", "sslpassword"),
-        f"{_TLS_DONE_HERE}, and a WebSocket's server asks for no client certificate: log in with a password",
+        f"{_TLS_DONE_HERE}, and the server asks for no client certificate there: log in with a password",
     ),
     **dict.fromkeys(
         ("sslcrl", "sslcrldir"), f"{_TLS_DONE_HERE}, which reads no lists of revoked certificates: leave it out, or use TCP"
@@ -90,6 +89,8 @@ class Target:
 @cache
 def check_websockets() -> None:
     """Raise a ConfigurationError where `transport="websocket"` is not possible."""
+    from importlib.metadata import PackageNotFoundError, version  # here: it takes longer than all the rest
+
     try:
         found = int(version("websockets").partition(".")[0])
     except PackageNotFoundError:
@@ -100,8 +101,12 @@ def check_websockets() -> None:
         )
 
 
-def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[str, str]) -> Target:
+def target_of(
+    params: Mapping[str, object], https_port: int, environ: Mapping[str, str], *, way: str = 'transport="websocket"'
+) -> Target:
     """Return where the WebSocket of a connection with these parameters of libpq's leads.
+
+    `way` is what messages call what is on this port.
 
     Raises:
         ConfigurationError: a parameter, or libpq's variable for it in `environ`, asks for what a WebSocket cannot have.
@@ -117,15 +122,15 @@ def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[st
     for name, (value, why) in _REFUSED.items():
         found, called = given(name)
         if found == value:
-            raise ConfigurationError(f'{called}={value} with transport="websocket": {why}')
+            raise ConfigurationError(f"{called}={value} with {way}: {why}")
     for name, why in _UNKNOWN_HERE.items():
         found, called = given(name)
         if found:
-            raise ConfigurationError(f'{called} with transport="websocket": {why}')
+            raise ConfigurationError(f"{called} with {way}: {why}")
     mode, called = given("sslmode")
     if mode not in ("", "verify-full"):
         raise ConfigurationError(
-            f'{called}={mode} with transport="websocket": write sslmode=verify-full, or leave it out: the server\'s certificate'
+            f"{called}={mode} with {way}: write sslmode=verify-full, or leave it out: the server's certificate"
             " and name are always checked"
         )
     root, _ = given("sslrootcert")
@@ -133,12 +138,12 @@ def target_of(params: Mapping[str, object], https_port: int, environ: Mapping[st
     authorities = None if root in ("", "system") else str(Path(root).absolute())
     host, port = str(params.get("host") or ""), str(params.get("port") or "5432")
     if not host or host.startswith(("/", "@")):
-        raise ConfigurationError('transport="websocket" needs the name of a host: a Unix socket needs no WebSocket: use TCP')
+        raise ConfigurationError(f"{way} needs the name of a host: a Unix socket needs neither TLS nor port 443: use TCP")
     if "," in host or "," in port:
-        raise ConfigurationError('transport="websocket" leads to one host: write one name, and one port')
+        raise ConfigurationError(f"{way} leads to one host: write one name, and one port")
     if _is_address(host):
         raise ConfigurationError(
-            f'transport="websocket": {host} is an address: write the name of the host, by which the server finds the database'
+            f"{way}: {host} is an address: write the name of the host, by which the server finds the database"
         )
     return Target(host=host, https_port=https_port, port=int(port), authorities=authorities)
 

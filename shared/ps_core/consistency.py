@@ -16,10 +16,8 @@ True
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64encode
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final, Self, cast
 
 if TYPE_CHECKING:
@@ -78,6 +76,9 @@ def identity_of(text: str) -> str:
     16 characters at most, so that a token fits into a small cookie, which names no host.
     """
     if len(text) > _MAX_IDENTITY:
+        from base64 import urlsafe_b64encode  # here: the ids of branches are short
+        from hashlib import sha256
+
         return urlsafe_b64encode(sha256(text.encode()).digest()[:12]).decode()
     return _UNSAFE.sub("_", text)
 

@@ -4,12 +4,9 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
-from ps_core.errors import ConfigurationError
+from ps_core._plain_errors import ConfigurationError
 
 __all__ = ["Dsn", "Pairs"]
 
@@ -24,6 +21,14 @@ _SCHEMES: Final = {
 _HOST_PORT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9.-]*)):(.*)")
 # One `name = value` of a keyword/value string, as libpq reads it.
 _KEYWORD: Final = re.compile(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)", re.DOTALL)
+_CHAR: Final = r"(?:[A-Za-z0-9._~|-]|%(?!00)[0-9A-Fa-f]{2})"
+_PLAIN_URL: Final = re.compile(
+    rf"postgresql://(?:(?P<user>{_CHAR}+)(?::(?P<password>{_CHAR}+))?@)?(?P<host>[A-Za-z0-9.-]+)?(?::(?P<port>[0-9]+))?"
+    rf"(?:/(?P<dbname>{_CHAR}+)?)?"
+    r"(?:\?(?P<query>(?:(?:sslmode|sslrootcert|application_name|connect_timeout|channel_binding)"
+    rf"=(?:{_CHAR}|/)+(?:&(?=[a-z])|\Z))*))?"
+)
+"""What a URL usually is: nothing in it depends on the installed libpq."""
 _SECRETS: Final = {
     "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key", "ps_direct_url", "ps_replica_urls"
 }  # fmt: skip
@@ -203,6 +208,25 @@ def _split_keywords(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _read(conninfo: str) -> dict[str, str] | None:
+    return _read_plain(conninfo) or _read_by_libpq(conninfo)
+
+
+def _read_plain(conninfo: str) -> dict[str, str] | None:
+    """Read a URL of which every libpq makes the same, without loading it: most are. None: libpq has to say."""
+    url = _PLAIN_URL.fullmatch(conninfo)
+    if url is None:
+        return None
+    pairs = [*url.groupdict().items(), *(pair.split("=", 1) for pair in (url["query"] or "").split("&") if pair)]
+    try:
+        return {name: unquote_to_bytes(value).decode() for name, value in pairs if value and name != "query"}
+    except UnicodeError:
+        return None
+
+
+def _read_by_libpq(conninfo: str) -> dict[str, str] | None:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
     # Not `raise ... from None`: libpq's message may hold the password, and would stay in __context__.
     with suppress(psycopg.Error, UnicodeError):
         return {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}

@@ -19,13 +19,15 @@ Those that a statement can raise are the driver's classes, since that is what co
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import psycopg
 
+from ps_core._plain_errors import ConfigurationError, DeadlineExceeded, UnknownSetting
 from ps_core.failures import Failure, Kind, Ran
 
 __all__ = [
+    "RETRYABLE",
     "CommitOutcomeUnknown",
     "ConfigurationError",
     "DeadlineExceeded",
@@ -40,19 +42,8 @@ __all__ = [
     "UnknownSetting",
 ]
 
-
-class ConfigurationError(ValueError):
-    """A connection string, setting or combination of them that cannot work.
-
-    The message says what to write instead, and never holds a password.
-    """
-
-
-class UnknownSetting(ConfigurationError, TypeError):
-    """A keyword, parameter of a URL or environment variable that there is not; the message names the one that is most like it.
-
-    A TypeError, too: Python, and `sqlalchemy.create_engine`, raise that for an unknown keyword, and callers catch it.
-    """
+RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
+"""What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
 
 class CommitOutcomeUnknown(psycopg.OperationalError):
@@ -129,7 +120,3 @@ class SessionSettingRefused(psycopg.ProgrammingError):
         super().__init__(message, **kwargs)
         self.setting = setting
         """Its name; "role" for the role itself."""
-
-
-class DeadlineExceeded(TimeoutError):
-    """The deadline of the block (`ps_core.context.deadline`) is over. No driver error: frameworks pass it on as it is."""

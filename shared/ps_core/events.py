@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ps_core._notes import deadline_note
-from ps_core.errors import DeadlineExceeded
+from ps_core._plain_errors import DeadlineExceeded
 from ps_core.failures import Failure, Kind
 
 if TYPE_CHECKING:

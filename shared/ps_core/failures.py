@@ -14,14 +14,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import psycopg
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = [
     "FOR_PRIMARY",
     "READ_FOR_PRIMARY",
-    "RETRYABLE",
     "RUN_AGAIN",
     "Failure",
     "Kind",
@@ -90,10 +90,6 @@ class Failure:
     def transient(self) -> bool:
         """Whether the same work is likely to succeed on a new connection."""
         return self.kind in (Kind.TRANSIENT, Kind.OVERLOAD)
-
-
-RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
-"""What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
 
 def _lost(rule: str, *, kind: Kind = Kind.TRANSIENT, ran: Ran = Ran.UNKNOWN) -> Failure:
@@ -235,6 +231,8 @@ def classify(exc: BaseException) -> Failure:
     error = _driver_error(exc)
     if error is None:
         return _PERMANENT
+    import psycopg
+
     own = getattr(error, "failure", None)
     if isinstance(own, Failure):
         return own  # an error of ours
@@ -292,6 +290,8 @@ def is_made_by_pooler(error: psycopg.Error) -> bool:
 
 def _driver_error(exc: BaseException) -> psycopg.Error | None:
     """Return the driver's error inside `exc`, looking through what frameworks wrap around it."""
+    import psycopg  # here: what only names failures does without it
+
     seen: BaseException | None = exc
     for _ in range(5):
         if seen is None or isinstance(seen, psycopg.Error):

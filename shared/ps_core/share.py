@@ -8,7 +8,7 @@ import random
 from functools import cache
 from typing import Final
 
-from ps_core.errors import ConfigurationError
+from ps_core._plain_errors import ConfigurationError
 
 __all__ = ["replica_share", "set_replica_share", "shares"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ps_core.errors import ConfigurationError
+from ps_core._plain_errors import ConfigurationError
 
 __all__ = ["DIRECT", "POOLED", "SETTINGS", "Duration", "Timeouts", "format_ms", "parse_duration"]
 

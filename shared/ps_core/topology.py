@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, Final, Literal, Self, TypeAlias, TypedDict, Unpack, cast, get_args
 
 from ps_core._names import nearest, no_such
+from ps_core._plain_errors import ConfigurationError, UnknownSetting
 from ps_core._websocket import HTTPS_PORT, check_websockets, target_of
 from ps_core.dsn import Dsn, Pairs
-from ps_core.errors import ConfigurationError, UnknownSetting
 from ps_core.providers import Address, Paths, paths_of
 from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
 

@@ -9,4 +9,4 @@ def test_measure(ps_lab: Lab) -> None:
     found = measure(ps_lab, QUICK)
     assert set(found) == set(WAYS)
     assert [found[way].round_trips for way in WAYS[:2]] == [2, 2]
-    assert report(found, QUICK).count("\n") == 9
+    assert report(found, QUICK).count("\n") == 12

@@ -8,6 +8,7 @@ time is that of the program and of what carries the connection, without servers 
 
 import argparse
 import asyncio
+import os
 import shutil
 import socket
 import statistics
@@ -59,6 +60,8 @@ class Spent:
     copy_out: tuple[float, float] = (0.0, 0.0)
     """Seconds of CPU time and of the clock."""
     copy_in: tuple[float, float] = (0.0, 0.0)
+    first: float = 0.0
+    """Milliseconds until the first connection of a process, its bridge's start included."""
     round_trips: int = 0
     """Of a transaction of one read, by ours."""
 
@@ -128,6 +131,8 @@ def measure(lab: Lab, effort: Effort) -> dict[str, Spent]:
             for way in WAYS:
                 cpu, _ = spend(way, lambda way=way: psycopg.connect(**params[way]).close())  # type: ignore[misc]
                 found[way].connect_cpu.append(cpu * 1e3)
+        found["TCP"].first = spend("TCP", lambda: psycopg.connect(**params["TCP"]).close())[1] * 1e3
+        found[WAYS[1]].first = statistics.median(_first(topologies[WAYS[1]]) for _ in range(5))
         for way, conn in conns.items():
             found[way].copy_out = spend(way, lambda conn=conn: _copy_out(conn, effort.megabytes))  # type: ignore[misc]
             found[way].copy_in = spend(way, lambda conn=conn: _copy_in(conn, effort.megabytes))  # type: ignore[misc]
@@ -140,6 +145,20 @@ def measure(lab: Lab, effort: Effort) -> dict[str, Spent]:
                     ours.commit()
                 found[way].round_trips = counter.count
     return found
+
+
+def _first(topology: Topology) -> float:
+    """Return the milliseconds until the first connection by a bridge that has to be started."""
+    bridge, params = start._Bridge(), topology.direct.parameters()
+    target = target_of(params, topology.direct.https_port, {})
+    began = time.perf_counter()
+    there = bridge.reach(target)
+    psycopg.connect(**local_parameters(params, **there, user=None)).close()
+    took = time.perf_counter() - began
+    pid = bridge._pid
+    bridge.forget_threads()
+    os.waitpid(pid, 0)
+    return took * 1e3
 
 
 def _ask(conn: psycopg.Connection[Any], times: int) -> None:
@@ -171,12 +190,15 @@ def report(found: dict[str, Spent], effort: Effort) -> str:
         return statistics.median(one / another for one, another in zip(spent.query_cpu, other.query_cpu, strict=True))
 
     lines = [
+        "# What a WebSocket costs",
+        "",
         f"| | {' | '.join(WAYS)} |",
         "|---|" + "--:|" * len(WAYS),
         row("round trips of a transaction of one read, by ours", lambda spent: str(spent.round_trips or "")),
         row("CPU of a query, µs", lambda spent: f"{statistics.median(spent.query_cpu):.0f}"),
         row("the same, ratio to TCP, median of the rounds", lambda spent: f"{paired(spent, base):.1f}"),
         row("a query on loopback, µs", lambda spent: f"{statistics.median(spent.query_wall):.0f}"),
+        row("first connection of a process, ms", lambda spent: f"{spent.first:.0f}" if spent.first else ""),
         row("CPU of a connection, ms", lambda spent: f"{statistics.median(spent.connect_cpu):.1f}"),
         row(
             f"COPY of {effort.megabytes} MB to the client: MB/s, CPU s",

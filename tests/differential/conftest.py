@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -33,16 +34,23 @@ def everything() -> bool:
     return os.environ.get("PS_DIFFERENTIAL") == "everything"
 
 
-@pytest.fixture(scope="package")  # not longer: later tests change the primary under its connection
-def registered(ps_lab: Lab) -> Iterator[Registered]:
+@contextmanager
+def schema_of(lab: Lab) -> Iterator[Registered]:
     """The schema, and its types."""
-    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct), autocommit=True) as conn:
+    with psycopg.connect(**ps_core.conninfo(lab.topology.direct), autocommit=True) as conn:
         conn.execute("drop schema if exists differential cascade")
         conn.execute(SCHEMA)
         conn.execute(STORED)
         conn.execute("reset search_path")  # else the types would be known by names that hold there alone
         yield Registered(conn)
         conn.execute("drop schema differential cascade")
+
+
+@pytest.fixture(scope="package")  # not longer: later tests change the primary under its connection
+def registered(ps_lab: Lab) -> Iterator[Registered]:
+    """The schema, and its types."""
+    with schema_of(ps_lab) as registered:
+        yield registered
 
 
 @pytest.fixture(scope="session")

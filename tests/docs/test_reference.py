@@ -20,7 +20,7 @@ def documented(page: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_lab"])
+@pytest.mark.parametrize("package", ["ps_core", "ps_sqlalchemy", "ps_django", "ps_http", "ps_lab"])
 def test_public_names(package: str) -> None:
     """Every public name is on the page of its package, or, if it is `ps_core`'s, on that of `ps_core`."""
     shared = import_module("ps_core")

@@ -12,7 +12,7 @@ import pytest
 from tests.docs.pages import DOCS
 from tests.docs.tutorial import follow
 
-PAGES = ["tutorials/sqlalchemy", "tutorials/django", "howto/testing"]
+PAGES = ["tutorials/sqlalchemy", "tutorials/django", "tutorials/https", "howto/testing"]
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.fast
 def test_every_endpoint(topology: Topology) -> None:
     """Primary, replica and direct endpoint are reached, by a socket that only this user can reach."""
     for to, in_recovery in (("primary", False), ("replica", True), ("direct", False)):
@@ -377,13 +378,14 @@ def answering(ps_lab: Lab) -> Iterator[Callable[[bytes, bool], int]]:
         yield serve
 
 
-def status(code: int) -> bytes:
-    return b"HTTP/1.1 %d Because\r\nContent-Length: 0\r\n\r\n" % code
+def status(code: int, headers: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %d Because\r\nContent-Length: 0\r\n%s\r\n" % (code, headers)
 
 
 NOT_REACHED = [
     ("HTTP 404", status(404), Kind.CONFIGURATION, "is no PostgreSQL WebSocket: HTTP status 404"),
     ("HTTP 403", status(403), Kind.CONFIGURATION, "HTTP status 403"),
+    ("HTTP 302", status(302, b"Location: wss://localhost:1/v2\r\n"), Kind.CONFIGURATION, "HTTP status 302"),
     ("HTTP 200", status(200), Kind.CONFIGURATION, "HTTP status 200"),
     ("HTTP 503", status(503), Kind.TRANSIENT, "cannot answer now: HTTP status 503"),
     ("HTTP 429", status(429), Kind.TRANSIENT, "HTTP status 429"),
@@ -392,6 +394,7 @@ NOT_REACHED = [
 ]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("answer", "kind", "text"), [row[1:] for row in NOT_REACHED], ids=[row[0] for row in NOT_REACHED])
 def test_not_reached(ps_lab: Lab, answering: Any, answer: bytes, kind: Kind, text: str) -> None:
     """What stands in the way is in the message, and says whether another try can help. Nothing ran."""

@@ -1,5 +1,6 @@
 """Connection strings in and out, by tables; libpq is the judge of what is rendered."""
 
+import itertools
 import pickle
 from urllib.parse import unquote
 
@@ -7,7 +8,7 @@ import pytest
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-from ps_core.dsn import Dsn
+from ps_core.dsn import Dsn, _read_by_libpq, _read_plain
 from ps_core.errors import ConfigurationError
 
 pytestmark = pytest.mark.fast
@@ -156,3 +157,44 @@ def test_dsns_are_values():
     """Equal, hashable, and the same after pickling."""
     assert pickle.loads(pickle.dumps(FULL)) == FULL
     assert len({FULL, Dsn.parse(FULL.render(hide_password=False))}) == 1
+
+
+PARTS = (
+    ("", "u@", "u.br%7Crep-lica~_:p%2F%40%C3%A9.-@", "u:%25%20@"),
+    ("", "h", "h.psdb.cloud", "10.0.0.1", "a-b"),
+    ("", ":5432", ":0", ":99999"),
+    ("", "/", "/db", "/d%20b"),
+    ("", "?", "?sslmode=verify-full", "?sslmode=x&sslrootcert=/a/b%20c.pem", "?application_name=a&application_name=b"),
+)
+ODD = (
+    "postgresql://u:a%00@h/db",
+    "postgresql://u:a%ff@h/db",
+    "postgresql://u:a%zz@h/db",
+    "postgresql://u:a b@h/db",
+    "postgresql://u:a:b@h/db",
+    "postgresql://h1,h2/db",
+    "postgresql://[::1]/db",
+    "postgresql://h/db?unknown=1",
+    "postgresql://h/db?sslmode=",
+    "postgresql://h/db?sslmode",
+    "postgresql://h/db?sslmode=a&",
+    "postgresql://h/db?user=x",
+    "postgresql://h/a/b",
+    "host=h",
+    "",
+)
+
+
+def test_plain_urls():
+    """A URL that is read without libpq is what libpq makes of it; and most are."""
+    for parts in itertools.product(*PARTS):
+        text = "postgresql://" + "".join(parts)
+        found = _read_plain(text)
+        assert found is not None, text
+        assert found == _read_by_libpq(text), text
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_urls_that_are_not_plain(text):
+    """What is read by rules of libpq's own is left to it."""
+    assert _read_plain(text) is None

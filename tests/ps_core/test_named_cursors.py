@@ -43,7 +43,7 @@ async def test_an_idle_connection_that_was_cut_heals_async(ps_lab: Lab, primary:
 
 
 def test_a_cursor_that_was_cut_is_over_with_its_transaction(
-    ps_lab: Lab, primary: EndpointState, connect: Connect, table: str
+    ps_lab: Lab, primary: EndpointState, table: str, connect: Connect
 ) -> None:
     """As with psycopg, every use raises its OperationalError until the rollback; nothing runs on its own meanwhile."""
     conn = connect(primary)
@@ -69,7 +69,7 @@ def test_a_cursor_that_was_cut_is_over_with_its_transaction(
 
 
 def test_executemany_opens_a_transaction_that_is_not_left_silently(
-    ps_lab: Lab, primary: EndpointState, connect: Connect, table: str
+    ps_lab: Lab, primary: EndpointState, table: str, connect: Connect
 ) -> None:
     """What came first in the transaction is gone: the next statement must not run alone."""
     conn = connect(primary)

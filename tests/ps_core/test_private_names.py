@@ -19,6 +19,7 @@ from psycopg.adapt import Transformer
 
 import ps_core
 import ps_django
+import ps_http
 import ps_sqlalchemy
 from ps_lab import Lab
 
@@ -169,7 +170,7 @@ def psycopgs_own() -> set[str]:
 def test_no_other_is_used() -> None:
     """The list is whole."""
     own, used = psycopgs_own(), set()
-    for package in (ps_core, ps_sqlalchemy, ps_django):
+    for package in (ps_core, ps_http, ps_sqlalchemy, ps_django):
         for file in Path(package.__file__ or "").parent.rglob("*.py"):
             tree = ast.parse(file.read_text())
             defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

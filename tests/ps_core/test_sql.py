@@ -14,6 +14,7 @@ import pytest
 from psycopg import waiting
 
 import ps_core
+import ps_http
 from ps_core import Connection
 from ps_core._endpoint import EndpointState
 from ps_core._message import commit
@@ -25,8 +26,8 @@ from ps_core.topology import Endpoint, Topology
 from ps_lab import Lab
 from tests.ps_core.test_healing import commit_waits
 
-PACKAGES = ("ps_core", "ps_sqlalchemy", "ps_django")
-_IS_SQL: Final = re.compile(r"(SELECT|INSERT INTO|CREATE|UPDATE|DELETE|WITH|VALUES)\s.*|pg_catalog\..*", re.DOTALL)
+PACKAGES = ("ps_core", "ps_http", "ps_sqlalchemy", "ps_django")
+_IS_SQL: Final = re.compile(r"(SELECT|INSERT INTO|CREATE|UPDATE|DELETE|WITH|VALUES|CASE WHEN)\s.*|pg_catalog\..*", re.DOTALL)
 _KEYWORDS: Final = {
     *(
         "ALL",
@@ -248,6 +249,26 @@ def test_hijacked_reads_and_writes(ps_lab: Lab, hijacked: Topology) -> None:
             writer.autocommit = True
             with writer.pipeline():
                 assert writer.execute("SELECT pg_catalog.current_setting('app.tenant')").fetchone() == ("7",)
+    ps_lab.sql("TRUNCATE public.hijacked")
+
+
+def test_hijacked_requests(ps_lab: Lab, hijacked: Topology) -> None:
+    """Over HTTPS, too, limits, local settings and guard are read right."""
+    asked = "SELECT pg_catalog.current_setting('statement_timeout'), pg_catalog.current_setting('app.tenant')"
+    with (
+        ps_http.Client(hijacked) as client,
+        ps_core.use_token(None) as block,
+        ps_core.local_settings({"app.tenant": "7"}),
+        ps_core.limits(statement="1s"),
+    ):
+        client.execute("INSERT INTO public.hijacked VALUES (1)")
+        assert client.execute(asked).one() == ("1s", "7")
+        assert block.token is not None
+        assert block.token.position is not None
+        ps_lab.wait_replicas_caught_up()
+        assert client.execute("SELECT id FROM public.hijacked").one() == (1,)
+        with ps_core.limits(statement="60s"):
+            assert client.execute(asked).one() == ("1234ms", "7")
     ps_lab.sql("TRUNCATE public.hijacked")
 
 

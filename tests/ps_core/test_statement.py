@@ -1,7 +1,10 @@
 """What a text tells."""
 
+import re
+
 import pytest
 
+from ps_core._message import statement
 from ps_core._message.statement import Leaves, analyse, binds_outside_quotes, identifiers
 
 pytestmark = pytest.mark.fast
@@ -579,3 +582,13 @@ TOUCHES_NOTHING = [
 def test_touches_session(text: str) -> None:
     """What may set something for the session: `read_change` says what."""
     assert analyse(text).touches_session is (text in TOUCHES)
+
+
+def test_identifiers_of_any_letters():
+    """As PostgreSQL's scanner has it, every character beyond ASCII is a letter, and so is _; names go on with digits and $."""
+    for code in (*range(0x3000), 0xFFFF, 0x10000, 0x10FFFF):
+        character = chr(code)
+        letter = character == "_" or code > 0x7F or character.isalpha()
+        assert (re.fullmatch(statement._LETTER, character) is not None) is letter
+        assert (re.fullmatch(statement._IN_NAME, character) is not None) is (letter or character in "0123456789$")
+        assert (re.fullmatch(f"[^{statement._NO_WORD}]", character) is not None) is (letter or character in "0123456789")

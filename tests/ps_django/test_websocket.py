@@ -45,7 +45,7 @@ def test_entries(ps_lab: Lab) -> None:
     ):
         with pytest.raises(ConfigurationError, match=said):
             endpoint_of("default", {**written, "OPTIONS": options})
-    with pytest.raises(ConfigurationError, match="a Unix socket needs no WebSocket"):
+    with pytest.raises(ConfigurationError, match="a Unix socket needs neither"):
         endpoint_of("default", {**written, "HOST": "", "OPTIONS": {"ps_transport": "websocket"}})
 
 

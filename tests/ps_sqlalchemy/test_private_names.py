@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm, pool
+from sqlalchemy.dialects.postgresql.base import PGExecutionContext
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg, PsycopgAdaptDBAPI
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.default import DefaultDialect
@@ -45,6 +46,7 @@ SIGNATURES: dict[str, tuple[Any, str]] = {
         "(self, connection, characteristics)",
     ),
     "PsycopgAdaptDBAPI.connect": (PsycopgAdaptDBAPI.connect, "(self, *arg, **kw)"),
+    "PGExecutionContext._execute_scalar": (PGExecutionContext._execute_scalar, "(self, stmt, type_, parameters=None)"),
     # Who hears what.
     "_Dispatch._join": (_Dispatch._join, "(self, other)"),
     "_Dispatch._update": (_Dispatch._update, "(self, other, only_propagate=True)"),
@@ -54,14 +56,17 @@ SIGNATURES: dict[str, tuple[Any, str]] = {
 READ = {
     "engine": ("_compiled_cache", "_execution_options", "_has_events", "_option_cls"),
     "option": ("_proxied",),
-    "dialect": ("_has_events", "_on_connect_isolation_level"),
+    "dialect": (
+        *("_backslash_escapes", "_has_events", "_has_native_hstore", "_on_connect_isolation_level", "_psycopg_adapters_map"),
+        "_supports_drop_index_concurrently",
+    ),
     "pool": ("_creator", "_dialect", "_invoke_creator", "_max_overflow", "_timeout"),
     "session": ("_flushing", "_transaction"),
     "select": ("_for_update_arg",),
     "listener": ("parent_listeners",),
 }
 """What is read or set of an object."""
-ELSEWHERE = {"_attributes", "_is_asyncio", "_events", "_connection", "_sa_propagate_class_events"}
+ELSEWHERE = {"_attributes", "_begin", "_is_asyncio", "_events", "_connection", "_sa_propagate_class_events"}
 """Of classes that are ours as well."""
 NAMES = {name.partition(".")[2] for name in SIGNATURES} | {name for names in READ.values() for name in names} | ELSEWHERE
 

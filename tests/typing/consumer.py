@@ -27,6 +27,8 @@ from ps_core import (
     use_token,
 )
 from ps_core._endpoint import EndpointState
+from ps_http import AsyncBatch, AsyncClient, Batch, Client, Pending, Result
+from ps_http import dbapi as http_dbapi
 from ps_sqlalchemy import (
     AsyncEngine,
     AsyncSession,
@@ -39,6 +41,7 @@ from ps_sqlalchemy import (
     create_async_engine,
     create_engine,
     deadline,
+    http_batch,
     limits,
     local_settings,
     run_transaction,
@@ -95,6 +98,16 @@ async def with_own_async(session: OwnAsync) -> int:
     """The same for asyncio."""
     session.only_mine()
     return 1
+
+
+async def sqlalchemy_over_https(engine: sa.Engine, asynchronous: sa_asyncio.AsyncEngine) -> None:
+    """Batches take both kinds of engines; their results are SQLAlchemy's."""
+    with http_batch(engine, isolation="serializable") as batch:
+        made = batch.execute(sa.insert(Product).values(name="a").returning(Product.id))
+        batch.execute(select(Product), {"a": 1})
+    assert_type(made.result, sa.CursorResult[Any])
+    async with http_batch(asynchronous, read_only=True) as beside:
+        beside.execute(select(Product))
 
 
 def engines(url: str) -> None:
@@ -275,3 +288,31 @@ async def drivers_async(url: str, link: EndpointState) -> None:
     async with await connect_async(url, row_factory=dict_row) as conn:
         assert_type(await (await conn.execute("SELECT 1 AS n")).fetchone(), dict[str, Any] | None)
     assert_type(await AsyncConnection.open(link), AsyncConnection[TupleRow])
+
+
+def over_https(url: str) -> None:
+    """SQL over HTTPS: clients, batches, results, DB-API."""
+    with Client(url, bouncer="write-pool") as client:
+        result = client.execute("select %s", [1])
+        assert_type(result, Result)
+        assert_type(result[0], tuple[Any, ...])
+        assert_type(result.dicts(), list[dict[str, Any]])
+        assert_type(client.executemany("select %s", [[1]]), list[Result])
+        with client.batch(isolation="serializable", read_only=True) as batch:
+            assert_type(batch, Batch)
+            assert_type(batch.execute("select %(a)s", {"a": 1}).result, Result)
+    connection = http_dbapi.connect(url, autocommit=True)
+    assert_type(connection.execute("select 1"), http_dbapi.Cursor)
+    Client(url, bouncr="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.execute("select %s", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def over_https_async(url: str) -> None:
+    """The same for asyncio."""
+    async with AsyncClient(url) as client:
+        assert_type(await client.execute("select %s", [1]), Result)
+        async with client.batch() as batch:
+            assert_type(batch, AsyncBatch)
+            assert_type(batch.execute("select 1"), Pending)
+    connection = await http_dbapi.connect_async(url)
+    assert_type(await connection.execute("select 1"), http_dbapi.AsyncCursor)

@@ -79,7 +79,7 @@ class _Silence:
         self.listening = True
         """Whether bytes of the server's would be seen: not while the client takes none."""
 
-    def heard(self, *_: object) -> None:
+    def heard(self) -> None:
         self.ticks = 0
 
 
@@ -103,9 +103,11 @@ class _Carried:
             await self._connect()
         except _NotReached as exc:
             self._writer.write(_fatal(str(exc)))
-        except OSError:  # the client is gone
+        except (OSError, ConnectionClosed):  # one side went away in the first moment
             pass
         finally:
+            if self._asking is not None:
+                self._asking.cancel()
             self._writer.close()  # first: a goodbye to the server takes its time
             if self._server is not None:
                 try:
@@ -176,7 +178,7 @@ class _Carried:
 def _not_taken(transport: asyncio.WriteTransport) -> int:
     """Return how many bytes were written that the other side has not acknowledged; on macOS only those that wait here."""
     in_kernel = bytearray(4)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # it may be closed by now
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
     return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
@@ -194,10 +196,17 @@ async def _end(tasks: tuple[asyncio.Task[Any], ...]) -> None:
             raise result
 
 
+class _Connect(connect):
+    """Dials, and follows no redirect: who is behind it could ask for the password."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
 async def _dial(target: dict[str, Any]) -> ClientConnection:
     where = f"{target['host']}:{target['https_port']}"
     try:
-        return await connect(
+        return await _Connect(
             target["url"],
             ssl=_tls(target["authorities"]),
             compression=None,

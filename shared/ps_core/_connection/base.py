@@ -56,6 +56,7 @@ from ps_core.consistency import (
 )
 from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import (
+    RETRYABLE,
     CommitOutcomeUnknown,
     DeadlineExceeded,
     Demoted,
@@ -66,7 +67,7 @@ from ps_core.errors import (
     SessionSettingRefused,
 )
 from ps_core.events import Event, Name, emit
-from ps_core.failures import RETRYABLE, classify, is_made_by_pooler
+from ps_core.failures import classify, is_made_by_pooler
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

@@ -22,8 +22,7 @@ from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import analyse, binds_outside_quotes
 from ps_core.context import remaining
-from ps_core.errors import Demoted, NotSent
-from ps_core.failures import RETRYABLE
+from ps_core.errors import RETRYABLE, Demoted, NotSent
 from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ except ImportError:  # psycopg 3.2
 if TYPE_CHECKING:
     from psycopg.abc import Dumper, Params, Transformer
 
-__all__ = ["TypedQuery", "typed_literal"]
+__all__ = ["TypedQuery", "type_name", "typed_literal"]
 
 _BARE: Final = {types[name].oid for name in ("bool", "int2", "int4", "int8", "numeric", "float4", "float8", "oid")}
 """What psycopg's own dumpers write as a literal without quotes."""
@@ -89,7 +89,7 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
         if data is not None and (own_dump or _PLAIN.fullmatch(data)):
             literal = b"'%b'" % bytes(data)
     literal = literal or bytes(dumper.quote(value))
-    if literal.endswith(b"'") and (name := _names.get(oid) or _registered(tx, oid)):
+    if literal.endswith(b"'") and (name := type_name(tx, oid)):
         return b"(%b::%b)" % (literal, name)
     return literal
 
@@ -104,7 +104,10 @@ def _whose(cls: type[Dumper]) -> tuple[bool, bool]:
     return own("quote"), own("dump")
 
 
-def _registered(tx: Transformer, oid: int) -> bytes:
+def type_name(tx: Transformer, oid: int) -> bytes:
+    """Return what a cast to a type is written with; empty where the type is not known."""
+    if oid in _names:
+        return _names[oid]
     info = tx.adapters.types.get(oid)
     if info is None:
         return b""

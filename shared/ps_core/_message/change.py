@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -100,9 +101,15 @@ _TOKENS: Final = (
     r"""|(?P<quoted>"(?:[^"]|"")*+(?:"|\Z))|(?P<dollar>\$(?:[^\W\d]\w*)?\$)"""
     r"""|(?P<word>[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*)|(?P<number>[0-9][0-9.]*)|(?P<symbol>::|=>|:=|.)"""
 )
-_TOKEN: Final = re.compile(_TOKENS, re.DOTALL)
-_TOKEN_OF_ESCAPES: Final = re.compile(_TOKENS.replace(rf"(?P<plain>{_PLAIN})", rf"(?P<plain>{ESCAPED})"), re.DOTALL)
-"""Where `standard_conforming_strings` is off."""
+
+
+@cache  # made when it is needed: few statements set anything, and it takes as long as a round trip
+def _token(*, escapes: bool) -> re.Pattern[str]:
+    """Return what reads one token. `escapes`: `standard_conforming_strings` is off."""
+    tokens = _TOKENS.replace(rf"(?P<plain>{_PLAIN})", rf"(?P<plain>{ESCAPED})") if escapes else _TOKENS
+    return re.compile(tokens, re.DOTALL)
+
+
 _NO: Final = frozenset({"false", "null", "f", "no", "off", "n", "0"})
 _YES: Final = frozenset({"true", "t", "yes", "on", "y", "1"})
 
@@ -388,7 +395,7 @@ def _statements(tokens: Iterable[_Token]) -> list[list[_Token]]:
 def _tokens(text: str, *, escapes: bool) -> Iterator[_Token]:
     """Yield the tokens of `text`, without blanks, comments and dollar-quoted strings."""
     at = 0
-    pattern = _TOKEN_OF_ESCAPES if escapes else _TOKEN
+    pattern = _token(escapes=escapes)
     while match := pattern.match(text, at):
         kind, at = match.lastgroup or "", match.end()
         if kind == "comment":

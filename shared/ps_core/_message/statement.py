@@ -80,8 +80,10 @@ _ACTS = re.compile(
 )
 # What a rollback does not undo.
 _BESIDE = re.compile(r"dblink\w*|lo_export")
-# PostgreSQL's identifiers: every character beyond ASCII is a letter.
-_IDENTIFIER = re.compile("[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_$\x80-\U0010ffff]*")
+# PostgreSQL's identifiers: every character beyond ASCII is a letter. Written as what is none, which `re` compiles much faster.
+_NO_WORD = r"\x00-/:-@\[-\^`{-\x7f"
+_LETTER, _IN_NAME = rf"[^{_NO_WORD}0-9]", r"[^\x00-#%-/:-@\[-\^`{-\x7f]"
+_IDENTIFIER = re.compile(f"{_LETTER}{_IN_NAME}*")
 LONGEST_NAME = 63
 """Bytes that PostgreSQL keeps of an identifier (NAMEDATALEN - 1)."""
 _UNICODE_NAME = re.compile(r'\bU&"', re.IGNORECASE)
@@ -91,7 +93,7 @@ _PROGRAM = re.compile(r"\bCOPY\b.*\bPROGRAM\b", re.IGNORECASE | re.DOTALL)
 # Strings and quoted names hold no backslash, comments neither that nor a quote, and nothing looks like a dollar quote; a percent
 # sign in one of them is doubled. What it does not match may be harmless: it is bound by the server then.
 _PLAIN = re.compile(
-    r"""(?:[^'"\\$/-]++|-(?!-)|/(?!\*)|\$(?![\w\x80-\U0010ffff]*\$)"""
+    rf"""(?:[^'"\\$/-]++|-(?!-)|/(?!\*)|\$(?![^{_NO_WORD}]*\$)"""
     r"""|'(?:[^'\\%]|%%)*'|"(?:[^"\\%]|%%)*"|--[^'"\\$%\r\n]*(?:[\r\n]|\Z)|/\*[^'"\\$%/*]*\*/)*+"""
 )
 # What a standby would grant: a lock that only its own clients see. What asks for more than READ ONLY, before the transaction's
@@ -149,9 +151,9 @@ ESCAPED = (
 # these have loops of their own. What is not ended goes on to the end of the text, so that no text is searched twice. The quoted
 # names of what a session would keep stay, without their quotes.
 _OPAQUE = re.compile(
-    rf"""(?<![\w$\x80-\U0010ffff])[eE]{ESCAPED}"""
+    rf"""(?<!{_IN_NAME})[eE]{ESCAPED}"""
     r"""|'(?:[^']|'')*+(?:'|\Z)|"(?P<name>pg_(?:temp|(?:try_)?advisory_\w+))"(?!")|"(?:[^"]|"")*+(?:"|\Z)"""
-    r"""|(?<![\w$\x80-\U0010ffff])(?P<dollar>\$(?:[^\W\d]\w*)?\$)|--[^\r\n]*|/\*""",
+    rf"""|(?<!{_IN_NAME})(?P<dollar>\$(?:[^\W\d]\w*)?\$)|--[^\r\n]*|/\*""",
     re.DOTALL,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")

@@ -12,9 +12,9 @@ import psycopg
 
 from ps_core._retry.deadline import CONNECT_WHILE_ANOTHER_CAN, connecting_until, deadline_unwrapped
 from ps_core.context import current, remaining
-from ps_core.errors import DeadlineExceeded, OutageTimeout
+from ps_core.errors import RETRYABLE, DeadlineExceeded, OutageTimeout
 from ps_core.events import Event, Name, deadline_exceeded, emit
-from ps_core.failures import RETRYABLE, classify
+from ps_core.failures import classify
 from ps_core.replicas import RETRY_REPLICAS_FOR
 
 if TYPE_CHECKING:
