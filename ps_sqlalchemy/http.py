@@ -164,7 +164,6 @@ class PSDialectHttp(PGDialect_psycopg):
     # As of PostgreSQL 17, the oldest that PlanetScale has; SQLAlchemy would ask the server for its version.
     supports_smallserial = True
     supports_identity_columns = True
-    supports_virtual_generated_columns = False
     _supports_drop_index_concurrently = True
     _supports_jsonb_subscripting = True
     # Its own conversion by text: psycopg's needs the type's OID, which the server would be asked for.
@@ -252,10 +251,7 @@ class PSDialectHttp(PGDialect_psycopg):
             self._ps_changed = None
 
     def on_connect(self) -> Any:
-        level = self._on_connect_isolation_level
-        if level is None:
-            return None
-        return lambda connection: self.set_isolation_level(connection, level)
+        return None  # there are no notices; the isolation level SQLAlchemy sets by itself
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         return True  # nothing is held that could be lost
@@ -292,6 +288,10 @@ class PSDialectHttp(PGDialect_psycopg):
     @cached_property
     def default_isolation_level(self) -> Any:  # type: ignore[override]
         return self._ps_server.isolation
+
+    @cached_property
+    def supports_virtual_generated_columns(self) -> Any:  # type: ignore[override]
+        return self._ps_server.version >= (18,)
 
     @cached_property
     def _backslash_escapes(self) -> Any:  # type: ignore[override]

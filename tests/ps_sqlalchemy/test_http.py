@@ -6,6 +6,8 @@ import asyncio
 import datetime as dt
 import decimal
 import enum
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +164,22 @@ def test_as_stock(name: str, http: sa.Engine, stock: sa.Engine, things: None) ->
             rows = result.all()
             found.append((list(result.keys()), rows, [[type(value) for value in row] for row in rows]))
     assert found[0] == found[1]
+
+
+FRESH = """
+import sys, sqlalchemy as sa
+engine = sa.create_engine(sys.stdin.read())
+with engine.connect() as connection:
+    print(connection.scalar(sa.select(sa.literal(b"\\x00\\xff\\\\a", sa.LargeBinary))))
+engine.dispose()
+"""
+
+
+def test_fresh_process(http: sa.Engine) -> None:
+    """By its URL alone, in a process that never connected by libpq, where psycopg's own dumper of bytes doubles backslashes."""
+    url = http.url.render_as_string(hide_password=False)
+    done = subprocess.run([sys.executable, "-c", FRESH], input=url, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (repr(b"\x00\xff\\a"), "")
 
 
 @pytest.mark.usefixtures("things")
