@@ -150,8 +150,8 @@ def report(runs: Runs, load: float) -> Iterator[str]:
     absent = "" if DIRECT_TLS in WAYS else " `sslnegotiation=direct` needs libpq 17: left out."
     yield (
         f"Medians of {len(runs[WAYS[0], SHORT])} processes, and in parentheses the least; the ways took turns. Python"
-        f" {sys.version.split()[0]}, psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()} cores,"
-        f" load average before: {load:.1f}.{absent} The start of Python itself is not in it."
+        f" {sys.version.split()[0]}, psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()}"
+        f" cores, load average before: {load:.1f}.{absent} The start of Python itself is not in it."
     )
     yield from NOTES
 
