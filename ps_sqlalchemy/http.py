@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from greenlet import GreenletExit, getcurrent, greenlet  # type: ignore[import-untyped]
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGExecutionContext_psycopg
+from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -297,6 +298,19 @@ class PSDialectHttp(PGDialect_psycopg):
     def _backslash_escapes(self) -> Any:  # type: ignore[override]
         return self._ps_server.backslash_escapes
 
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        if (
+            context is not None
+            and context.execute_style is ExecuteStyle.INSERTMANYVALUES
+            and getattr(cursor.connection, "of_batch", None) is not None
+        ):
+            # SQLAlchemy cuts it into parts, and sends the second when it has the first one's rows.
+            raise psycopg.NotSupportedError(
+                "a list of parameters and RETURNING would be several statements, each after the result of the one before: write"
+                " insert(...).values([...]), or execute each by itself"
+            )
+        cursor.execute(statement, parameters)
+
     # --- transactions, of which there are none ---
 
     def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
@@ -392,7 +406,7 @@ class HttpBatch:
         self._connection = self._engine.connect()
         try:
             inside: Any = self._connection.connection.dbapi_connection
-            self._batch: Batch = inside.client.batch(**self._modes)
+            self._batch: Batch = inside.batch(**self._modes)
             inside.of_batch = self._batch
         except BaseException:
             self._connection.close()
@@ -405,14 +419,9 @@ class HttpBatch:
         `parameters` are as of `Connection.execute`: a dictionary, or a list of several for one INSERT, UPDATE or DELETE each.
 
         Raises:
-            sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or needs another statement before it.
+            sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or would be several that need each other.
             sqlalchemy.exc.StatementError: it cannot be compiled, or a value cannot be adapted.
         """
-        if not isinstance(parameters, dict) and len(parameters or ()) > 1 and _returns(statement):
-            raise ConfigurationError(
-                "a list of parameters and RETURNING would be several statements with one result: write insert(...).values([...]),"
-                " or execute each by itself"
-            )
         pending = HttpPending()
 
         def run() -> None:
@@ -473,10 +482,6 @@ class HttpBatch:
         await greenlet_spawn(self._end, exc_type, exc, traceback)
 
 
-def _returns(statement: Any) -> bool:
-    return bool(getattr(statement, "returning_column_descriptions", ()))
-
-
 def http_batch(
     engine: sa.Engine | AsyncEngine, *, isolation: str | None = None, read_only: bool = False, deferrable: bool = False
 ) -> HttpBatch:
@@ -500,11 +505,12 @@ def http_batch(
     whole = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if not isinstance(whole.dialect, PSDialectHttp):
         whole = _beside(whole)
-    return HttpBatch(whole, isolation=isolation, read_only=read_only, deferrable=deferrable)
+    # What is not asked for here is as the engine's options say (`postgresql_readonly`).
+    return HttpBatch(whole, isolation=isolation, read_only=read_only or None, deferrable=deferrable or None)
 
 
 def _beside(engine: sa.Engine) -> sa.Engine:
-    """Return an engine over HTTPS for the endpoints of one of `ps_sqlalchemy`; the same one each time."""
+    """Return an engine over HTTPS for the endpoints of one of `ps_sqlalchemy`, with its options."""
     root = root_of(engine)
     dialect: Any = root.dialect
     if not isinstance(root, PSEngine):
@@ -518,4 +524,7 @@ def _beside(engine: sa.Engine) -> sa.Engine:
         url = url_of(root.topology.primary, drivername)
         found = sa.create_engine(url, ps_topology=root.topology, hide_parameters=root.hide_parameters, **arguments)
         root.__dict__["_ps_http"] = found
-    return found
+        sa.event.listen(root, "engine_disposed", lambda _: found.dispose())
+    # Of a transaction there, not of a batch.
+    options = {name: value for name, value in engine.get_execution_options().items() if name != "isolation_level"}
+    return found.execution_options(**options) if options else found

@@ -446,8 +446,9 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
         for statement in ("COMMIT", "SAVEPOINT x", "LISTEN x", "SELECT 1; SELECT 2"):
             with pytest.raises(sa.exc.NotSupportedError):
                 batch.execute(sa.text(statement))
-        with pytest.raises(ConfigurationError, match="RETURNING"):
-            batch.execute(sa.insert(Thing).returning(Thing.id), [{"name": "a"}, {"name": "b"}])
+        for several in (sa.insert(Thing).returning(Thing.id), sa.insert(Thing).return_defaults()):
+            with pytest.raises(sa.exc.NotSupportedError, match="RETURNING"):
+                batch.execute(several, [{"name": "a"}, {"name": "b"}])
         with pytest.raises((sa.exc.DBAPIError, psycopg.NotSupportedError), match="of its own before"):
             batch.execute(sa.insert(asking).values(name="a"))
         with pytest.raises(sa.exc.CompileError):
@@ -483,14 +484,19 @@ def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
 
 
 def test_batch_beside(ps_lab: Lab, no_things: None) -> None:
-    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints and JSON functions."""
+    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints, options and JSON functions."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", json_serializer=lambda value: '"mine"')
+    elsewhere = engine.execution_options(schema_translate_map={"shop": "public"}, isolation_level="AUTOCOMMIT")
+    shop = THING.to_metadata(sa.MetaData(), schema="shop")
     with ps_lab.round_trips() as counted:
-        for one in (engine, engine.execution_options(a=1)):
+        for one, table in ((engine, THING), (elsewhere, shop)):
             with http_batch(one) as batch:
-                made = batch.execute(sa.insert(Thing).values(name=str(counted.count), data={"a": 1}).returning(Thing.data))
+                made = batch.execute(sa.insert(table).values(name=table.key, data={"a": 1}).returning(table.c.data))
             assert made.result.scalar() == "mine"
     assert counted.count == 2
+    with pytest.raises(sa.exc.InternalError, match="read-only"):
+        with http_batch(engine.execution_options(postgresql_readonly=True)) as batch:
+            batch.execute(sa.delete(THING))
     engine.dispose()
 
 
