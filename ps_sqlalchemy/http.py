@@ -56,6 +56,10 @@ _INSTEAD: Final = (
     " PostgreSQL itself over the same port"
 )
 _WRITES: Final = f"the statement may write, and an engine over HTTPS only reads: {_INSTEAD}"
+_BEFORE: Final = (
+    "a default of a column, a sequence or a listener takes a statement of its own before this one, which depends on its result:"
+    " let the server compute it (server_default), or execute that one first"
+)
 _NO_TRANSACTION: Final = f"an engine over HTTPS has no transaction that stays open between requests: {_INSTEAD}"
 _OF_CLIENT: Final = " (In SQLAlchemy, `client.batch()` is `ps_sqlalchemy.http_batch(engine)`.)"
 _LEVELS: Final = ("AUTOCOMMIT", "READ COMMITTED", "READ UNCOMMITTED")
@@ -109,6 +113,8 @@ class _Connection(dbapi.Connection):
     refusal = _WRITES
     of_batch: Batch | None = None
     """The batch that statements are for."""
+    expected: object = None
+    """What is being added to it."""
 
     def cursor(self, *_: Any, **__: Any) -> _Cursor:  # one of the server's (`stream_results`), too: the answer is there at once
         self._check()
@@ -150,10 +156,7 @@ class _Server:
 
 class _Context(PGExecutionContext_psycopg):
     def _execute_scalar(self, stmt: Any, type_: Any, parameters: Any = None) -> NoReturn:
-        raise psycopg.NotSupportedError(
-            "a default of a column, or a sequence, takes a statement of its own before this one, on whose result it depends:"
-            f" let the server compute it (server_default, or Sequence in a RETURNING insert). ({stmt})"
-        )
+        raise psycopg.NotSupportedError(f"{_BEFORE} ({stmt})")
 
 
 class PSDialectHttp(PGDialect_psycopg):
@@ -299,17 +302,26 @@ class PSDialectHttp(PGDialect_psycopg):
         return self._ps_server.backslash_escapes
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        if (
-            context is not None
-            and context.execute_style is ExecuteStyle.INSERTMANYVALUES
-            and getattr(cursor.connection, "of_batch", None) is not None
-        ):
-            # SQLAlchemy cuts it into parts, and sends the second when it has the first one's rows.
+        self._ps_check(cursor, context)
+        cursor.execute(statement, parameters)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        self._ps_check(cursor, context)
+        cursor.executemany(statement, parameters)
+
+    @staticmethod
+    def _ps_check(cursor: Any, context: Any) -> None:
+        """Refuse, before a batch is sent, what would execute something more when it has its result, which is too late."""
+        connection = cursor.connection
+        if context is None or not isinstance(connection, _Connection) or connection.of_batch is None:
+            return
+        if context.execute_style is ExecuteStyle.INSERTMANYVALUES:
             raise psycopg.NotSupportedError(
                 "a list of parameters and RETURNING would be several statements, each after the result of the one before: write"
                 " insert(...).values([...]), or execute each by itself"
             )
-        cursor.execute(statement, parameters)
+        if context.invoked_statement is not None and context.invoked_statement is not connection.expected:
+            raise psycopg.NotSupportedError(_BEFORE)
 
     # --- transactions, of which there are none ---
 
@@ -408,6 +420,7 @@ class HttpBatch:
             inside: Any = self._connection.connection.dbapi_connection
             self._batch: Batch = inside.batch(**self._modes)
             inside.of_batch = self._batch
+            self._inside = inside
         except BaseException:
             self._connection.close()
             raise
@@ -423,6 +436,8 @@ class HttpBatch:
             sqlalchemy.exc.StatementError: it cannot be compiled, or a value cannot be adapted.
         """
         pending = HttpPending()
+
+        self._inside.expected = statement
 
         def run() -> None:
             pending._result = self._connection.execute(statement, parameters)

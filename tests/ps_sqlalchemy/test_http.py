@@ -441,6 +441,8 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
     """What cannot be part of one is refused at once; what is in it already, and comes after, is sent."""
     ids = sa.Column("id", sa.Integer, primary_key=True)
     asking = sa.Table("http_thing", sa.MetaData(), ids, sa.Column("name", sa.Text), implicit_returning=False)
+    asks = sa.Column("name", sa.Text, default=lambda context: context.connection.scalar(sa.select(sa.literal("x"))))
+    calling = sa.Table("http_thing", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), asks)
     with http_batch(http) as batch:
         batch.execute(sa.insert(Thing).values(name="before"))
         for statement in ("COMMIT", "SAVEPOINT x", "LISTEN x", "SELECT 1; SELECT 2"):
@@ -451,6 +453,8 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
                 batch.execute(several, [{"name": "a"}, {"name": "b"}])
         with pytest.raises((sa.exc.DBAPIError, psycopg.NotSupportedError), match="of its own before"):
             batch.execute(sa.insert(asking).values(name="a"))
+        with pytest.raises(sa.exc.NotSupportedError, match="of its own before"):
+            batch.execute(sa.insert(calling))
         with pytest.raises(sa.exc.CompileError):
             batch.execute(sa.insert(Thing).values(nowhere=1))
         batch.execute(sa.insert(Thing).values(name="after"))
