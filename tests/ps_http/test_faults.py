@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -256,6 +257,9 @@ class Says:
                 if not (part := tls.recv(65536)):
                     return
                 head += part
+                if self.cut == "while sending":
+                    reset(tls)
+                    return
             head, _, body = head.partition(b"\r\n\r\n")
             length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             while len(body) < length:
@@ -287,6 +291,12 @@ def serving(authority: trustme.CA, name: str) -> Iterator[Says]:
         yield server
     finally:
         server.close()
+
+
+def reset(tls: ssl.SSLSocket) -> None:
+    """Close by a reset."""
+    tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tls.close()
 
 
 def url_of(server: Says, authority: trustme.CA, folder: Path, host: str = "localhost") -> str:
@@ -346,6 +356,18 @@ def test_cuts(says: Says, authority: trustme.CA, tmp_path: Path, drive: Callable
     with pytest.raises(psycopg.OperationalError) as caught:
         client.execute("insert into t values (1)")
     if cut == "before TLS":
+        assert classify(caught.value).ran is Ran.NO
+    assert says.requests == []
+
+
+def test_cut_while_sending(says: Says, authority: trustme.CA, tmp_path: Path, drive: Callable[..., Driven]) -> None:
+    """A request of which the end was not handed over cannot have been run. asyncio buffers, and may not be able to tell."""
+    client = drive(url_of(says, authority, tmp_path))
+    says.cut = "while sending"
+    with pytest.raises(psycopg.OperationalError) as caught:
+        client.execute("insert into t values (%s)", ["x" * 30_000_000])
+    if isinstance(client.client, ps_http.Client):
+        assert "while the request was sent" in str(caught.value)
         assert classify(caught.value).ran is Ran.NO
     assert says.requests == []
 
