@@ -82,7 +82,7 @@ def measure(lab: Lab, rounds: int) -> Runs:
 
 
 def _run(way: str, url: str, counted: Callable[[], Counted]) -> Run:
-    command = [sys.executable, "-P", PROCESS, way]
+    command = [sys.executable, "-P", str(PROCESS), way]
     with subprocess.Popen(
         command, env={**os.environ, "PS_URL": url}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -116,8 +116,8 @@ def warm_round_trips(runs: Runs, way: str) -> tuple[int, int]:
     return min(pairs)
 
 
-def report(runs: Runs) -> Iterator[str]:
-    """Yield the lines of the page."""
+def report(runs: Runs, load: float) -> Iterator[str]:
+    """Yield the lines of the page. `load` is the machine's load average before."""
 
     def row(what: str, value: Callable[[str], str]) -> str:
         return f"| {what} | " + " | ".join(value(way) for way in WAYS) + " |"
@@ -146,7 +146,8 @@ def report(runs: Runs) -> Iterator[str]:
     absent = "" if DIRECT_TLS in WAYS else " `sslnegotiation=direct` needs libpq 17: left out."
     yield (
         f"Medians of {len(runs[WAYS[0], SHORT])} processes; the ways took turns. Python {sys.version.split()[0]}, psycopg"
-        f" {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}).{absent} The start of Python itself is not in it."
+        f" {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()} cores, load average before: {load:.1f}."
+        f"{absent} The start of Python itself is not in it."
     )
     yield from NOTES
 
@@ -162,8 +163,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    load = os.getloadavg()[0]
     with Lab(replicas=1) as lab:
-        text = "\n".join(report(measure(lab, 2 if arguments.quick else 20))) + "\n"
+        text = "\n".join(report(measure(lab, 2 if arguments.quick else 20), load)) + "\n"
     (arguments.output / "cold.md").write_text(text)
     print(text)
 

@@ -567,6 +567,20 @@ def test_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         start._python()
 
 
+def test_interpreter_not_allowed(
+    bridge: start._Bridge, topology: Topology, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An interpreter that this user may not run is said at once: to try again is no use."""
+    (tmp_path / "python3").write_text("")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    with pytest.raises(ConfigurationError, match="Permission denied"):
+        ps_core.connect(topology)
+    folder = bridge._folder
+    monkeypatch.undo()
+    target = target_of(topology.direct.parameters(), topology.direct.https_port, {})
+    assert bridge.reach(target)["folder"] != folder
+
+
 def test_other_user(topology: Topology, bridge: start._Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has changed its user, as gunicorn's workers do, starts another one: the folder is the first user's."""
     first: Any = ps_core.conninfo(topology.direct)
