@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
@@ -25,9 +25,11 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from ps_core._notes import carry_notes
 from ps_core.errors import ConfigurationError
 from ps_http import AsyncClient, Client, dbapi
 from ps_http._adapting import Adapting
+from ps_sqlalchemy.dialect import _carry_notes
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.engine import root_of
 from ps_sqlalchemy.url import endpoint_of, topology_of, url_of
@@ -200,6 +202,7 @@ class PSDialectHttp(PGDialect_psycopg):
         dialect: Any = engine.dialect
         if not sa.event.contains(engine, "engine_disposed", dialect._ps_close):  # for asyncio, this is called twice
             sa.event.listen(engine, "engine_disposed", dialect._ps_close)
+            sa.event.listen(dialect, "handle_error", partial(_carry_notes))
 
     # --- connecting ---
 
@@ -480,7 +483,9 @@ class HttpBatch:
     def _wrap(self, error: psycopg.Error) -> Exception:
         """Return an error as SQLAlchemy's. The server does not say which statement it is of."""
         dialect: Any = self._engine.dialect
-        return sa.exc.DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, dialect=dialect)
+        wrapped = sa.exc.DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, dialect=dialect)
+        carry_notes(error, wrapped)
+        return wrapped
 
     def __enter__(self) -> Self:
         return self._begin()

@@ -324,6 +324,22 @@ def test_errors(http: sa.Engine) -> None:
         assert connection.scalar(sa.text("SELECT 1")) == 1
 
 
+def test_notes(ps_lab: Lab, stock: sa.Engine) -> None:
+    """What a limit of ours has ended says which, in SQLAlchemy's error, too."""
+    url = ps_lab.url.replace("postgresql:", "postgresql+ps_http:") + "&ps_bouncer=write-pool&ps_statement_timeout=50ms"
+    engine = sa.create_engine(url)
+    sleep = sa.text("SELECT pg_sleep(5)")
+    with pytest.raises(sa.exc.OperationalError) as read, engine.connect() as connection:
+        connection.execute(sleep)
+    with pytest.raises(sa.exc.OperationalError) as batched, http_batch(engine) as batch:
+        batch.execute(sa.text("SELECT 1"))
+        batch.execute(sleep)
+    for caught in (read, batched):
+        assert isinstance(caught.value.orig, psycopg.errors.QueryCanceled)
+        assert any("statement_timeout" in note for note in caught.value.__notes__)
+    engine.dispose()
+
+
 def test_streaming(http: sa.Engine) -> None:
     """There are no cursors of the server's: what asks for them has its rows in parts, which are cut here."""
     numbers = sa.select(sa.func.generate_series(1, 5))
