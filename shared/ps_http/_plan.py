@@ -189,10 +189,15 @@ def compose(
     timeouts = endpoint.timeouts.limited(dict(limits or {}), remaining)
     wanted = timeouts.settings(server_version=_SERVER_VERSION)
     wanted.pop("idle_in_transaction_session_timeout", None)  # no client is between the statements
-    before = _opening([*((_LIMIT, (name, f"{ms}ms")) for name, ms in wanted.items()), *settings], guard)
+    read_only = work.read_only or endpoint.read_only
+    # What the headers ask for is said once more, so that a server which does not heed them is found out: it fails then.
+    modes = [("transaction_read_only", "on")] if read_only else []
+    if work.modes.isolation is not None:
+        modes.append(("transaction_isolation", work.modes.isolation))
+    limited = ((_LIMIT, (name, f"{ms}ms")) for name, ms in wanted.items())
+    before = _opening([*((_SET, pair) for pair in modes), *limited, *settings], guard)
     has_position = wants_position and work.read_only
     behind = (Query(REPLICA_POSITION_SQL.decode()),) if has_position else ()
-    read_only = work.read_only or endpoint.read_only
     return Sent((*before, *work.queries, *behind), replace(work.modes, read_only=read_only), len(before), has_position)
 
 

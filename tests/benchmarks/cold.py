@@ -82,7 +82,7 @@ def measure(lab: Lab, rounds: int) -> Runs:
 
 
 def _run(way: str, url: str, counted: Callable[[], Counted]) -> Run:
-    command = [sys.executable, "-P", PROCESS, way]
+    command = [sys.executable, "-P", str(PROCESS), way]
     with subprocess.Popen(
         command, env={**os.environ, "PS_URL": url}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -116,14 +116,18 @@ def warm_round_trips(runs: Runs, way: str) -> tuple[int, int]:
     return min(pairs)
 
 
-def report(runs: Runs) -> Iterator[str]:
-    """Yield the lines of the page."""
+def report(runs: Runs, load: float) -> Iterator[str]:
+    """Yield the lines of the page. `load` is the machine's load average before."""
 
     def row(what: str, value: Callable[[str], str]) -> str:
         return f"| {what} | " + " | ".join(value(way) for way in WAYS) + " |"
 
-    def median(take: Callable[[Run], float], *delays: float) -> Callable[[str], str]:
-        return lambda way: f"{statistics.median(take(run) for delay in delays for run in runs[way, delay]) * 1e3:.0f}"
+    def spent(take: Callable[[Run], float], *delays: float) -> Callable[[str], str]:
+        def cell(way: str) -> str:
+            found = [take(run) * 1e3 for delay in delays for run in runs[way, delay]]
+            return f"{statistics.median(found):.0f} ({min(found):.0f})"
+
+        return cell
 
     def plus(pair: tuple[int, int]) -> str:
         return f"{pair[0]} + {pair[1]}"
@@ -136,17 +140,18 @@ def report(runs: Runs) -> Iterator[str]:
     yield row("of a second query", lambda way: plus(warm_round_trips(runs, way)))
     for delay in both:
         name = f"{delay * 1e3:.0f} ms for a round trip"
-        yield row(f"{name}: first query, imports included, ms", median(lambda run: run.first, delay))
-        yield row(f"{name}: second query, ms", median(lambda run: run.second, delay))
-    yield row("imports alone, ms", median(lambda run: run.imports, *both))
-    yield row("CPU time until the first answer, ms", median(lambda run: run.first_cpu, *both))
+        yield row(f"{name}: first query, imports included, ms", spent(lambda run: run.first, delay))
+        yield row(f"{name}: second query, ms", spent(lambda run: run.second, delay))
+    yield row("imports alone, ms", spent(lambda run: run.imports, *both))
+    yield row("CPU time until the first answer, ms", spent(lambda run: run.first_cpu, *both))
     yield row("CPU time of the second query, ms", lambda way: _second_cpu(runs, way))
     yield ""
     libpq = psycopg.pq.version() // 10000
     absent = "" if DIRECT_TLS in WAYS else " `sslnegotiation=direct` needs libpq 17: left out."
     yield (
-        f"Medians of {len(runs[WAYS[0], SHORT])} processes; the ways took turns. Python {sys.version.split()[0]}, psycopg"
-        f" {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}).{absent} The start of Python itself is not in it."
+        f"Medians of {len(runs[WAYS[0], SHORT])} processes, and in parentheses the least; the ways took turns. Python"
+        f" {sys.version.split()[0]}, psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()}"
+        f" cores, load average before: {load:.1f}.{absent} The start of Python itself is not in it."
     )
     yield from NOTES
 
@@ -162,8 +167,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
+    load = os.getloadavg()[0]
     with Lab(replicas=1) as lab:
-        text = "\n".join(report(measure(lab, 2 if arguments.quick else 20))) + "\n"
+        text = "\n".join(report(measure(lab, 2 if arguments.quick else 20), load)) + "\n"
     (arguments.output / "cold.md").write_text(text)
     print(text)
 

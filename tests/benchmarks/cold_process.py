@@ -61,7 +61,7 @@ def https(value: object) -> Opened:
     return imported, lambda: client.execute("select %s", [value]).one()
 
 
-WAYS = {
+WAYS: dict[str, Callable[[], Opened]] = {
     "psycopg": stock,
     "psycopg, direct TLS": lambda: stock(sslnegotiation="direct"),
     "ps_core": ours,

@@ -23,5 +23,5 @@ def test_quick(ps_lab: Lab) -> None:
     assert {way: warm_round_trips(runs, way) for way in WAYS} == dict.fromkeys(WAYS, (1, 0))
     assert {way for way in WAYS if not all(run.psycopg for delay in (0.002, 0.08) for run in runs[way, delay])} == {"ps_http"}
     assert not any(run.psycopg for delay in (0.002, 0.08) for run in runs["ps_http", delay])
-    text = "\n".join(report(runs))
+    text = "\n".join(report(runs, 0.0))
     assert "| of a second query |" + " 1 + 0 |" * len(WAYS) in text

@@ -9,8 +9,10 @@ import asyncio
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -103,6 +105,27 @@ def test_unavailable(ps_lab: Lab, client: Driven, impatient: Driven, table: str)
             ended()
     assert numbers(ps_lab, table) == [1]
     assert len(tried) >= 3
+
+
+def test_outage(ps_lab: Lab) -> None:
+    """While the endpoint is down one caller asks for all, and when it is back all are served: each write once."""
+    heard: list[Event] = []
+    ps_lab.sql("CREATE TABLE http_outage (n int)")
+    ps_lab.sql("ALTER TABLE http_outage OWNER TO app")
+    with ps_http.Client(ps_lab.url, bouncer="write-pool") as client, ThreadPoolExecutor(8) as pool:
+        ended = subscribe(heard.append)
+        try:
+            with ps_lab.edge.refuse("57P03", "no primary available for branch"):
+                work = [pool.submit(client.execute, "insert into http_outage values (%s)", [n]) for n in range(8)]
+                wait_until(lambda: [event.name for event in heard].count(Name.RETRY) >= 10, "several tries")
+            for one in work:
+                assert one.result(30).rowcount == 1
+        finally:
+            ended()
+    names = [event.name for event in heard]
+    assert names.count(Name.OUTAGE_OPENED) == names.count(Name.OUTAGE_CLOSED) == 1
+    assert ps_lab.sql("SELECT n FROM http_outage ORDER BY n") == [(n,) for n in range(8)]
+    ps_lab.sql("DROP TABLE http_outage")
 
 
 def test_rate_limited(ps_lab: Lab, client: Driven, table: str) -> None:
@@ -283,6 +306,9 @@ class Says:
                 if not (part := tls.recv(65536)):
                     return
                 head += part
+                if self.cut == "while sending":
+                    reset(tls)
+                    return
             head, _, body = head.partition(b"\r\n\r\n")
             length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             while len(body) < length:
@@ -314,6 +340,12 @@ def serving(authority: trustme.CA, name: str) -> Iterator[Says]:
         yield server
     finally:
         server.close()
+
+
+def reset(tls: ssl.SSLSocket) -> None:
+    """Close by a reset."""
+    tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tls.close()
 
 
 def url_of(server: Says, authority: trustme.CA, folder: Path, host: str = "localhost") -> str:
@@ -373,6 +405,18 @@ def test_cuts(says: Says, authority: trustme.CA, tmp_path: Path, drive: Callable
     with pytest.raises(psycopg.OperationalError) as caught:
         client.execute("insert into t values (1)")
     if cut == "before TLS":
+        assert classify(caught.value).ran is Ran.NO
+    assert says.requests == []
+
+
+def test_cut_while_sending(says: Says, authority: trustme.CA, tmp_path: Path, drive: Callable[..., Driven]) -> None:
+    """A request of which the end was not handed over cannot have been run. asyncio buffers, and may not be able to tell."""
+    client = drive(url_of(says, authority, tmp_path))
+    says.cut = "while sending"
+    with pytest.raises(psycopg.OperationalError) as caught:
+        client.execute("insert into t values (%s)", ["x" * 30_000_000])
+    if isinstance(client.client, ps_http.Client):
+        assert "while the request was sent" in str(caught.value)
         assert classify(caught.value).ran is Ran.NO
     assert says.requests == []
 

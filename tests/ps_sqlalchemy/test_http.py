@@ -6,6 +6,8 @@ import asyncio
 import datetime as dt
 import decimal
 import enum
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +166,22 @@ def test_as_stock(name: str, http: sa.Engine, stock: sa.Engine, things: None) ->
     assert found[0] == found[1]
 
 
+FRESH = """
+import sys, sqlalchemy as sa
+engine = sa.create_engine(sys.stdin.read())
+with engine.connect() as connection:
+    print(connection.scalar(sa.select(sa.literal(b"\\x00\\xff\\\\a", sa.LargeBinary))))
+engine.dispose()
+"""
+
+
+def test_fresh_process(http: sa.Engine) -> None:
+    """By its URL alone, in a process that never connected by libpq, where psycopg's own dumper of bytes doubles backslashes."""
+    url = http.url.render_as_string(hide_password=False)
+    done = subprocess.run([sys.executable, "-c", FRESH], input=url, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (repr(b"\x00\xff\\a"), "")
+
+
 @pytest.mark.usefixtures("things")
 def test_orm(ps_lab: Lab, http: sa.Engine) -> None:
     """A session reads, each statement by one request, and its end sends none."""
@@ -306,6 +324,22 @@ def test_errors(http: sa.Engine) -> None:
         assert connection.scalar(sa.text("SELECT 1")) == 1
 
 
+def test_notes(ps_lab: Lab, stock: sa.Engine) -> None:
+    """What a limit of ours has ended says which, in SQLAlchemy's error, too."""
+    url = ps_lab.url.replace("postgresql:", "postgresql+ps_http:") + "&ps_bouncer=write-pool&ps_statement_timeout=50ms"
+    engine = sa.create_engine(url)
+    sleep = sa.text("SELECT pg_sleep(5)")
+    with pytest.raises(sa.exc.OperationalError) as read, engine.connect() as connection:
+        connection.execute(sleep)
+    with pytest.raises(sa.exc.OperationalError) as batched, http_batch(engine) as batch:
+        batch.execute(sa.text("SELECT 1"))
+        batch.execute(sleep)
+    for caught in (read, batched):
+        assert isinstance(caught.value.orig, psycopg.errors.QueryCanceled)
+        assert any("statement_timeout" in note for note in caught.value.__notes__)
+    engine.dispose()
+
+
 def test_streaming(http: sa.Engine) -> None:
     """There are no cursors of the server's: what asks for them has its rows in parts, which are cut here."""
     numbers = sa.select(sa.func.generate_series(1, 5))
@@ -423,15 +457,20 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
     """What cannot be part of one is refused at once; what is in it already, and comes after, is sent."""
     ids = sa.Column("id", sa.Integer, primary_key=True)
     asking = sa.Table("http_thing", sa.MetaData(), ids, sa.Column("name", sa.Text), implicit_returning=False)
+    asks = sa.Column("name", sa.Text, default=lambda context: context.connection.scalar(sa.select(sa.literal("x"))))
+    calling = sa.Table("http_thing", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), asks)
     with http_batch(http) as batch:
         batch.execute(sa.insert(Thing).values(name="before"))
         for statement in ("COMMIT", "SAVEPOINT x", "LISTEN x", "SELECT 1; SELECT 2"):
             with pytest.raises(sa.exc.NotSupportedError):
                 batch.execute(sa.text(statement))
-        with pytest.raises(ConfigurationError, match="RETURNING"):
-            batch.execute(sa.insert(Thing).returning(Thing.id), [{"name": "a"}, {"name": "b"}])
+        for several in (sa.insert(Thing).returning(Thing.id), sa.insert(Thing).return_defaults()):
+            with pytest.raises(sa.exc.NotSupportedError, match="RETURNING"):
+                batch.execute(several, [{"name": "a"}, {"name": "b"}])
         with pytest.raises((sa.exc.DBAPIError, psycopg.NotSupportedError), match="of its own before"):
             batch.execute(sa.insert(asking).values(name="a"))
+        with pytest.raises(sa.exc.StatementError, match="of its own before"):
+            batch.execute(sa.insert(calling))
         with pytest.raises(sa.exc.CompileError):
             batch.execute(sa.insert(Thing).values(nowhere=1))
         batch.execute(sa.insert(Thing).values(name="after"))
@@ -511,14 +550,19 @@ def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
 
 
 def test_batch_beside(ps_lab: Lab, no_things: None) -> None:
-    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints and JSON functions."""
+    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints, options and JSON functions."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", json_serializer=lambda value: '"mine"')
+    elsewhere = engine.execution_options(schema_translate_map={"shop": "public"}, isolation_level="AUTOCOMMIT")
+    shop = THING.to_metadata(sa.MetaData(), schema="shop")
     with ps_lab.round_trips() as counted:
-        for one in (engine, engine.execution_options(a=1)):
+        for one, table in ((engine, THING), (elsewhere, shop)):
             with http_batch(one) as batch:
-                made = batch.execute(sa.insert(Thing).values(name=str(counted.count), data={"a": 1}).returning(Thing.data))
+                made = batch.execute(sa.insert(table).values(name=table.key, data={"a": 1}).returning(table.c.data))
             assert made.result.scalar() == "mine"
     assert counted.count == 2
+    with pytest.raises(sa.exc.InternalError, match="read-only"):
+        with http_batch(engine.execution_options(postgresql_readonly=True)) as batch:
+            batch.execute(sa.delete(THING))
     engine.dispose()
 
 

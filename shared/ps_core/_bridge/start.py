@@ -164,16 +164,21 @@ class _Bridge:
         program = f"import sys; sys.path += {path!r}; from process import run; sys.path.remove({here!r}); run({self._folder!r})"
         command = [python, "-I", "-S", "-c", program]
         with theirs:
-            self._pid = os.posix_spawn(
-                command[0],
-                command,
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                ],
-                setpgroup=0,  # a terminal's Ctrl-C is for this process, whose last words are still to be carried
-            )
+            try:
+                self._pid = os.posix_spawn(
+                    command[0],
+                    command,
+                    os.environ,
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    ],
+                    setpgroup=0,  # a terminal's Ctrl-C is for this process, whose last words are still to be carried
+                )
+            except (PermissionError, FileNotFoundError) as exc:
+                raise ConfigurationError(
+                    f'transport="websocket" starts a Python process, and {python} is not allowed here: {exc.strerror}'
+                ) from exc
 
     def _clear(self) -> None:
         """Remove what is left of one that has ended."""

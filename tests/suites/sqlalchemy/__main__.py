@@ -1,10 +1,10 @@
 """Run SQLAlchemy's tests through the primary's bouncer: stock `postgresql+psycopg`, `postgresql+ps`, both for asyncio.
 
-Without arguments these are its compliance suite for dialects; with `own` its own tests of the PostgreSQL dialect, of engines,
-sessions and transactions, from its source distribution. All other arguments are pytest's, as in `-k Returning` or
-`own test/engine/test_pool.py`; without any, this part of docs/generated/sqlalchemy-suite.md is written. `own last` runs nothing:
-it looks again at what the last whole run left. Meanwhile other clients run transactions through the same bouncer: with one client
-alone it would hand out the same server connection all the time.
+Without arguments these are its compliance suite for dialects; with `http` the same over HTTPS, beside stock; with `own` its own
+tests of the PostgreSQL dialect, of engines, sessions and transactions, from its source distribution. All other arguments are
+pytest's, as in `-k Returning` or `own test/engine/test_pool.py`; without any, this part of docs/generated/sqlalchemy-suite.md is
+written. `own last` runs nothing: it looks again at what the last whole run left. Meanwhile other clients run transactions through
+the same bouncer: with one client alone it would hand out the same server connection all the time.
 
 Prints all totals, and exits with 1 if a test did not end with ours as with stock and `differences.py` does not explain it, or if
 what is explained there is no more.
@@ -30,18 +30,26 @@ import sqlalchemy as sa
 
 import ps_core
 from ps_lab import Lab
-from tests.suites.sqlalchemy.differences import DIFFERENCES, LACKING, Difference
+from tests.suites.sqlalchemy.differences import DIFFERENCES, LACKING, OF_HTTPS, Difference
+
+Pairs = tuple[tuple[str, str], ...]
 
 ROOT = Path(__file__).parents[3]
 FOLDER = Path(__file__).parent
 CACHE = ROOT / ".cache" / "suites"
 PAGE = ROOT / "docs" / "generated" / "sqlalchemy-suite.md"
-PAIRS = (("psycopg", "ps"), ("psycopg_async", "ps_async"))
+PAIRS: Pairs = (("psycopg", "ps"), ("psycopg_async", "ps_async"))
 """The drivers of stock, and ours."""
+OVER_HTTPS: Pairs = (("psycopg", "ps_http_writing"),)
+"""The same for `http`; see `plugin.Writing`."""
 NEIGHBOURS = 3
 OWN = ("test/dialect/postgresql", "test/engine", "test/orm/test_session.py", "test/orm/test_transaction.py")
 CLOSED = (
     "Closed for all, as a transaction pooler cannot give it: temporary tables, and a search path that is set for the session."
+)
+WRITING = (
+    "`ps_http_writing` is `ps_http` with connections that write, too, each statement committed by itself, so that the tests have"
+    " something to read; what they leave, they cannot roll back. It offers the isolation levels that one statement can have."
 )
 LEFT_OUT = f"Left out for all, as the lab's PostgreSQL has none of it: {', '.join(LACKING.values())}."
 
@@ -64,14 +72,14 @@ def source() -> Path:
     return found
 
 
-def urls(lab: Lab) -> dict[str, sa.URL]:
+def urls(lab: Lab, pairs: Pairs) -> dict[str, sa.URL]:
     """Return a URL for each dialect, each with a database of its own; all name the primary's dedicated bouncer."""
     primary = lab.topology.primary
     stock = sa.URL.create("postgresql", primary.user, primary.password, primary.host, primary.port, query=dict(primary.params))
     ours = sa.make_url(lab.url).update_query_dict({"ps_bouncer": "write-pool", "ps_session_state": "allow"})  # as with stock
     return {
         name: url.set(drivername=f"postgresql+{name}", database=f"suite_{name}")
-        for pair in PAIRS
+        for pair in pairs
         for name, url in zip(pair, (stock, ours), strict=True)
     }
 
@@ -120,13 +128,13 @@ def neighbours(lab: Lab, database: str) -> Iterator[None]:
             future.result()
 
 
-def run_all(name: str, folder: Path, arguments: list[str]) -> tuple[dict[str, Outcomes], str]:
+def run_all(name: str, folder: Path, arguments: list[str], pairs: Pairs = PAIRS) -> tuple[dict[str, Outcomes], str]:
     """Run pytest with all dialects; return the outcomes by dialect, and the versions of what ran."""
     outcomes = {}
     with Lab(replicas=1, server_round_robin=1) as lab:
         # Some of its own tests make URLs by replacing capital letters in what may already have the password.
         lab.set_password("app", f"pscale_pw_{secrets.token_hex(16)}")
-        for dialect, url in urls(lab).items():
+        for dialect, url in urls(lab, pairs).items():
             lab.sql(f"CREATE DATABASE {url.database} OWNER app")
             for schema in ("test_schema", "test_schema_2"):
                 lab.sql(f"CREATE SCHEMA {schema} AUTHORIZATION app", dbname=str(url.database))
@@ -143,10 +151,10 @@ def differing(stock: Outcomes, ours: Outcomes) -> dict[str, tuple[str, str]]:
     return {test: (theirs, own) for test, (theirs, own) in both.items() if theirs not in ("failed", own)}
 
 
-def judge(outcomes: dict[str, Outcomes], explained: dict[str, Difference], whole: bool) -> list[str]:
+def judge(outcomes: dict[str, Outcomes], explained: dict[str, Difference], whole: bool, pairs: Pairs = PAIRS) -> list[str]:
     """Return what is wrong: the differences that are not explained, and what is explained and is no difference any more."""
     wrong = []
-    for stock, ours in PAIRS:
+    for stock, ours in pairs:
         found = differing(outcomes[stock], outcomes[ours])
         expected = {test for test, difference in explained.items() if ours in difference.dialects}
         if not whole:
@@ -159,7 +167,7 @@ def judge(outcomes: dict[str, Outcomes], explained: dict[str, Difference], whole
     return wrong
 
 
-def totals(outcomes: dict[str, Outcomes]) -> list[str]:
+def totals(outcomes: dict[str, Outcomes], pairs: Pairs = PAIRS) -> list[str]:
     """Return the lines of the table of totals, and what failed with both."""
     lines = ["| | run | passed | failed | skipped |", "|---|---|---|---|---|"]
     for name, found in outcomes.items():
@@ -167,20 +175,21 @@ def totals(outcomes: dict[str, Outcomes]) -> list[str]:
         lines.append(f"| `postgresql+{name}` | {passed + failed} | {passed} | {failed} | {skipped} |")
     both = [
         f"- `{test}` (`{stock}`, `{ours}`)"
-        for stock, ours in PAIRS
+        for stock, ours in pairs
         for test, outcome in sorted(outcomes[stock].items())
         if outcome == outcomes[ours].get(test) == "failed"
     ]
     return [*lines, "", "Failed with stock as well:", "", *both] if both else lines
 
 
-def reasons(explained: dict[str, Difference]) -> list[str]:
+def reasons(explained: dict[str, Difference], pairs: Pairs = PAIRS) -> list[str]:
     """Return the lines of the table of differences."""
-    everywhere = tuple(ours for _, ours in PAIRS)
+    everywhere = tuple(ours for _, ours in pairs)
     lines = ["Passed with stock and not with ours. What is called a defect is to be mended; the rest are promises.", ""]
     lines += ["| test | with | why |", "|---|---|---|"]
     for test, difference in sorted(explained.items()):
-        where = "both" if difference.dialects == everywhere else ", ".join(f"`{name}`" for name in difference.dialects)
+        both = len(pairs) > 1 and difference.dialects == everywhere
+        where = "both" if both else ", ".join(f"`{name}`" for name in difference.dialects)
         name = test.replace("|", "\\|")
         lines.append(f"| `{name}` | {where} | {'Defect: ' if difference.defect else ''}{difference.reason} |")
     return lines
@@ -205,6 +214,16 @@ def compliance(arguments: list[str]) -> list[str]:
     return judge(outcomes, {}, whole=not arguments)
 
 
+def over_https(arguments: list[str]) -> list[str]:
+    """Run the suite for dialects over HTTPS, each statement by itself; return what is wrong."""
+    outcomes, versions = run_all("sqlalchemy-http", FOLDER, [*arguments, "suite.py"], OVER_HTTPS)
+    lines = [f"{versions}. Made by `make test-suite-sqlalchemy ARGS=http`.", "", *totals(outcomes, OVER_HTTPS), "", WRITING]
+    print("\n".join(["", *lines, ""]))
+    if not arguments:
+        write("Its suite for dialects, over HTTPS", [*lines, "", *reasons(OF_HTTPS, OVER_HTTPS)])
+    return judge(outcomes, OF_HTTPS, not arguments, OVER_HTTPS)
+
+
 def own(arguments: list[str]) -> list[str]:
     """Run SQLAlchemy's own tests, or look at those of the last whole run; return what is wrong."""
     last = CACHE / "sqlalchemy-own.json"
@@ -224,10 +243,11 @@ def own(arguments: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Run one of the two and compare."""
+    """Run one of them and compare."""
     CACHE.mkdir(parents=True, exist_ok=True)
     arguments = sys.argv[1:]
-    wrong = own(arguments[1:]) if arguments[:1] == ["own"] else compliance(arguments)
+    suites = {"own": own, "http": over_https}
+    wrong = suites[arguments[0]](arguments[1:]) if arguments and arguments[0] in suites else compliance(arguments)
     print("\n".join(wrong))
     return 1 if wrong else 0
 

@@ -45,3 +45,35 @@ DIFFERENCES = {
     f"{_PING}::test_event_handler_didnt_upgrade_disconnect": Difference(_PROXY),
 }
 """By the name of the test, without what is said of dialect and version in the name of its class."""
+
+HTTPS = ("ps_http_writing",)
+_ROLLBACK = (
+    "What was written cannot be rolled back, nor is a connection in AUTOCOMMIT or not: each statement is a request by itself."
+)
+_NO_CURSOR = (
+    "Looks whether the driver's cursor has a name; over HTTPS there is none of the server's, and the rows are there at once."
+)
+_AUTOCOMMIT = "suite.py::AutocommitIsolationTest"
+_CURSORS = "suite.py::ServerSideCursorsTest"
+
+OF_HTTPS = {
+    f"{_AUTOCOMMIT}::test_autocommit_block[block_rollback-false]": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_autocommit_block[not_block_rollback-false]": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_autocommit_off": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_autocommit_on": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_dialect_autocommit_is_restored[not_use_dialect_setting]": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_dialect_autocommit_is_restored[use_dialect_setting]": Difference(_ROLLBACK, HTTPS),
+    f"{_AUTOCOMMIT}::test_turn_autocommit_off_via_default_iso_level": Difference(_ROLLBACK, HTTPS),
+    "suite.py::NumericTest::test_infinity_floats": Difference(
+        "Succeeds, which SQLAlchemy's own requirements expect of `postgresql+psycopg` alone.", HTTPS
+    ),
+    f"{_CURSORS}::test_conn_option": Difference(_NO_CURSOR, HTTPS),
+    **{
+        f"{_CURSORS}::test_ss_cursor_status[{name}]": Difference(_NO_CURSOR, HTTPS)
+        for name in (
+            *("for_update_expr", "for_update_string", "global_expr", "global_string", "global_text", "stmt_option"),
+            "text_ss_option",
+        )
+    },
+}
+"""The same of the suite for dialects, over HTTPS."""

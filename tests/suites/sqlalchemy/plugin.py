@@ -9,9 +9,38 @@ from tests.suites.sqlalchemy.differences import LACKING
 
 pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
 
+from sqlalchemy.dialects import registry  # noqa: E402
+from sqlalchemy.dialects.postgresql.psycopg import PGExecutionContext_psycopg  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
 from sqlalchemy.testing.plugin.pytestplugin import pytest_collection_modifyitems as _collected  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import pytest_sessionstart as _sessionstart  # noqa: E402
+
+from ps_sqlalchemy.http import PSDialectHttp  # noqa: E402
+
+
+class Writing(PSDialectHttp):
+    """`postgresql+ps_http` that writes, too, each statement committed by itself: else the tests had no tables to read."""
+
+    supports_statement_cache = True
+    execution_ctx_cls = PGExecutionContext_psycopg
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        connection = super().connect(*cargs, **cparams)
+        connection.autocommit = True
+        return connection
+
+    def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
+        """Return those that are not refused: the suite takes any one of them."""
+        levels = super().get_isolation_level_values(dbapi_connection)
+        return [level for level in levels if level not in {"REPEATABLE READ", "SERIALIZABLE"}]
+
+    def do_savepoint(self, connection: Any, name: str) -> None:  # type: ignore[override]
+        """Do nothing, as the two others: the suite puts one around each DELETE of what a test has left."""
+
+    do_rollback_to_savepoint = do_release_savepoint = do_savepoint
+
+
+registry.register("postgresql.ps_http_writing", __name__, "Writing")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:  # type: ignore[no-redef]
