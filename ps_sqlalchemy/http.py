@@ -13,6 +13,7 @@ import contextvars
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from threading import get_ident
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
@@ -426,6 +427,7 @@ class HttpBatch:
         if self._connection is not None and not self._connection.closed:
             raise psycopg.NotSupportedError("http_batch: this batch is not over: begin another one")
         self._connection = self._engine.connect()
+        self._thread = get_ident()
         try:
             inside: Any = self._connection.connection.dbapi_connection
             self._batch: Batch = inside.batch(**self._modes)
@@ -448,6 +450,7 @@ class HttpBatch:
         pending, connection = HttpPending(), self._connection
         if connection is None or connection.closed:
             raise psycopg.NotSupportedError("http_batch: a batch takes statements in its block: write `with http_batch(engine):`")
+        self._check_thread()
         self._inside.expected = statement
 
         def run() -> None:
@@ -462,6 +465,7 @@ class HttpBatch:
     def _end(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
         connection = self._connection
         assert connection is not None
+        self._check_thread()
         try:
             try:
                 self._batch.__exit__(exc_type, exc, traceback)
@@ -482,7 +486,12 @@ class HttpBatch:
                 if not one.dead:
                     self._go_on(one, GreenletExit())
             self._running.clear()
+            self._inside.of_batch = None  # a pool may hand it out again
             connection.close()
+
+    def _check_thread(self) -> None:
+        if get_ident() != self._thread:  # greenlets cannot be continued there: it has to be said before anything is sent
+            raise psycopg.NotSupportedError("http_batch: a batch begins, takes its statements and ends in one thread")
 
     @staticmethod
     def _go_on(one: greenlet, error: BaseException | None = None) -> None:

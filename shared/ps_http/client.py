@@ -158,8 +158,13 @@ class _Statements(Generic[C]):
         return self._pending[-1]
 
     def executemany(self, query: AnyQuery, params: Iterable[Params]) -> list[Pending]:
-        """Add a statement once for each of several parameters."""
-        return [self.execute(query, one) for one in params]
+        """Add a statement once for each of several parameters; or not at all, where it raises."""
+        before = len(self._queries)
+        try:
+            return [self.execute(query, one) for one in params]
+        except BaseException:
+            del self._queries[before:], self._pending[before:]
+            raise
 
     def _begin(self) -> None:
         if self._begun:  # at a second end, its statements would be sent once more

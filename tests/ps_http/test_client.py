@@ -180,6 +180,17 @@ def test_batch(ps_lab: Lab, client: Driven, table: str) -> None:
     assert ps_lab.sql(f"select n from {table}") == [(1,)]
 
 
+def test_batch_of_several_is_whole(ps_lab: Lab, client: Driven, table: str) -> None:
+    """Several parameters of which one is refused leave none of them in the batch, where its caller goes on."""
+    with client.batch() as batch:
+        first = batch.execute("select 1")
+        with pytest.raises(psycopg.ProgrammingError):
+            batch.executemany(f"insert into {table} values (%s)", [[1], [object()]])
+        last = batch.execute(f"select count(*) from {table}")
+    assert (first.result.scalar(), last.result.scalar()) == (1, 0)
+    assert ps_lab.sql(f"select n from {table}") == []
+
+
 def test_batch_is_sent_once(ps_lab: Lab, client: Driven, table: str) -> None:
     """A second block of the same batch is refused: its statements would be done twice."""
 

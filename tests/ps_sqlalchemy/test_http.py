@@ -9,6 +9,8 @@ import enum
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -509,6 +511,30 @@ def test_batch_that_is_committed(http: sa.Engine, stock: sa.Engine, things: None
         _ = pending.result
     with stock.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).where(Thing.name.in_(["a", "b", "c"]))) == 3
+
+
+def test_batch_of_a_pool(ps_lab: Lab) -> None:
+    """A connection that a pool hands out again no longer belongs to a batch."""
+    engine = sa.create_engine(ps_lab.url.replace("postgresql:", "postgresql+ps_http:"), poolclass=sa.StaticPool)
+    for text in ("SELECT 5", "SELECT 1/0"):
+        with suppress(sa.exc.DataError), http_batch(engine) as batch:
+            batch.execute(sa.text(text))
+        with engine.connect() as connection:
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+    engine.dispose()
+
+
+def test_batch_in_threads(http: sa.Engine, stock: sa.Engine, things: None) -> None:
+    """What another thread would add to a batch, or end, is refused before it is sent."""
+    batch = http_batch(http)
+    statement = sa.insert(Thing).values(name="a")
+    with ThreadPoolExecutor(1) as other, pytest.raises(psycopg.NotSupportedError, match="one thread"), batch:
+        batch.execute(statement)
+        with pytest.raises(psycopg.NotSupportedError, match="one thread"):
+            other.submit(batch.__exit__, None, None, None).result()
+        other.submit(batch.execute, statement).result()
+    with stock.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).where(Thing.name == "a")) == 0
 
 
 def test_batch_has_a_block(http: sa.Engine, stock: sa.Engine, things: None) -> None:
