@@ -416,6 +416,8 @@ class HttpBatch:
         self._engine = engine
         self._modes = modes
         self._running: list[tuple[greenlet, HttpPending]] = []
+        self._inside: Any = None
+        """The driver's connection, within the block."""
 
     def _begin(self) -> Self:
         self._connection = self._engine.connect()
@@ -437,9 +439,11 @@ class HttpBatch:
         Raises:
             sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or would be several that need each other.
             sqlalchemy.exc.StatementError: it cannot be compiled, or a value cannot be adapted.
+            RuntimeError: the block has not begun, or is over.
         """
+        if self._inside is None:
+            raise RuntimeError("execute within the block: `with http_batch(engine) as batch:`")
         pending = HttpPending()
-
         self._inside.expected = statement
 
         def run() -> None:
@@ -469,6 +473,8 @@ class HttpBatch:
                 if not one.dead:
                     self._go_on(one, GreenletExit())
             self._running.clear()
+            self._inside.of_batch = None
+            self._inside = None
             self._connection.close()
 
     @staticmethod
