@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,27 @@ def test_unavailable(ps_lab: Lab, client: Driven, impatient: Driven, table: str)
             ended()
     assert numbers(ps_lab, table) == [1]
     assert len(tried) >= 3
+
+
+def test_outage(ps_lab: Lab) -> None:
+    """While the endpoint is down one caller asks for all, and when it is back all are served: each write once."""
+    heard: list[Event] = []
+    ps_lab.sql("CREATE TABLE http_outage (n int)")
+    ps_lab.sql("ALTER TABLE http_outage OWNER TO app")
+    with ps_http.Client(ps_lab.url, bouncer="write-pool") as client, ThreadPoolExecutor(8) as pool:
+        ended = subscribe(heard.append)
+        try:
+            with ps_lab.edge.refuse("57P03", "no primary available for branch"):
+                work = [pool.submit(client.execute, "insert into http_outage values (%s)", [n]) for n in range(8)]
+                wait_until(lambda: [event.name for event in heard].count(Name.RETRY) >= 10, "several tries")
+            for one in work:
+                assert one.result(30).rowcount == 1
+        finally:
+            ended()
+    names = [event.name for event in heard]
+    assert names.count(Name.OUTAGE_OPENED) == names.count(Name.OUTAGE_CLOSED) == 1
+    assert ps_lab.sql("SELECT n FROM http_outage ORDER BY n") == [(n,) for n in range(8)]
+    ps_lab.sql("DROP TABLE http_outage")
 
 
 def test_rate_limited(ps_lab: Lab, client: Driven, table: str) -> None:
