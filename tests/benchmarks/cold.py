@@ -122,8 +122,12 @@ def report(runs: Runs, load: float) -> Iterator[str]:
     def row(what: str, value: Callable[[str], str]) -> str:
         return f"| {what} | " + " | ".join(value(way) for way in WAYS) + " |"
 
-    def median(take: Callable[[Run], float], *delays: float) -> Callable[[str], str]:
-        return lambda way: f"{statistics.median(take(run) for delay in delays for run in runs[way, delay]) * 1e3:.0f}"
+    def spent(take: Callable[[Run], float], *delays: float) -> Callable[[str], str]:
+        def cell(way: str) -> str:
+            found = [take(run) * 1e3 for delay in delays for run in runs[way, delay]]
+            return f"{statistics.median(found):.0f} ({min(found):.0f})"
+
+        return cell
 
     def plus(pair: tuple[int, int]) -> str:
         return f"{pair[0]} + {pair[1]}"
@@ -136,18 +140,18 @@ def report(runs: Runs, load: float) -> Iterator[str]:
     yield row("of a second query", lambda way: plus(warm_round_trips(runs, way)))
     for delay in both:
         name = f"{delay * 1e3:.0f} ms for a round trip"
-        yield row(f"{name}: first query, imports included, ms", median(lambda run: run.first, delay))
-        yield row(f"{name}: second query, ms", median(lambda run: run.second, delay))
-    yield row("imports alone, ms", median(lambda run: run.imports, *both))
-    yield row("CPU time until the first answer, ms", median(lambda run: run.first_cpu, *both))
+        yield row(f"{name}: first query, imports included, ms", spent(lambda run: run.first, delay))
+        yield row(f"{name}: second query, ms", spent(lambda run: run.second, delay))
+    yield row("imports alone, ms", spent(lambda run: run.imports, *both))
+    yield row("CPU time until the first answer, ms", spent(lambda run: run.first_cpu, *both))
     yield row("CPU time of the second query, ms", lambda way: _second_cpu(runs, way))
     yield ""
     libpq = psycopg.pq.version() // 10000
     absent = "" if DIRECT_TLS in WAYS else " `sslnegotiation=direct` needs libpq 17: left out."
     yield (
-        f"Medians of {len(runs[WAYS[0], SHORT])} processes; the ways took turns. Python {sys.version.split()[0]}, psycopg"
-        f" {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()} cores, load average before: {load:.1f}."
-        f"{absent} The start of Python itself is not in it."
+        f"Medians of {len(runs[WAYS[0], SHORT])} processes, and in parentheses the least; the ways took turns. Python"
+        f" {sys.version.split()[0]}, psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq}); {os.cpu_count()}"
+        f" cores, load average before: {load:.1f}.{absent} The start of Python itself is not in it."
     )
     yield from NOTES
 
