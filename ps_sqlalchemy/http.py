@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
@@ -21,12 +21,15 @@ import sqlalchemy as sa
 from greenlet import GreenletExit, getcurrent, greenlet  # type: ignore[import-untyped]
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGExecutionContext_psycopg
+from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from ps_core._notes import carry_notes
 from ps_core.errors import ConfigurationError
 from ps_http import AsyncClient, Client, dbapi
 from ps_http._adapting import Adapting
+from ps_sqlalchemy.dialect import _carry_notes
 from ps_sqlalchemy.engine import Engine as PSEngine
 from ps_sqlalchemy.engine import root_of
 from ps_sqlalchemy.url import endpoint_of, topology_of, url_of
@@ -55,6 +58,10 @@ _INSTEAD: Final = (
     " PostgreSQL itself over the same port"
 )
 _WRITES: Final = f"the statement may write, and an engine over HTTPS only reads: {_INSTEAD}"
+_BEFORE: Final = (
+    "a default of a column, a sequence or a listener takes a statement of its own before this one, which depends on its result:"
+    " let the server compute it (server_default), or execute that one first"
+)
 _NO_TRANSACTION: Final = f"an engine over HTTPS has no transaction that stays open between requests: {_INSTEAD}"
 _OF_CLIENT: Final = " (In SQLAlchemy, `client.batch()` is `ps_sqlalchemy.http_batch(engine)`.)"
 _LEVELS: Final = ("AUTOCOMMIT", "READ COMMITTED", "READ UNCOMMITTED")
@@ -108,6 +115,8 @@ class _Connection(dbapi.Connection):
     refusal = _WRITES
     of_batch: Batch | None = None
     """The batch that statements are for."""
+    expected: object = None
+    """What is being added to it."""
 
     def cursor(self, *_: Any, **__: Any) -> _Cursor:  # one of the server's (`stream_results`), too: the answer is there at once
         self._check()
@@ -149,10 +158,7 @@ class _Server:
 
 class _Context(PGExecutionContext_psycopg):
     def _execute_scalar(self, stmt: Any, type_: Any, parameters: Any = None) -> NoReturn:
-        raise psycopg.NotSupportedError(
-            "a default of a column, or a sequence, takes a statement of its own before this one, on whose result it depends:"
-            f" let the server compute it (server_default, or Sequence in a RETURNING insert). ({stmt})"
-        )
+        raise psycopg.NotSupportedError(f"{_BEFORE} ({stmt})")
 
 
 class PSDialectHttp(PGDialect_psycopg):
@@ -196,6 +202,7 @@ class PSDialectHttp(PGDialect_psycopg):
         dialect: Any = engine.dialect
         if not sa.event.contains(engine, "engine_disposed", dialect._ps_close):  # for asyncio, this is called twice
             sa.event.listen(engine, "engine_disposed", dialect._ps_close)
+            sa.event.listen(dialect, "handle_error", partial(_carry_notes))
 
     # --- connecting ---
 
@@ -297,6 +304,28 @@ class PSDialectHttp(PGDialect_psycopg):
     def _backslash_escapes(self) -> Any:  # type: ignore[override]
         return self._ps_server.backslash_escapes
 
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        self._ps_check(cursor, context)
+        cursor.execute(statement, parameters)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        self._ps_check(cursor, context)
+        cursor.executemany(statement, parameters)
+
+    @staticmethod
+    def _ps_check(cursor: Any, context: Any) -> None:
+        """Refuse, before a batch is sent, what would execute something more when it has its result, which is too late."""
+        connection = cursor.connection
+        if context is None or not isinstance(connection, _Connection) or connection.of_batch is None:
+            return
+        if context.execute_style is ExecuteStyle.INSERTMANYVALUES:
+            raise psycopg.NotSupportedError(
+                "a list of parameters and RETURNING would be several statements, each after the result of the one before: write"
+                " insert(...).values([...]), or execute each by itself"
+            )
+        if context.invoked_statement is not None and context.invoked_statement is not connection.expected:
+            raise psycopg.NotSupportedError(_BEFORE)
+
     # --- transactions, of which there are none ---
 
     def get_isolation_level_values(self, dbapi_connection: Any) -> Any:
@@ -387,13 +416,16 @@ class HttpBatch:
         self._engine = engine
         self._modes = modes
         self._running: list[tuple[greenlet, HttpPending]] = []
+        self._inside: Any = None
+        """The driver's connection, within the block."""
 
     def _begin(self) -> Self:
         self._connection = self._engine.connect()
         try:
             inside: Any = self._connection.connection.dbapi_connection
-            self._batch: Batch = inside.client.batch(**self._modes)
+            self._batch: Batch = inside.batch(**self._modes)
             inside.of_batch = self._batch
+            self._inside = inside
         except BaseException:
             self._connection.close()
             raise
@@ -405,15 +437,14 @@ class HttpBatch:
         `parameters` are as of `Connection.execute`: a dictionary, or a list of several for one INSERT, UPDATE or DELETE each.
 
         Raises:
-            sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or needs another statement before it.
+            sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or would be several that need each other.
             sqlalchemy.exc.StatementError: it cannot be compiled, or a value cannot be adapted.
+            RuntimeError: the block has not begun, or is over.
         """
-        if not isinstance(parameters, dict) and len(parameters or ()) > 1 and _returns(statement):
-            raise ConfigurationError(
-                "a list of parameters and RETURNING would be several statements with one result: write insert(...).values([...]),"
-                " or execute each by itself"
-            )
+        if self._inside is None:
+            raise RuntimeError("execute within the block: `with http_batch(engine) as batch:`")
         pending = HttpPending()
+        self._inside.expected = statement
 
         def run() -> None:
             pending._result = self._connection.execute(statement, parameters)
@@ -442,6 +473,8 @@ class HttpBatch:
                 if not one.dead:
                     self._go_on(one, GreenletExit())
             self._running.clear()
+            self._inside.of_batch = None
+            self._inside = None
             self._connection.close()
 
     @staticmethod
@@ -456,7 +489,9 @@ class HttpBatch:
     def _wrap(self, error: psycopg.Error) -> Exception:
         """Return an error as SQLAlchemy's. The server does not say which statement it is of."""
         dialect: Any = self._engine.dialect
-        return sa.exc.DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, dialect=dialect)
+        wrapped = sa.exc.DBAPIError.instance(None, None, error, psycopg.Error, hide_parameters=True, dialect=dialect)
+        carry_notes(error, wrapped)
+        return wrapped
 
     def __enter__(self) -> Self:
         return self._begin()
@@ -471,10 +506,6 @@ class HttpBatch:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await greenlet_spawn(self._end, exc_type, exc, traceback)
-
-
-def _returns(statement: Any) -> bool:
-    return bool(getattr(statement, "returning_column_descriptions", ()))
 
 
 def http_batch(
@@ -500,11 +531,12 @@ def http_batch(
     whole = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if not isinstance(whole.dialect, PSDialectHttp):
         whole = _beside(whole)
-    return HttpBatch(whole, isolation=isolation, read_only=read_only, deferrable=deferrable)
+    # What is not asked for here is as the engine's options say (`postgresql_readonly`).
+    return HttpBatch(whole, isolation=isolation, read_only=read_only or None, deferrable=deferrable or None)
 
 
 def _beside(engine: sa.Engine) -> sa.Engine:
-    """Return an engine over HTTPS for the endpoints of one of `ps_sqlalchemy`; the same one each time."""
+    """Return an engine over HTTPS for the endpoints of one of `ps_sqlalchemy`, with its options."""
     root = root_of(engine)
     dialect: Any = root.dialect
     if not isinstance(root, PSEngine):
@@ -518,4 +550,7 @@ def _beside(engine: sa.Engine) -> sa.Engine:
         url = url_of(root.topology.primary, drivername)
         found = sa.create_engine(url, ps_topology=root.topology, hide_parameters=root.hide_parameters, **arguments)
         root.__dict__["_ps_http"] = found
-    return found
+        sa.event.listen(root, "engine_disposed", lambda _: found.dispose())
+    # Of a transaction there, not of a batch.
+    options = {name: value for name, value in engine.get_execution_options().items() if name != "isolation_level"}
+    return found.execution_options(**options) if options else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ps_core._plain_errors import ConfigurationError
@@ -133,6 +134,8 @@ def target_of(
             " and name are always checked"
         )
     root, _ = given("sslrootcert")
+    # The process that reads the file keeps the folder that it was started in.
+    authorities = None if root in ("", "system") else str(Path(root).absolute())
     host, port = str(params.get("host") or ""), str(params.get("port") or "5432")
     if not host or host.startswith(("/", "@")):
         raise ConfigurationError(f"{way} needs the name of a host: a Unix socket needs neither TLS nor port 443: use TCP")
@@ -142,7 +145,7 @@ def target_of(
         raise ConfigurationError(
             f"{way}: {host} is an address: write the name of the host, by which the server finds the database"
         )
-    return Target(host=host, https_port=https_port, port=int(port), authorities=None if root in ("", "system") else root)
+    return Target(host=host, https_port=https_port, port=int(port), authorities=authorities)
 
 
 def _is_address(host: str) -> bool:

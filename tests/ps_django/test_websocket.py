@@ -59,6 +59,7 @@ def test_every_alias(ps_lab: Lab, pool: bool) -> None:
     handler = ConnectionHandler(entries)
     for alias, in_recovery in ALIASES.items():
         connection: Any = handler[alias]
+        connection.close_pool()  # one of another test's: Django keeps pools by alias
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_is_in_recovery()")

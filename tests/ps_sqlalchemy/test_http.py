@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import CreateTable, DropTable
 
 import ps_sqlalchemy
-from ps_core import ConfigurationError
+from ps_core import CommitOutcomeUnknown, ConfigurationError
 from ps_sqlalchemy import http_batch
 from tests.ps_sqlalchemy.conftest import plain_url
 
@@ -324,6 +324,22 @@ def test_errors(http: sa.Engine) -> None:
         assert connection.scalar(sa.text("SELECT 1")) == 1
 
 
+def test_notes(ps_lab: Lab, stock: sa.Engine) -> None:
+    """What a limit of ours has ended says which, in SQLAlchemy's error, too."""
+    url = ps_lab.url.replace("postgresql:", "postgresql+ps_http:") + "&ps_bouncer=write-pool&ps_statement_timeout=50ms"
+    engine = sa.create_engine(url)
+    sleep = sa.text("SELECT pg_sleep(5)")
+    with pytest.raises(sa.exc.OperationalError) as read, engine.connect() as connection:
+        connection.execute(sleep)
+    with pytest.raises(sa.exc.OperationalError) as batched, http_batch(engine) as batch:
+        batch.execute(sa.text("SELECT 1"))
+        batch.execute(sleep)
+    for caught in (read, batched):
+        assert isinstance(caught.value.orig, psycopg.errors.QueryCanceled)
+        assert any("statement_timeout" in note for note in caught.value.__notes__)
+    engine.dispose()
+
+
 def test_streaming(http: sa.Engine) -> None:
     """There are no cursors of the server's: what asks for them has its rows in parts, which are cut here."""
     numbers = sa.select(sa.func.generate_series(1, 5))
@@ -373,6 +389,11 @@ def test_options(http: sa.Engine, stock: sa.Engine) -> None:
         for _ in range(2):
             with odd.connect() as connection:
                 found.append(connection.scalar(sa.select(sa.literal({"a": 1}, pg.JSONB))))
+        if url == http.url:
+            with http_batch(odd) as batch:
+                batch.execute(sa.select(sa.literal(1)))
+            with odd.connect() as connection:  # it has come back to its pool
+                assert connection.scalar(sa.select(sa.literal(1))) == 1
         odd.dispose()
     assert "mine" in found[0]
     assert len(set(found)) == 1
@@ -396,6 +417,9 @@ def test_batch(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things: None) 
             with pytest.raises(RuntimeError, match="when the block"):
                 full.result  # noqa: B018
             assert counted.count == 0
+        for one in (batch, http_batch(http)):
+            with pytest.raises(RuntimeError, match="within the block"):
+                one.execute(sa.select(1))
     assert counted.count == 1
     row = full.result.mappings().one()
     assert {name: row[name] for name in FULL} == FULL
@@ -437,19 +461,38 @@ def test_batch_is_atomic(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, things:
         assert connection.scalar(sa.select(sa.func.count()).select_from(Thing)) == 2
 
 
+def test_batch_whose_answer_is_lost(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things: None) -> None:
+    """It says that nobody knows, and is sent once; a read is sent again, and its caller notices nothing."""
+    for count in (1, 2):
+        with ps_lab.edge.cut_answers("primary", containing="http_thing"), pytest.raises(sa.exc.OperationalError) as caught:
+            with http_batch(http) as batch:
+                for number in range(count):
+                    batch.execute(sa.insert(Thing).values(name=f"{count}.{number}"))
+        assert isinstance(caught.value.orig, CommitOutcomeUnknown)
+    with ps_lab.edge.cut_answers("primary", containing="http_thing"), http.connect() as connection:
+        read = connection.scalars(sa.select(Thing.name).order_by(Thing.id)).all()
+    with stock.connect() as connection:
+        assert connection.scalars(sa.select(Thing.name).order_by(Thing.id)).all() == read == ["1.0", "2.0", "2.1"]
+
+
 def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things: None) -> None:
     """What cannot be part of one is refused at once; what is in it already, and comes after, is sent."""
     ids = sa.Column("id", sa.Integer, primary_key=True)
     asking = sa.Table("http_thing", sa.MetaData(), ids, sa.Column("name", sa.Text), implicit_returning=False)
+    asks = sa.Column("name", sa.Text, default=lambda context: context.connection.scalar(sa.select(sa.literal("x"))))
+    calling = sa.Table("http_thing", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), asks)
     with http_batch(http) as batch:
         batch.execute(sa.insert(Thing).values(name="before"))
         for statement in ("COMMIT", "SAVEPOINT x", "LISTEN x", "SELECT 1; SELECT 2"):
             with pytest.raises(sa.exc.NotSupportedError):
                 batch.execute(sa.text(statement))
-        with pytest.raises(ConfigurationError, match="RETURNING"):
-            batch.execute(sa.insert(Thing).returning(Thing.id), [{"name": "a"}, {"name": "b"}])
+        for several in (sa.insert(Thing).returning(Thing.id), sa.insert(Thing).return_defaults()):
+            with pytest.raises(sa.exc.NotSupportedError, match="RETURNING"):
+                batch.execute(several, [{"name": "a"}, {"name": "b"}])
         with pytest.raises((sa.exc.DBAPIError, psycopg.NotSupportedError), match="of its own before"):
             batch.execute(sa.insert(asking).values(name="a"))
+        with pytest.raises(sa.exc.StatementError, match="of its own before"):
+            batch.execute(sa.insert(calling))
         with pytest.raises(sa.exc.CompileError):
             batch.execute(sa.insert(Thing).values(nowhere=1))
         batch.execute(sa.insert(Thing).values(name="after"))
@@ -483,14 +526,19 @@ def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
 
 
 def test_batch_beside(ps_lab: Lab, no_things: None) -> None:
-    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints and JSON functions."""
+    """An engine over TCP or a WebSocket has batches over HTTPS, with its endpoints, options and JSON functions."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", json_serializer=lambda value: '"mine"')
+    elsewhere = engine.execution_options(schema_translate_map={"shop": "public"}, isolation_level="AUTOCOMMIT")
+    shop = THING.to_metadata(sa.MetaData(), schema="shop")
     with ps_lab.round_trips() as counted:
-        for one in (engine, engine.execution_options(a=1)):
+        for one, table in ((engine, THING), (elsewhere, shop)):
             with http_batch(one) as batch:
-                made = batch.execute(sa.insert(Thing).values(name=str(counted.count), data={"a": 1}).returning(Thing.data))
+                made = batch.execute(sa.insert(table).values(name=table.key, data={"a": 1}).returning(table.c.data))
             assert made.result.scalar() == "mine"
     assert counted.count == 2
+    with pytest.raises(sa.exc.InternalError, match="read-only"):
+        with http_batch(engine.execution_options(postgresql_readonly=True)) as batch:
+            batch.execute(sa.delete(THING))
     engine.dispose()
 
 

@@ -26,7 +26,7 @@ import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -220,8 +220,8 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
     except (ssl.SSLCertVerificationError, FileNotFoundError) as exc:
         raise _NotReached(f"the certificate of {where} cannot be verified: {exc}") from exc
     except socket.gaierror as exc:
-        proxy = " (or that of the proxy on the way to it)" if getproxies() else ""
-        raise _NotReached(f'could not translate host name "{target["host"]}" to address{proxy}: {exc.strerror}') from exc
+        name = f'"{target["host"]}"{_or_proxy(target)}'
+        raise _NotReached(f"could not translate host name {name} to address: {exc.strerror}") from exc
     except InvalidStatus as exc:
         status = exc.response.status_code
         kind = "cannot answer now" if status in _TRY_AGAIN else "is no PostgreSQL WebSocket"
@@ -237,7 +237,13 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
     except ValueError as exc:  # a proxy's URL that cannot be read; the text may hold a part of its password
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
-        raise _NotReached(f"could not connect to {where}: {exc}") from exc
+        raise _NotReached(f"could not connect to {where}{_or_proxy(target)}: {exc}") from exc
+
+
+def _or_proxy(target: dict[str, Any]) -> str:
+    """Return what a message adds where the way leads through a proxy, which may be what was not reached."""
+    through = {"wss", "socks", "https"} & getproxies().keys() and not proxy_bypass(f"{target['host']}:{target['https_port']}")
+    return " (or the proxy on the way to it)" if through else ""
 
 
 _contexts: Final[dict[tuple[object, ...], ssl.SSLContext]] = {}
