@@ -421,11 +421,12 @@ class HttpBatch:
         self._engine = engine
         self._modes = modes
         self._running: list[tuple[greenlet, HttpPending]] = []
-        self._connection: sa.Connection | None = None
+        self._inside: Any = None
+        """The driver's connection, within the block."""
 
     def _begin(self) -> Self:
-        if self._connection is not None and not self._connection.closed:
-            raise psycopg.NotSupportedError("http_batch: this batch is not over: begin another one")
+        if self._inside is not None:
+            raise RuntimeError("this batch is not over: begin another one")
         self._connection = self._engine.connect()
         self._thread = get_ident()
         try:
@@ -446,15 +447,16 @@ class HttpBatch:
         Raises:
             sqlalchemy.exc.NotSupportedError: it controls transactions, needs a session, or would be several that need each other.
             sqlalchemy.exc.StatementError: it cannot be compiled, or a value cannot be adapted.
+            RuntimeError: the block has not begun, or is over, or was begun by another thread.
         """
-        pending, connection = HttpPending(), self._connection
-        if connection is None or connection.closed:
-            raise psycopg.NotSupportedError("http_batch: a batch takes statements in its block: write `with http_batch(engine):`")
+        if self._inside is None:
+            raise RuntimeError("execute within the block: `with http_batch(engine) as batch:`")
+        pending = HttpPending()
         self._check_thread()
         self._inside.expected = statement
 
         def run() -> None:
-            pending._result = connection.execute(statement, parameters)
+            pending._result = self._connection.execute(statement, parameters)
 
         one = greenlet(run)
         one.gr_context = contextvars.copy_context()
@@ -464,7 +466,6 @@ class HttpBatch:
 
     def _end(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
         connection = self._connection
-        assert connection is not None
         self._check_thread()
         try:
             try:
@@ -486,12 +487,13 @@ class HttpBatch:
                 if not one.dead:
                     self._go_on(one, GreenletExit())
             self._running.clear()
-            self._inside.of_batch = None  # a pool may hand it out again
+            self._inside.of_batch = None
+            self._inside = None
             connection.close()
 
     def _check_thread(self) -> None:
         if get_ident() != self._thread:  # greenlets cannot be continued there: it has to be said before anything is sent
-            raise psycopg.NotSupportedError("http_batch: a batch begins, takes its statements and ends in one thread")
+            raise RuntimeError("a batch begins, takes its statements and ends in one thread")
 
     @staticmethod
     def _go_on(one: greenlet, error: BaseException | None = None) -> None:
