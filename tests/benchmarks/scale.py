@@ -537,9 +537,10 @@ def memories(statements: int = DISTINCT) -> Memories:
         for text in texts():
             fill(text)
         gc.collect()
-        size = tracemalloc.get_traced_memory()[0]
+        traces = tracemalloc.take_snapshot().traces
         tracemalloc.stop()
-        return size
+        # One block of that size is Python's own table of interned names, which is made anew now and then as it grows.
+        return sum(trace.size for trace in traces if trace.size < 1 << 20)
 
     memory = StatementMemory()
     size = traced(memory.add)

@@ -26,7 +26,6 @@ from ps_core.context import current
 from ps_core.events import Name
 from ps_core.failures import Kind, Ran
 from ps_http import _aio
-from ps_http._work import GRACE
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
@@ -222,11 +221,13 @@ def test_deadline(ps_lab: Lab, client: Driven, table: str) -> None:
 
 
 def test_time_is_over_while_the_body_is_sent(ps_lab: Lab, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event loop that was busy meanwhile learns of the time's end before it learns that the last byte is gone."""
+    """With asyncio, the end may come when the last byte is gone and the library has not come to say so: nothing is resent."""
     tell, heard = _aio._Progress.__call__, []
 
     async def hear(self: _aio._Progress, event: str, info: object) -> None:
         heard.append(event)
+        if event == "http11.send_request_body.complete":
+            await asyncio.Event().wait()
         await tell(self, event, info)
 
     async def write() -> None:
@@ -234,16 +235,11 @@ def test_time_is_over_while_the_body_is_sent(ps_lab: Lab, table: str, monkeypatc
             await client.execute("select 1")
             monkeypatch.setattr(_aio._Progress, "__call__", hear)
             with deadline("200ms"):
-                task = asyncio.create_task(client.execute(f"insert into {table} values (1)"))
-                while "http11.send_request_headers.started" not in heard:
-                    await asyncio.sleep(0)
-                while time.monotonic() < (current().deadline or 0) + GRACE:  # in the turn of the loop in which the head was sent
-                    pass
-                await task
+                await client.execute(f"insert into {table} values (1)")
 
     with pytest.raises(CommitOutcomeUnknown):
         asyncio.run(write())
-    assert "http11.send_request_body.failed" in heard
+    assert heard.count("http11.send_request_headers.started") == 1
 
 
 def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
