@@ -104,7 +104,7 @@ def environment(lab: Lab) -> Iterator[dict[str, str]]:
 @contextmanager
 def database(lab: Lab, name: str) -> Iterator[dict[str, str]]:
     """Make a database, and yield what the environment has to say of it."""
-    lab.sql(f"CREATE DATABASE {name} OWNER app TEMPLATE template0")
+    lab.sql(f"CREATE DATABASE {name} OWNER app")
     try:
         url = urlsplit(lab.url)._replace(path=f"/{name}").geturl()
         yield {"PS_URL": url, "PS_BOUNCER": "write-pool", "PS_REPLICA_BOUNCER": "read-pool"}
