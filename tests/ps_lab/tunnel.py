@@ -1,5 +1,6 @@
 """A way for psycopg through the edge's WebSocket: a Unix socket of the test's, and two threads for each connection."""
 
+import os
 import socket
 import ssl
 import tempfile
@@ -48,6 +49,9 @@ class Tunnel:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        for far in self.sockets:  # websockets' thread that reads does not notice a close while it has a part of a TLS record
+            with suppress(OSError), socket.socket(fileno=os.dup(far.socket.fileno())) as raw:
+                raw.shutdown(socket.SHUT_RDWR)
         self._stack.close()
         for thread in self._threads:
             thread.join(10)
