@@ -320,6 +320,8 @@ class Crowd:
         late = [client for client in self.clients if client.phase in AFTER_THE_FAULT]
         busy = [client for client in self.clients if client not in late]
         prepare(self.lab)
+        # Its table is replayed before statements are held, whose snapshots may keep a replica from replaying.
+        users = Users(self.lab)
         with ExitStack() as stack:
             stack.callback(self.release)
             self._hold()
@@ -334,7 +336,7 @@ class Crowd:
             for client in busy:
                 client.start.set()
             wait_until(lambda: self._held() == len(busy), "statements under way")
-            users = stack.enter_context(Users(self.lab))
+            stack.enter_context(users)
             with fault(self):
                 for client in late:
                     client.start.set()
