@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from websockets.proxy import get_proxy
 from websockets.uri import parse_uri
+
+try:
+    from websockets.proxy import get_proxy
+except ImportError:  # websockets 15.0
+    from websockets.uri import get_proxy  # type: ignore[attr-defined, no-redef]
 
 from ps_cli._doctor.findings import RULES, chain, exit_status, finding, judge, kind_of, merge, said
 from ps_cli._doctor.https import _proxy_of
