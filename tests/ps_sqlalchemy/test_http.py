@@ -366,9 +366,9 @@ def test_do_connect(ps_lab: Lab, http: sa.Engine) -> None:
     with http.connect() as connection:
         assert connection.scalar(asks) == "postgres"
     assert seen[0].keys() == {"user", "password", "host", "dbname"}
-    elsewhere = {"dbname": "template1"}
-    with http.connect() as connection:
-        assert connection.scalar(asks) == "template1"
+    elsewhere = {"dbname": "nowhere"}  # none that is there: who is connected to it would be in the way of other tests
+    with pytest.raises(sa.exc.OperationalError, match="nowhere"), http.connect() as connection:
+        connection.execute(asks)
     elsewhere = {"password": "wrong"}
     with pytest.raises(sa.exc.OperationalError, match="authentication failed") as caught, http.connect() as connection:
         connection.execute(asks)
