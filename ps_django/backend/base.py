@@ -27,6 +27,7 @@ from ps_core._connection.cursors import ServerBindingCursor as PSServerBindingCu
 from ps_core._message.statement import analyse
 from ps_core._notes import carry_notes
 from ps_core._retry.deadline import GRACE
+from ps_core._websocket import VARIABLES
 from ps_core.context import block, current, remaining
 from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
@@ -264,16 +265,6 @@ class _DebugFallingBack(_FallingBack, base.CursorDebugWrapper):
             yield copy
 
 
-_VARIABLES: Final = {
-    "sslmode": "PGSSLMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "channel_binding": "PGCHANNELBINDING",
-    "gssencmode": "PGGSSENCMODE",
-    "requirepeer": "PGREQUIREPEER",
-}
-"""Of libpq's parameters that say how to reach what carries a connection, the variables that psql reads."""
-
-
 class DatabaseClient(client.DatabaseClient):
     """`dbshell` takes the direct path by itself."""
 
@@ -287,7 +278,7 @@ class DatabaseClient(client.DatabaseClient):
         # psql lives as long as this process, and so does what carries its connection.
         given = conninfo(endpoint)
         entry |= {"HOST": given["host"], "PORT": given["port"]}
-        for_libpq = {_VARIABLES[name]: given[name] for name in _VARIABLES if name in given}
+        for_libpq = {variable: given[name] for name, variable in VARIABLES.items() if name in given}
         args, env = super().settings_to_cmd_args_env(entry, parameters)
         return args, {**(env or {}), **for_libpq}
 

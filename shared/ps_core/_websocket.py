@@ -13,7 +13,7 @@ from ps_core._plain_errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["HTTPS_PORT", "Target", "check_websockets", "local_parameters", "target_of"]
+__all__ = ["HTTPS_PORT", "VARIABLES", "Target", "check_websockets", "is_address", "local_parameters", "target_of"]
 
 HTTPS_PORT: Final = 443
 
@@ -39,7 +39,7 @@ _UNKNOWN_HERE: Final = {
     "requirepeer": "it is set by ps-postgres, for the process that carries the connection: leave it out",
 }
 """Parameters that cannot hold at all, and why."""
-_VARIABLES: Final = {
+VARIABLES: Final = {
     "channel_binding": "PGCHANNELBINDING",
     "gssencmode": "PGGSSENCMODE",
     "sslcert": "PGSSLCERT",
@@ -116,7 +116,7 @@ def target_of(
         """Return the value of a parameter, and what it is called where it was found."""
         if params.get(name) not in (None, ""):
             return str(params[name]), name
-        variable = _VARIABLES.get(name, "")
+        variable = VARIABLES.get(name, "")
         return environ.get(variable, ""), variable
 
     for name, (value, why) in _REFUSED.items():
@@ -141,14 +141,15 @@ def target_of(
         raise ConfigurationError(f"{way} needs the name of a host: a Unix socket needs neither TLS nor port 443: use TCP")
     if "," in host or "," in port:
         raise ConfigurationError(f"{way} leads to one host: write one name, and one port")
-    if _is_address(host):
+    if is_address(host):
         raise ConfigurationError(
             f"{way}: {host} is an address: write the name of the host, by which the server finds the database"
         )
     return Target(host=host, https_port=https_port, port=int(port), authorities=authorities)
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Return whether a host is an IP address, and not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -12,7 +12,7 @@ from psycopg.adapt import AdaptersMap, Dumper, Loader, PyFormat, Transformer
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from ps_core._connection.literals import type_name
+from ps_core._connection.literals import is_psycopgs, type_name, without_text_dumper
 from ps_http._values import Query, placeholder
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ def _dump(tx: Any, value: Any, form: PyFormat) -> tuple[str | None, str]:
     try:
         dumper = tx.get_dumper(value, PyFormat.TEXT)
     except psycopg.ProgrammingError:
-        raise psycopg.ProgrammingError(
-            f"cannot adapt type {type(value).__name__!r}: it has a binary dumper only, and SQL over HTTPS takes text: register a"
-            " text dumper"
-        ) from None
+        raise without_text_dumper(value, "SQL over HTTPS takes text: register a text dumper") from None
     data = dumper.dump(value)
     return None if data is None else bytes(data).decode(), type_name(tx, oid).decode() if oid else ""
 
@@ -134,7 +131,7 @@ class _Described:
 
 def _is_own(cls: type | None) -> bool:
     """Return whether a dumper or loader is psycopg's own: an application's stays."""
-    return cls is not None and cls.__module__.partition(".")[0] in ("psycopg", "psycopg_binary", "psycopg_c")
+    return cls is not None and is_psycopgs(cls)
 
 
 class Adapting:

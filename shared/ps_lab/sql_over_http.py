@@ -6,7 +6,6 @@ Nothing here waits or connects. The names of headers and keys, the conversions a
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import psycopg
 from psycopg.pq import Conninfo, DiagnosticField
+
+from ps_core._websocket import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -170,7 +171,7 @@ class Login:
             raise Problem(400, "JWT authentication is not set up")
         if not password:
             raise Problem(400, "invalid connection string: missing password")
-        if not host or _is_address(host):
+        if not host or is_address(host):
             raise Problem(400, "invalid connection string: the host must be a name")
         address = None if port is None else f"{host}:{port}"
         return cls(user, password, database, address, parameters.pop("application_name", ""), _options(parameters))
@@ -373,14 +374,6 @@ def _text(value: bytes | None) -> str | None:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _options(parameters: dict[str, str]) -> str:

@@ -7,17 +7,12 @@ time is that of the program and of what carries the connection, without servers 
 """
 
 import argparse
-import asyncio
 import os
-import shutil
-import socket
 import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +20,11 @@ import psycopg
 
 import ps_core
 from ps_core import Topology
-from ps_core._bridge import process, start
+from ps_core._bridge import start
 from ps_core._websocket import local_parameters, target_of
 from ps_lab import Lab
 from tests.benchmarks.bench import FOLDER
+from tests.carried import bridge_in_a_thread
 
 WAYS: Final = ("TCP", "WebSocket", "WebSocket, bridge in a thread")
 CHUNK: Final = (b"y" * 1023 + b"\n") * 64
@@ -79,41 +75,13 @@ class _Meter:
         return time.process_time() + there
 
 
-@contextmanager
-def in_a_thread(topology: Topology) -> Iterator[dict[str, Any]]:
-    """Carry connections in a thread of this process, and give libpq's parameters for it."""
-    target = target_of(topology.direct.parameters(), topology.direct.https_port, {})
-    folder = tempfile.mkdtemp(dir="/tmp")
-    stop, ready = threading.Event(), threading.Event()
-
-    async def carry() -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"{folder}/.s.PGSQL.1")
-        listener.listen()
-        bridge = process.Bridge()
-        await bridge.listen(listener, {**asdict(target), "url": target.url})
-        ready.set()
-        await asyncio.to_thread(stop.wait)
-        await bridge.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(carry()))
-    thread.start()
-    ready.wait()
-    try:
-        yield local_parameters(topology.direct.parameters(), folder=folder, number=1, user=None)
-    finally:
-        stop.set()
-        thread.join()
-        shutil.rmtree(folder)
-
-
 def measure(lab: Lab, effort: Effort) -> dict[str, Spent]:
     """Return what each way took."""
     topologies = {way: Topology.from_url(lab.url, transport="tcp" if way == "TCP" else "websocket") for way in WAYS}
     found = {way: Spent() for way in WAYS}
     with ExitStack() as stack:
         params: dict[str, dict[str, Any]] = {way: ps_core.conninfo(topologies[way].direct) for way in WAYS[:2]}
-        params[WAYS[2]] = stack.enter_context(in_a_thread(topologies[WAYS[2]]))
+        params[WAYS[2]], _ = stack.enter_context(bridge_in_a_thread(topologies[WAYS[2]]))
         meters = {way: _Meter(start._bridge._pid if way == WAYS[1] else None) for way in WAYS}
         conns = {way: stack.enter_context(psycopg.connect(**params[way], autocommit=True)) for way in WAYS}
 

@@ -23,10 +23,11 @@ import pytest
 
 import ps_core
 from ps_core import ConfigurationError, Kind, Ran, Topology, classify, deadline
-from ps_core._bridge import process, start
+from ps_core._bridge import start
 from ps_core._websocket import target_of
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.carried import bridge_in_a_thread, socket_family
 from tests.ps_core.test_healing import count
 
 HERE = Path(__file__).parent
@@ -89,8 +90,7 @@ def test_every_endpoint(topology: Topology) -> None:
     for to, in_recovery in (("primary", False), ("replica", True), ("direct", False)):
         with ps_core.connect(topology, to=to) as conn:  # type: ignore[arg-type]
             assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (in_recovery,)
-            with closing(socket.socket(fileno=os.dup(conn.fileno()))) as under:
-                assert under.family == socket.AF_UNIX
+            assert socket_family(conn) == socket.AF_UNIX
             assert Path(conn.info.host).stat().st_mode & 0o777 == 0o700
 
     async def work() -> None:
@@ -222,36 +222,9 @@ def test_frozen(topology: Topology, bridge: start._Bridge, ps_lab: Lab, table: s
 
 @pytest.fixture
 def in_thread(topology: Topology) -> Iterator[tuple[dict[str, Any], asyncio.AbstractEventLoop]]:
-    """A `Bridge` with short ticks, in a thread (nothing here blocks in libpq), and how stock psycopg gets there."""
-    ready, going = threading.Event(), ExitStack()
-    target = target_of(topology.direct.parameters(), topology.direct.https_port, {})
-    folder = going.enter_context(tempfile.TemporaryDirectory(dir="/tmp"))
-    found: list[asyncio.AbstractEventLoop] = []
-    stop = threading.Event()
-
-    async def carry() -> None:
-        bridge = process.Bridge(tick=0.1)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"{folder}/.s.PGSQL.1")
-        listener.listen()
-        await bridge.listen(listener, {**start.asdict(target), "url": target.url})
-        found.append(asyncio.get_running_loop())
-        ticking = asyncio.create_task(bridge._tick())
-        ready.set()
-        await asyncio.to_thread(stop.wait)
-        ticking.cancel()
-        await bridge.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(carry()))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        params = start.local_parameters(topology.direct.parameters(), folder=folder, number=1, user=None)
-        yield params, found[0]
-    finally:
-        stop.set()
-        thread.join()
-        going.close()
+    """A bridge with short ticks, in a thread (nothing here blocks in libpq), and how stock psycopg gets there."""
+    with bridge_in_a_thread(topology, tick=0.1) as found:
+        yield found
 
 
 def test_dead_peer(in_thread: tuple[dict[str, Any], asyncio.AbstractEventLoop], ps_lab: Lab) -> None:

@@ -1,7 +1,6 @@
 """Django over a WebSocket: the entries of DATABASES, every alias, its pool, and what other packages take from it."""
 
 import socket
-from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -14,16 +13,11 @@ from ps_core import ConfigurationError, Topology
 from ps_django.config import endpoint_of
 from ps_django.test import databases_at
 from ps_lab import Lab
+from tests.carried import socket_family
 
 SETTINGS: Any = {"transport": "websocket", "bouncer": "write-pool", "replica_bouncer": "read-pool"}
 ALIASES = {"default": False, "replica": True, "direct": False}
 """And whether they lead to a replica."""
-
-
-def family(connection: Any) -> socket.AddressFamily:
-    """Return what kind of socket libpq has."""
-    with closing(socket.socket(fileno=socket.dup(connection.connection.fileno()))) as under:
-        return under.family
 
 
 def test_entries(ps_lab: Lab) -> None:
@@ -64,7 +58,7 @@ def test_every_alias(ps_lab: Lab, pool: bool) -> None:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_is_in_recovery()")
                 assert cursor.fetchone() == (in_recovery,)
-            assert family(connection) == socket.AF_UNIX
+            assert socket_family(connection.connection) == socket.AF_UNIX
         finally:
             connection.close()
             if pool:

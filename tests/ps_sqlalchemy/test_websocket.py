@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -14,6 +13,7 @@ import ps_sqlalchemy
 from ps_core import ConfigurationError
 from ps_lab import Lab
 from ps_sqlalchemy import Session
+from tests.carried import socket_family
 
 SETTINGS: Any = {"transport": "websocket", "bouncer": "write-pool", "replica_bouncer": "read-pool"}
 ROLE = sa.text("SELECT pg_is_in_recovery(), current_setting('application_name')")
@@ -21,9 +21,7 @@ ROLE = sa.text("SELECT pg_is_in_recovery(), current_setting('application_name')"
 
 def family(connection: sa.Connection) -> socket.AddressFamily:
     """Return what kind of socket libpq has."""
-    driver: Any = connection.connection.driver_connection
-    with closing(socket.socket(fileno=socket.dup(driver.fileno()))) as under:
-        return under.family
+    return socket_family(connection.connection.driver_connection)
 
 
 @pytest.fixture(params=["factory", "URL alone"])

@@ -230,12 +230,10 @@ async def _dial(target: dict[str, Any]) -> ClientConnection:
         status = exc.response.status_code
         kind = "cannot connect now" if status in _TRY_AGAIN else "refused"
         raise _NotReached(f"the proxy on the way to {where} {kind}: HTTP status {status}") from exc
-    except (InvalidProxy, ProxyError) as exc:  # its text may hold the proxy's password
+    except (InvalidProxy, ProxyError, ValueError) as exc:  # its text may hold the proxy's password, or a part of it
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except ImportError as exc:  # a SOCKS proxy needs a library of its own
         raise _NotReached(f"the proxy on the way to {where} refused, or is none: {exc}") from exc
-    except ValueError as exc:  # a proxy's URL that cannot be read; the text may hold a part of its password
-        raise _NotReached(f"the proxy on the way to {where} refused, or is none: {type(exc).__name__}") from exc
     except (OSError, EOFError, InvalidHandshake, WebSocketException) as exc:
         raise _NotReached(f"could not connect to {where}{_or_proxy(target)}: {exc}") from exc
 

@@ -29,7 +29,7 @@ except ImportError:  # psycopg 3.2
 if TYPE_CHECKING:
     from psycopg.abc import Dumper, Params, Transformer
 
-__all__ = ["TypedQuery", "type_name", "typed_literal"]
+__all__ = ["TypedQuery", "is_psycopgs", "type_name", "typed_literal", "without_text_dumper"]
 
 _BARE: Final = {types[name].oid for name in ("bool", "int2", "int4", "int8", "numeric", "float4", "float8", "oid")}
 """What psycopg's own dumpers write as a literal without quotes."""
@@ -76,10 +76,8 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
     try:
         dumper = tx.get_dumper(value, PyFormat.TEXT)
     except psycopg.ProgrammingError:
-        raise psycopg.ProgrammingError(
-            f"cannot adapt type {type(value).__name__!r}: it has a binary dumper only, and the client binds parameters as text: "
-            f'register a text dumper, or connect with binding="server"'
-        ) from None
+        why = "the client binds parameters as text"
+        raise without_text_dumper(value, f'{why}: register a text dumper, or connect with binding="server"') from None
     own_quote, own_dump = _whose(type(dumper))
     if not oid or (oid == _TEXT and not own_quote):
         return bytes(dumper.quote(value))
@@ -99,9 +97,19 @@ def _whose(cls: type[Dumper]) -> tuple[bool, bool]:
     """Return whether `quote` and `dump` are psycopg's own: another's may write an expression."""
 
     def own(name: str) -> bool:
-        return (getattr(cls, name).__module__ or "").partition(".")[0] in ("psycopg", "psycopg_binary", "psycopg_c")
+        return is_psycopgs(getattr(cls, name))
 
     return own("quote"), own("dump")
+
+
+def is_psycopgs(one: Any) -> bool:
+    """Return whether psycopg itself defines a class or a method: an application's is another one."""
+    return (one.__module__ or "").partition(".")[0] in ("psycopg", "psycopg_binary", "psycopg_c")
+
+
+def without_text_dumper(value: Any, why: str) -> psycopg.ProgrammingError:
+    """Return the error for a value that only has a binary dumper, and why that does not do."""
+    return psycopg.ProgrammingError(f"cannot adapt type {type(value).__name__!r}: it has a binary dumper only, and {why}")
 
 
 def type_name(tx: Transformer, oid: int) -> bytes:
