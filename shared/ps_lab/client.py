@@ -129,7 +129,7 @@ class Client(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the client's side, after what is still to be written."""
-        self._pass(self.transport.close)
+        self._pass(close, self.transport)
 
     def abort(self) -> None:
         """Break both sides at once, the client's by a reset."""
@@ -183,7 +183,7 @@ class Client(asyncio.Protocol):
 
     def _refuse(self, error: Refusal) -> None:
         _write(self.transport, error.packet())
-        self.transport.close()
+        close(self.transport)
 
     async def _cancel(self, packet: bytes) -> None:
         """Hand a cancel request to where the connection went that has this key; the client waits for the end of file only."""
@@ -198,7 +198,7 @@ class Client(asyncio.Protocol):
                     await reader.read()
                 finally:
                     writer.close()
-        self.transport.close()
+        close(self.transport)
 
     async def _connect(self, packet: bytes, rest: bytes) -> None:
         fields = packet[8:].split(b"\0")
@@ -243,6 +243,16 @@ class Client(asyncio.Protocol):
                 return
 
 
+def close(transport: asyncio.Transport) -> None:
+    """Close a client's connection after what is still to be written, once.
+
+    asyncio's TLS transport forgets its connection when it is closed twice: what is asked of it then raises AttributeError, and
+    nothing can break it.
+    """
+    if not transport.is_closing():
+        transport.close()
+
+
 def reset(transport: asyncio.Transport) -> None:
     """Break a client's connection at once, so that it sees a reset."""
     raw = transport.get_extra_info("socket")
@@ -258,6 +268,5 @@ def _write(transport: asyncio.Transport, data: bytes) -> None:
 
 
 def _read(transport: asyncio.Transport, on: bool) -> None:
-    # A TLS transport that was closed twice has lost its protocol, and raises AttributeError.
     if not transport.is_closing():
         (transport.resume_reading if on else transport.pause_reading)()

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 
 import h11
 
-from ps_lab.client import Client, reset
+from ps_lab.client import Client, close, reset
 from ps_lab.routes import Refusal
 from ps_lab.sql_over_http import Batch, Login, Modes, Problem
 from ps_lab.websocket import WebSocket
@@ -224,7 +224,7 @@ class HttpsConnection(asyncio.Protocol):
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
         else:
-            self._tls.close()
+            close(self._tls)
 
     def _send(self, event: h11.Event) -> None:
         self._tls.write(self._http.send(event) or b"")

@@ -9,6 +9,8 @@ from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from ps_lab.client import close
+
 __all__ = ["WebSocket"]
 
 _LONGEST_MESSAGE: Final = 64 << 20
@@ -80,7 +82,7 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
             self._frames.send_close(CloseCode.NORMAL_CLOSURE)
             self._flush()
             self._tls.resume_reading()  # where a server that is gone now had not caught up
-            asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, self._tls.close)
+            asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, close, self._tls)
 
     def abort(self) -> None:
         """Break the connection."""
@@ -107,4 +109,4 @@ class WebSocket(asyncio.Protocol, asyncio.Transport):
             if data:
                 self._tls.write(data)
             else:  # the library asks for the end of the stream
-                self._tls.close()
+                close(self._tls)

@@ -1,8 +1,10 @@
 """`/v2` of the edge: the wire protocol in a WebSocket, with the ways, the counts and the faults of the other ports."""
 
+import asyncio
 import contextlib
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,6 +17,7 @@ from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 from websockets.sync.client import ClientConnection
 
 from ps_lab import Lab
+from ps_lab.client import close, reset
 from ps_lab.https import destination
 from ps_lab.processes import wait_until
 from tests.ps_lab.conftest import Connect, whereabouts
@@ -55,7 +58,7 @@ def received(websocket: ClientConnection) -> bytes:
 
 
 def next_result(pgconn: psycopg.pq.abc.PGconn) -> psycopg.pq.abc.PGresult:
-    """Return the next result, waiting outside of libpq: inside, it would hold the lock that the tunnel's threads need."""
+    """Return the next result, waiting outside of libpq: inside, it would hold the lock that the tunnel's thread needs."""
     while (unsent := pgconn.flush()) or pgconn.is_busy():
         readable, _, _ = select.select([pgconn.socket], [pgconn.socket] if unsent else [], [], 10)
         if readable:
@@ -267,10 +270,10 @@ def test_client_closes(ps_lab: Lab, tunnel: Callable[..., psycopg.Connection[Any
             pid = conn.info.backend_pid
             assert ps_lab.sql(query, pid) == [(1,)]
             if how == "close":
-                way.sockets[0].close()
-                assert way.sockets[0].close_code == 1000
+                way.close()
+                assert way.close_code == 1000
             else:
-                way.sockets[0].socket.shutdown(socket.SHUT_RDWR)
+                way.vanish()
             wait_until(lambda pid=pid: not ps_lab.sql(query, pid), "the session has ended")  # type: ignore[misc]
             conn.close()
 
@@ -281,8 +284,8 @@ def test_server_closes(ps_lab: Lab) -> None:
         ps_lab.sql("SELECT pg_terminate_backend(%s)", conn.info.backend_pid)
         with pytest.raises(psycopg.errors.AdminShutdown):
             conn.execute("SELECT 1")
-        wait_until(lambda: way.sockets[0].close_code is not None, "the Close")
-        assert way.sockets[0].close_code == 1000
+        wait_until(lambda: way.close_code is not None, "the Close")
+        assert way.close_code == 1000
 
 
 def test_a_client_that_does_not_answer_a_close(ps_lab: Lab) -> None:
@@ -293,6 +296,31 @@ def test_a_client_that_does_not_answer_a_close(ps_lab: Lab) -> None:
         answer = rest_of(sock)
     assert b"invalid user format" in answer
     assert answer.endswith(b"\x88\x02\x03\xe8")
+
+
+async def test_closed_twice(ps_lab: Lab) -> None:
+    """A client that is closed twice, as a WebSocket is whose client answers the Close, can still be broken."""
+    gone, accepted = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            gone.set()
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(ps_lab._guard.folder / "edge.pem")
+    server = await asyncio.get_running_loop().create_server(Protocol, "localhost", 0, ssl=tls)
+    async with server:
+        plain = socket.create_connection(server.sockets[0].getsockname()[:2])
+        with context(ps_lab).wrap_socket(plain, server_hostname="localhost", do_handshake_on_connect=False) as client:
+            await asyncio.to_thread(client.do_handshake)
+            transport = await accepted
+            close(transport)
+            close(transport)
+            reset(transport)
+            await asyncio.wait_for(gone.wait(), 5)
 
 
 # --- faults ---
@@ -323,11 +351,12 @@ def test_hang(ps_lab: Lab) -> None:
     with Tunnel(ps_lab, address(ps_lab, "pooled")) as way, psycopg.connect(**way.parameters(), autocommit=True) as conn:
         with ps_lab.edge.hang("primary"):
             conn.pgconn.send_query(b"SELECT 42")
-            pong = way.sockets[0].ping()
-            assert not pong.wait(0.5)
+            pong = way.ping()
+            with pytest.raises(TimeoutError):
+                pong.result(0.5)
             conn.pgconn.consume_input()
             assert conn.pgconn.is_busy()
-        assert pong.wait(10)
+        assert pong.result(10)
         assert next_result(conn.pgconn).get_value(0, 0) == b"42"
         assert conn.pgconn.get_result() is None
 
