@@ -94,7 +94,7 @@ compare: .venv/ready
 
 # Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
 soak: .venv/ready
-	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build
+	.venv/bin/python -m tests.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 # One change at a time in what decides: does a test that needs no server notice? docs/generated/mutants.md. ARGS="--only plan"
 mutants: .venv/ready

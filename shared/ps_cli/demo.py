@@ -45,12 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--clients", type=_between(2, 64), default=8, help="clients of each application (2 to 64; default 8)")
     parser.add_argument("--seed", type=int, default=1, help="what the clients' choices follow from (default 1)")
     parser.add_argument(
-        "--soak",
-        type=_minutes,
-        metavar="MINUTES",
-        help="instead, random faults for so many minutes (0.1 to 1440), everything checked; the report goes into DIR/soak",
-    )
-    parser.add_argument(
         "--transport", choices=["tcp", "websocket"], help="what carries the applications' connections (default tcp)"
     )
     parser.add_argument("--no-plot", action="store_true", help="make no picture")
@@ -67,16 +61,6 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0.1 <= minutes <= 1440:
-        raise argparse.ArgumentTypeError(f"write a number of minutes from 0.1 to 1440, not {text!r}")
-    return minutes
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the demo; return the exit status."""
     missing = [name for name in NEEDED if find_spec(name) is None]
@@ -89,10 +73,6 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     try:
-        if args.soak is not None:
-            from ps_cli import soak
-
-            return soak.run(args, console)
         return _run(args, console)
     except ApplicationError as exc:
         console.print(str(exc), style="bold red", markup=False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ps_cli._soak_checks import Histogram, History, Usage
+    from tests.soak.checks import Histogram, History, Usage
 
 __all__ = ["Done", "report"]
 
