@@ -118,7 +118,7 @@ lint: .venv/ready-to-lint
 
 .venv/ready: pyproject.toml .ci/setup
 	@.ci/setup system
-	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab]' --group test
+	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab,demo]' --group test
 	@touch $@
 
 .venv/ready-to-lint: .venv/ready

@@ -45,7 +45,7 @@ def _clients(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it from the command line."""
     # Each application's process imports this module anew: what it has to import belongs to the application alone.
-    from ps_cli._clients import ApplicationError
+    from ps_demo.clients import ApplicationError
     from tests.soak.soak import run
 
     options = arguments().parse_args(argv)

@@ -12,10 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ps_cli._clients import set_up_django
-from ps_cli._figures import FAILED, REPLICA, WRITE, add_up
 from ps_core.context import current_token, use_token
 from ps_core.errors import CommitOutcomeUnknown
+from ps_demo.clients import set_up_django
+from ps_demo.figures import FAILED, REPLICA, WRITE, add_up
 from tests.soak.checks import Answer, History, Ledger, Read, Register, Transfer, Usage, Write, judge_settings
 
 if TYPE_CHECKING:

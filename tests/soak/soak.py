@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import psycopg
 from rich.live import Live
 
-from ps_cli._clients import Application
-from ps_cli._figures import FAILED, WRITE, count
 from ps_core import conninfo
 from ps_core.failures import Kind, classify
+from ps_demo.clients import Application
+from ps_demo.figures import FAILED, WRITE, count
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.soak import faults

@@ -10,15 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ps_cli._figures import FAILED, RETRIED, SETTLING, WRITE, Event, Outcome, count, judge
+from ps_demo.figures import FAILED, RETRIED, SETTLING, WRITE, Event, Outcome, count, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console, RenderableType
 
-    from ps_cli._clients import Application
-    from ps_cli._figures import Recording
+    from ps_demo.clients import Application
+    from ps_demo.figures import Recording
     from ps_lab import Lab
 
 __all__ = ["add_parser", "run"]
@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; return the exit status."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        print(f"{', '.join(missing)}: not installed; pip install 'ps-postgres[lab,sqlalchemy,django]'", file=sys.stderr)
+        print(f"{', '.join(missing)}: not installed; pip install 'ps-postgres[demo]'", file=sys.stderr)
         return 2
     from rich.console import Console
 
-    from ps_cli._clients import ApplicationError
+    from ps_demo.clients import ApplicationError
 
     console = Console()
     try:
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    from ps_cli._clients import LEDGERS, Application
-    from ps_cli._report import conclude
+    from ps_demo.clients import LEDGERS, Application
+    from ps_demo.report import conclude
     from ps_lab import Lab
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             }
         status = conclude(console, outcomes, course.events)
     if not args.no_plot:
-        from ps_cli._picture import draw
+        from ps_demo.picture import draw
 
         path = (args.output / FIGURE).resolve()
         draw(path, recordings, course.events, course.start)
