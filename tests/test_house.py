@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "ps_django": {"ps_django", "ps_core", "django"},
     "ps_http": {"ps_http", "ps_core"},
     "ps_lab": {"ps_lab", "ps_core"},
-    "ps_cli": {"ps_cli", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
+    "ps_demo": {"ps_demo", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
+    "ps_cli": {"ps_cli", "ps_demo", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
 }
 """Of the packages here and the frameworks, which ones each package may import, type-only imports included."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ps_cli._figures import KINDS, add_up
+from ps_demo.figures import KINDS, add_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

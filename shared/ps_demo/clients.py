@@ -12,8 +12,8 @@ from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from ps_cli._figures import FAILED, KINDS, REPLICA, RETRIED, WRITE, Recording, add_up
 from ps_core.events import Event
+from ps_demo.figures import FAILED, KINDS, REPLICA, RETRIED, WRITE, Recording, add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
@@ -55,7 +55,7 @@ class Customers(Protocol):
 
 
 def _sqlalchemy(url: str, clients: int) -> Customers:
-    from ps_cli.bank import Bank
+    from ps_demo.bank import Bank
     from ps_sqlalchemy import create_engine
 
     return Bank(create_engine(url, **SETTINGS, pool_size=clients))
@@ -63,7 +63,7 @@ def _sqlalchemy(url: str, clients: int) -> Customers:
 
 def _django(url: str, clients: int) -> Customers:
     set_up_django(url, SETTINGS)
-    from ps_cli.shop.customers import Shop
+    from ps_demo.shop.customers import Shop
 
     return Shop()
 
@@ -74,7 +74,7 @@ def set_up_django(url: str, settings: dict[str, Any]) -> None:
     for name in [name for name in os.environ if name.startswith("PS_")]:
         del os.environ[name]
     os.environ |= {f"PS_{name.upper()}": value for name, value in {"url": url, **settings}.items()}
-    os.environ["DJANGO_SETTINGS_MODULE"] = "ps_cli.shop.settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = "ps_demo.shop.settings"
 
     import django
 
