@@ -241,7 +241,7 @@ def processor() -> Counter[str]:
             line.append(parent)
         if line[-1] == os.getpid() and len(line) > 1:
             names = [part for one in line[:-1] for word, part in _PARTS.items() if word in commands[one]]
-            found[names[0] if names else "clients"] += seconds[process]
+            found[names[0] if names else "clients"] += seconds[process]  # type: ignore[assignment] # seconds, no integers
     return found
 
 
@@ -278,7 +278,7 @@ def _ungated(gate: OutageGate) -> _Ticket:
 def _clients(url: str, effort: Effort, first: int, *, gated: bool) -> Seen:
     """Be one of the processes; `first` is the number of its first client."""
     if not gated:
-        OutageGate._enter = _ungated  # type: ignore[method-assign] # what it would be like; in this process alone
+        OutageGate._enter = _ungated  # type: ignore[method-assign,assignment] # what it would be like; in this process alone
     seen, over = Seen(), threading.Event()
     logger = logging.getLogger("psycopg")
     logger.addHandler(_Attempts(seen.attempts))

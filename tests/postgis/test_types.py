@@ -161,7 +161,7 @@ def forget() -> None:
     from django.contrib.gis.db.backends.postgis.base import DatabaseWrapper
 
     connections.close_all()
-    for known in DatabaseWrapper._type_infos.values():
+    for known in DatabaseWrapper._type_infos.values():  # type: ignore[attr-defined] # private
         known.clear()
 
 

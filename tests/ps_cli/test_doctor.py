@@ -525,7 +525,7 @@ def test_websocket(doctor: Any, url: str, by_https: dict[str, list[str]], ps_lab
 )
 def test_websocket_refused(doctor: Any, url: str, old: str, new: str, expected: str, ps_lab: Lab) -> None:
     """What each path refuses alike over the WebSocket is one finding, and the only one."""
-    asked = by_websocket(re.sub(old, new.format_map(ps_lab.edge.ports), url))
+    asked = by_websocket(re.sub(old, new.format(**ps_lab.edge.ports), url))
     assert doctor(asked) == (2, {expected: [] if expected == "D001" else ["primary", "replica", "direct"]})
 
 

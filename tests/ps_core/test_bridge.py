@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -29,6 +29,9 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.carried import bridge_in_a_thread, socket_family
 from tests.ps_core.test_healing import count
+
+if TYPE_CHECKING:
+    from ps_lab.routes import Path as Side
 
 HERE = Path(__file__).parent
 
@@ -87,8 +90,9 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.fast
 def test_every_endpoint(topology: Topology) -> None:
     """Primary, replica and direct endpoint are reached, by a socket that only this user can reach."""
-    for to, in_recovery in (("primary", False), ("replica", True), ("direct", False)):
-        with ps_core.connect(topology, to=to) as conn:  # type: ignore[arg-type]
+    paths: tuple[tuple[Side, bool], ...] = (("primary", False), ("replica", True), ("direct", False))
+    for to, in_recovery in paths:
+        with ps_core.connect(topology, to=to) as conn:
             assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (in_recovery,)
             assert socket_family(conn) == socket.AF_UNIX
             assert Path(conn.info.host).stat().st_mode & 0o777 == 0o700

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -23,13 +23,17 @@ from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import commit_waits, count, raised_by
 
+if TYPE_CHECKING:
+    from ps_lab.routes import Path
+
 
 def test_connect(ps_lab: Lab) -> None:
     """One URL leads to the primary, a replica and the direct endpoint; what is missing is refused."""
     settings: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool", "statement_timeout": "1s"}
     ps_lab.wait_replicas_caught_up()  # with what the primary shows first
-    for to, in_recovery, timeout in (("primary", False, "1s"), ("replica", True, "1s"), ("direct", False, "0")):
-        with ps_core.connect(ps_lab.url, to=to, **settings) as conn:  # type: ignore[arg-type]
+    paths: tuple[tuple[Path, bool, str], ...] = (("primary", False, "1s"), ("replica", True, "1s"), ("direct", False, "0"))
+    for to, in_recovery, timeout in paths:
+        with ps_core.connect(ps_lab.url, to=to, **settings) as conn:
             row = conn.execute("SELECT pg_is_in_recovery(), current_setting('statement_timeout')").fetchone()
             assert row == (in_recovery, timeout)
     with pytest.raises(ps_core.ConfigurationError, match="replica_bouncer"):

@@ -21,6 +21,7 @@ from ps_core.context import Tracker, current_token
 from ps_core.errors import ConfigurationError, ReplicaBehind
 from ps_core.topology import Consistency, Topology
 from ps_lab import Lab
+from ps_lab.routes import Path
 from tests.ps_core.wire import sending
 
 URL = "postgresql://app.br4nch:s3cret@x.horizon.psdb.cloud"
@@ -171,10 +172,10 @@ def opened(ps_lab: Lab, table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(Functions, "is_due", lambda *_: False)  # once a minute, a message asks for more
     with ExitStack() as stack:
 
-        def open_connection(level: Consistency, to: str = "primary", *, autocommit: bool = True) -> Connection[Any]:
+        def open_connection(level: Consistency, to: Path = "primary", *, autocommit: bool = True) -> Connection[Any]:
             made: Any = ps_core.connect(
                 ps_lab.url,
-                to=to,  # type: ignore[arg-type]
+                to=to,
                 bouncer="write-pool",
                 replica_bouncer="read-pool",
                 consistency=level,

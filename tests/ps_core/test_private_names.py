@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg._cursor_base import BaseCursor
-from psycopg._pipeline import BasePipeline
+from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # psycopg imports it there
 from psycopg._queries import PostgresClientQuery
 from psycopg.adapt import Transformer
 

@@ -584,7 +584,7 @@ def test_touches_session(text: str) -> None:
     assert analyse(text).touches_session is (text in TOUCHES)
 
 
-def test_identifiers_of_any_letters():
+def test_identifiers_of_any_letters() -> None:
     """As PostgreSQL's scanner has it, every character beyond ASCII is a letter, and so is _; names go on with digits and $."""
     for code in (*range(0x3000), 0xFFFF, 0x10000, 0x10FFFF):
         character = chr(code)

@@ -310,10 +310,12 @@ def test_attempts(ps_lab: Lab, primary: EndpointState, attempts: int) -> None:
         conn.close()
 
 
-def test_late_answer_is_taken(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
+def test_late_answer_is_taken(ps_lab: Lab, primary: EndpointState, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is there when the deadline is long over is an answer: the connection stays."""
     conn = connect(primary)
-    conn.wait = partial(conn.wait, interval=20)  # until the answer is there: psycopg looks up after 0.1 s also without one
+    monkeypatch.setattr(
+        conn, "wait", partial(conn.wait, interval=20)
+    )  # until the answer is there: psycopg looks up after 0.1 s also without one
     with ps_lab.edge.delay(0.6), deadline(0.3):
         assert conn.execute("SELECT 7").fetchone() == (7,)
     conn.rollback()

@@ -147,7 +147,8 @@ def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str
     from django.apps import AppConfig, apps
 
     def config(folder: Path) -> AppConfig:
-        return type("Config", (AppConfig,), {"name": "application", "path": str(folder)})("application", pytest)
+        kind: type[AppConfig] = type("Config", (AppConfig,), {"name": "application", "path": str(folder)})
+        return kind("application", pytest)
 
     patch.setattr(apps, "get_app_configs", lambda: [config(folder) for folder in folders])
     found = check_settings()

@@ -116,7 +116,9 @@ class Counting(base.DatabaseWrapper):
         """Return ours, with such a class."""
         params, counted = super().get_connection_params(), self.counted
 
-        class Cursor(params["cursor_factory"]):  # type: ignore[misc]
+        base: Any = params["cursor_factory"]
+
+        class Cursor(base):  # type: ignore[misc]
             def execute(self, query: str, *args: Any) -> Any:
                 counted.append(query)
                 return super().execute(query, *args)

@@ -97,7 +97,13 @@ def test_unavailable(ps_lab: Lab, client: Driven, impatient: Driven, table: str)
         assert caught.value.request_id
         assert numbers(ps_lab, table) == []
         tried: list[Event] = []
-        ended = subscribe(lambda event: (tried.append(event), len(tried) == 3 and ps_lab.edge.resume())[0])
+
+        def heard(event: Event) -> None:
+            tried.append(event)
+            if len(tried) == 3:
+                ps_lab.edge.resume()
+
+        ended = subscribe(heard)
         try:
             client.execute(f"insert into {table} values (1)")
         finally:

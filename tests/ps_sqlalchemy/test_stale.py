@@ -525,7 +525,8 @@ def by_hook(session: Session, number: int) -> Any:
 def by_frozen_result(session: Session, number: int) -> Any:
     frozen = session.execute(select(Row).where(Row.id == number)).freeze()
     session.close()
-    return orm.loading.merge_frozen_result(session, select(Row), frozen, load=False)().scalar_one()
+    merge: Any = orm.loading.merge_frozen_result
+    return merge(session, select(Row), frozen, load=False)().scalar_one()
 
 
 def by_late_fetch(session: Session, number: int) -> Any:
