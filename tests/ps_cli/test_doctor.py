@@ -25,6 +25,7 @@ from ps_cli._doctor.https import _proxy_of
 from ps_cli._doctor.probe import message_of, said_by_sql
 from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
 from ps_cli.main import main
+from ps_core._documentation import DOCUMENTATION
 from ps_core.topology import Topology
 from tests.ps_core.test_bridge import bridge, proxy  # noqa: F401 - fixtures
 
@@ -944,7 +945,7 @@ def test_for_people(url: str, ps_lab: Lab, tmp_path: Path, capfd: pytest.Capture
     assert re.search(r"server PostgreSQL \d+\.\d+, replica, read-only, through a pooler", printed)
     assert "ours: statement 2 s, transaction 3 s, idle in transaction 30 s; the role's: none" in printed
     assert "error D080  primary, replica\n" in printed
-    assert "docs/doctor.md#d080" in printed
+    assert f"{DOCUMENTATION}doctor.html#d080" in printed
     https = f"HTTPS  localhost: 127.0.0.1 (loopback), port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket\n"
     assert printed.count(https) == 1
     assert "300 (given) -> max_client_conn 100 (assumed)" in printed

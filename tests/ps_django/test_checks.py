@@ -16,6 +16,7 @@ from django.test import override_settings
 
 import ps_django
 from ps_core import Token, use_token
+from ps_core._documentation import link
 from ps_core.consistency import MAX_BRANCHES
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
@@ -36,6 +37,11 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(settings, "MIDDLEWARE", ["ps_django.middleware.ConsistencyMiddleware"])
         patch.setattr(settings, "DATABASES", ps_django.databases(URL, bouncer="write-pool", replica_bouncer="read-pool"))
         yield patch
+
+
+def linked(message: Any) -> str:
+    """Return what a hint ends with."""
+    return f" {link('django-checks', message.id)}"
 
 
 def ids(found: list[Any]) -> set[str]:
@@ -152,11 +158,12 @@ def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str
     patch.setattr(apps, "get_app_configs", lambda: [config(folder) for folder in folders])
     found = check_settings()
     assert ids(found) <= {"W014"}
+    assert all(str(message.hint).endswith(linked(message)) for message in found)
     told = [message.msg.partition(" uses ") for message in found]
     assert {what for _, _, what in told} <= {
         "what needs a session, and 'default' is pooled by transaction: a session advisory lock and LISTEN are refused there."
     }
-    return [(place, str(message.hint)) for (place, _, _), message in zip(told, found, strict=True)]
+    return [(place, str(message.hint).removesuffix(linked(message))) for (place, _, _), message in zip(told, found, strict=True)]
 
 
 OURS = "Use connections['direct'] there, or pg_advisory_xact_lock() in atomic()."
