@@ -220,7 +220,7 @@ def test_sources_without(patch: pytest.MonkeyPatch, tmp_path: Path, text: str) -
 
 
 def test_sources_of_packages(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of an installed package, the first place is told, and what can be done about it; of the project's own, each file, once."""
+    """An installed package is reported once, with what can be done about it; the project's own files, each once."""
     package, project = tmp_path / "lib" / "site-packages" / "locks", tmp_path / "shop"
     for folder in (package, package / "inner", project):
         folder.mkdir(parents=True)
@@ -231,7 +231,7 @@ def test_sources_of_packages(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_derived_backends(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A backend that derives from ours is checked as ours; one that does not, or that there is not, is left alone."""
+    """A backend that derives from ours is checked as ours; one that does not, or does not exist, is left alone."""
     engine = tmp_path / "derived_backend"
     engine.mkdir()
     (engine / "__init__.py").touch()
@@ -323,7 +323,7 @@ def test_pooled_by_session(ps_lab: Lab) -> None:
 
 
 def test_old_server(ps_lab: Lab) -> None:
-    """A server without `transaction_timeout` is found, by the number that it tells."""
+    """A server without `transaction_timeout` is found, by its version number."""
     assert ids([*_of_version("default", 160_004)]) == {"W010"}
     assert ids([*_of_version("default", 170_000)]) == set()
     assert "W010" not in ids(check_databases(databases=["direct"]))

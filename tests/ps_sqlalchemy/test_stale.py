@@ -33,7 +33,7 @@ Json = sa.JSON()
 
 
 class Array:
-    """As numpy's: `==` gives an array, which has no truth."""
+    """A type like numpy's: `==` gives an array, which has no truth."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
@@ -100,7 +100,7 @@ class Point(MutableComposite):
 
 
 class Base(orm.DeclarativeBase):
-    """Of this file."""
+    """The base of this file's classes."""
 
 
 class Row(Base):

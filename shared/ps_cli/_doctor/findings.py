@@ -405,7 +405,7 @@ def _private(host: str) -> str:
 
 
 def _on_the_way(path: PathSeen) -> Finding | None:
-    """Return what ends the path before anything is said to a server."""
+    """Return what ends the path before anything is sent to a server."""
     endpoint = path.endpoint
     private = _private(endpoint.host)
     if path.dns_error:
