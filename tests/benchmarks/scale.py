@@ -61,7 +61,7 @@ class Effort:
 
     processes: int
     connections: int
-    """Connections of each process: half used by threads, half by asyncio tasks; of either, half to the primary, half to replicas."""
+    """Connections per process: half used by threads, half by asyncio tasks; of each, half to the primary, half to replicas."""
     pause: float
     """Seconds between two reads of one connection, on average."""
     opening: float

@@ -461,7 +461,7 @@ def test_merged_onto_own_write(engine: Engine, number: int) -> None:
 
 
 def test_session_that_is_gone(ps_lab: Lab, engine: Engine, number: int) -> None:
-    """Nobody has to close the session that read."""
+    """The session that read need not be closed."""
     row = from_replica(Session(engine), number)
     gc.collect()
     change(ps_lab, number)
