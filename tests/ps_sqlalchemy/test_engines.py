@@ -469,7 +469,7 @@ def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) ->
 
 
 def test_listeners_of_an_engine_under_options(ps_lab: Lab) -> None:
-    """Listeners on `engine.execution_options()` receive its own replica, not of the engine's; so do options of options."""
+    """Listeners on `engine.execution_options()` receive events of its own replica, not the engine's, also options of options."""
     with engine_for(ps_lab) as engine:
         heard: list[str] = []
         optioned: Any = engine.execution_options(logging_token="a")
