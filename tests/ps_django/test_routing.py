@@ -410,7 +410,7 @@ def test_weights(ps_lab: Lab) -> None:
     ],
 )
 def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
-    """A setting that there is not, or a value that cannot work, is refused with what to write."""
+    """An unknown setting or an invalid value is refused with what to write."""
     with pytest.raises(ConfigurationError, match=word):
         Settings.parse(given)
 

@@ -103,7 +103,7 @@ def observed(alias: str) -> list[tuple[Any, ...]]:
 
 
 def path_of_project(sender: Any, connection: Any, **kwargs: Any) -> None:
-    """As most handlers are."""
+    """A handler as most are."""
     with connection.cursor() as cursor:
         cursor.execute("SET search_path TO datamart, public")
 

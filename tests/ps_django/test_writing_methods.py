@@ -247,7 +247,7 @@ def test_alias_of_the_instance(ps_lab: Lab, m: SimpleNamespace) -> None:
 
 
 def test_no_such_alias(m: SimpleNamespace) -> None:
-    """An alias that there is not is an error, as on stock."""
+    """An unknown alias is an error, as on stock."""
     ways: tuple[Callable[[], object], ...] = (
         lambda: m.Vessel.objects.using("nowhere").create(name="a"),
         lambda: m.vessel.delete(using="nowhere"),
