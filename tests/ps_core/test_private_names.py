@@ -69,6 +69,7 @@ OVERRIDDEN = {
 CALLED = {
     "BaseConnection._notice_handler": "(wself, res)",
     "BaseConnection._notify_handler": "(wself, pgn)",
+    "BaseConnection._set_autocommit_gen": "(self, value)",
     "BaseCursor._check_results": "(self, results)",
     "BaseCursor._set_results": "(self, results)",
     "BaseCursor._check_copy_result": "(self, result)",
