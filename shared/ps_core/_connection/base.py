@@ -37,7 +37,7 @@ from ps_core._message.commit import (
     transaction_id,
 )
 from ps_core._message.functions import FUNCTIONS_SQL
-from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make_plan
+from ps_core._message.plan import After, Before, Facts, Message, Plan, Refused, Way, make_plan
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script, Setting
 from ps_core._message.session import Session, split_list
@@ -54,7 +54,7 @@ from ps_core.consistency import (
     guard_sql,
     parse_lsn,
 )
-from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
+from ps_core.context import Context, current, current_token, holds, record_seen, remaining, unknown_positions
 from ps_core.errors import (
     RETRYABLE,
     CommitOutcomeUnknown,
@@ -118,6 +118,10 @@ ROLE_SQL: Final = (
     b" ELSE reset_val END FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
+LONGEST_REMEMBERED: Final = 4096
+"""Messages of longer texts are not kept: these are generated."""
+_ALIKE: Final = (After.NOTHING, After.POSITION, After.COMMIT, After.COMMIT_AS_SET, After.TRANSACTION_ID)
+"""What follows a statement alike each time."""
 SEVERAL: Final = "?;?"
 """In the place of a text that is not known: not one statement."""
 OPENING_ALONE: Final = Plan(analyse(""))
@@ -254,6 +258,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """How far the guard has asked that was sent last, in the transaction that is open."""
     _unknown_positions = 0
     """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
+    _place: tuple[dict[Any, Message], Any] | None = None
+    """Where the message is kept that is being composed."""
+    _told: bytes | None = None
+    """The position that was told last, as it was told."""
+    _known: Token | None = None
+    """What the caller had seen when that was merged."""
     _sync_wait_cancelled = False
     _made_functions = False
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
@@ -401,12 +411,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining()
         self._in_block, self._text_within = True, text
 
-    def _note_end_within(self, text: str) -> None:
+    def _note_end_within(self, statement: Statement) -> None:
         """Note a COMMIT of the caller's own: it brings no position back."""
-        if self.pgconn.transaction_status != IDLE and not analyse(text).chains:
+        if self.pgconn.transaction_status != IDLE and not statement.chains:
             return
         self._transaction, self._ended = None, True
-        if analyse(text).verb not in ("ROLLBACK", "ABORT"):
+        if statement.verb not in ("ROLLBACK", "ABORT"):
             self._note_unknown_position()
 
     def _note_without_position(self, plan: Plan) -> None:
@@ -427,11 +437,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._record_seen(None, wrote=True)
 
     def _get_tx_start_command(self) -> Any:
-        begin = super()._get_tx_start_command()
-        # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
-        if guard := self._guard():
-            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening(begins=True).parts, guard=1)
-        return Script(begin, *self._opening(begins=True).parts)
+        return self._script_before(Before.TRANSACTION)
 
     def _opening(self, *, begins: bool = False, begun_by: str = "") -> Script:
         """Return what sets all that a transaction carries.
@@ -621,7 +627,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 pipeline.ask(part, partial(self._raise_if_failed, guard=at == command.guard))
             return None
         self._check_connection_ok()
-        self.pgconn.send_query(command.head())
+        self.pgconn.send_query(command.head)
         results: list[PGresult] = yield from self._answer_gen()
         for at, result in enumerate(results):
             if result.status == FATAL:
@@ -661,6 +667,51 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if then is Next.ALONE:
             self.state.refused_in_batch.add(text)
         return self._plan_for(text, by_server=plan.by_server)
+
+    def _usual(self, text: str, *, by_server: bool, within: bool = False) -> Message | None:
+        """Return what `execute` sends of a text in these circumstances, where it was composed before and is kept.
+
+        Where it is not, `_keep` may keep it. What the session holds, and what blocks ask for, is left to the decision itself.
+        """
+        self._place = None
+        if self._session.now.any or self._watches_escapes or current().opening:
+            return None
+        state, autocommit, guard, begin = self.state, self._autocommit, 0, b""
+        reads, tracks = state.endpoint.read_only, state.tracks
+        # Of a replica's transaction, its level decides, too.
+        each = not reads or (autocommit and not within) or self._has_snapshot_each(really_open=within)
+        if not within:
+            if not reads:
+                self._unknown_positions = unknown_positions() if tracks else 0
+            elif tracks and not self._asks_anywhere and (token := self._seen()) is not None:
+                if token.position is None:
+                    return None
+                guard = token.position
+            self._guarded = guard
+            if not autocommit:
+                begin = super()._get_tx_start_command()
+        known, version = self._transaction is not None, self.pgconn.server_version
+        key = (text, guard, begin, each, autocommit, within, by_server, known, tracks, state.tracks_reads, version)
+        messages = state.messages()
+        message = messages.get(key)
+        if message is None:
+            self._place = messages, key
+        return message
+
+    def _keep(self, plan: Plan) -> Message | None:
+        """Compose what was not `_usual` until now, and keep it, where it is the same for each statement of its text."""
+        if self._place is None or self._change is not None:
+            return None
+        (messages, key), statement = self._place, plan.statement
+        text, guard, begin, within = key[0], key[1], key[2], key[5]
+        special = statement.touches_session or statement.keeps_state or statement.makes_functions or statement.verb == "SET"
+        if special or len(text) > LONGEST_REMEMBERED or plan.after not in _ALIKE or _NOTED.search(text):
+            return None
+        if not within and plan.before is Before.NOTHING:
+            return None
+        before = NOTHING if within else self._script_of(plan.before, (guard_sql(guard),) if guard else (), begin)
+        message = messages[key] = Message(plan, before, self._script_after(plan, text))
+        return message
 
     def _plan_for(
         self,
@@ -735,14 +786,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Return what goes before a statement."""
         if before is Before.NOTHING:
             return Script.set_local(self._owed()) if self._session.now.owes else NOTHING
-        if before is Before.TRANSACTION:
-            script: Script = self._get_tx_start_command()
-            return script
         if before is Before.GUARD:
             guard = self._guard_within()
             owed = Script.set_local(self._owed()).parts if self._session.now.owes else ()
             return Script(*owed, *guard, guard=len(owed) if guard else None)
-        opening, guard = self._opening(), self._guard()
+        begin = super()._get_tx_start_command() if before is Before.TRANSACTION else b""
+        return self._script_of(before, self._guard(), begin)
+
+    def _script_of(self, before: Before, guard: tuple[bytes, ...], begin: bytes) -> Script:
+        """Return what goes before a statement, with this guard, and this BEGIN where the caller opens a transaction."""
+        if before is Before.TRANSACTION:
+            # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
+            if guard:
+                return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening(begins=True).parts, guard=1)
+            return Script(begin, *self._opening(begins=True).parts)
+        opening = self._opening()
         each = self._has_snapshots() if self._session.now.any else self.state.has_snapshot_each
         if before is Before.SETTINGS:
             return opening
@@ -824,13 +882,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             time.monotonic(),
         )
 
+    def _seen(self) -> Token | None:
+        """Return how far the caller has seen this branch."""
+        token, identity = current_token(), self.state.identity
+        return token if token is None or token.identity == identity else token.of(identity)
+
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
         self._guarded = 0
         if self._asks_anywhere or not (self.state.tracks and self.state.endpoint.read_only):
             return ()
-        seen = current_token()
-        token = None if seen is None else seen.of(self.state.identity)
+        token = self._seen()
         if token is None:
             return ()
         if token.position is None:
@@ -886,19 +948,23 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _record_seen(self, result: PGresult | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position that came back; see `_record_position`."""
         value = None if result is None or result.status not in ROWS else result.get_value(0, 0)
-        self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
+        if value is not None and not wrote and value == self._told and holds(self._known):
+            return  # it was merged before, and nothing else since
+        known = self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
+        certain = known is not None and known.position is not None and known.identity == self.state.identity
+        self._told, self._known = (value, known) if certain else (None, None)
 
-    def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> None:
+    def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> Token | None:
         """Merge a position; where none came, only the primary has certainly what this caller has seen.
 
         `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
         """
         if self._asks_anywhere:
-            return  # what is the same everywhere is nothing that was seen
+            return None  # what is the same everywhere is nothing that was seen
         position = None if lsn is None else parse_lsn(lsn, reached=True)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         covers = self._unknown_positions if covers is None else covers
-        record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
+        return record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
 
     def _record_committed(self, setting: PGresult, asked: PGresult | None) -> None:
         """Merge the position of a commit of which `setting` tells whether it waited for its flush."""
@@ -1298,7 +1364,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         state, replicas = self.state, self._replicas
         if self.pgconn.status != OK or self._generation != state.generation:
             return True
-        return replicas is not None and replicas.should_return_home(state, self._home)
+        if replicas is None or (state is self._home and state is not replicas.fallback):
+            return False
+        return replicas.should_return_home(state, self._home)
 
     def _is_out_of_place(self) -> bool:
         """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
@@ -1416,6 +1484,8 @@ def must_carry(endpoint: Endpoint) -> bool:
 
 _COUNT: Final = count(1)
 """Of what is SET in this process."""
+_NOTED: Final = re.compile("timeout|TIMEOUT|(?i:conforming)")
+"""What is noted of a text each time that it is sent."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 _LOCAL: Final = re.compile(r"(?im)^(LINE \d+: .*?\bSET) LOCAL(.*\n)( +)")
 _NAME_SET: Final = re.compile(rb"SET LOCAL ([^=]+)=|SELECT pg_catalog\.set_config\('([^']+)'")
@@ -1429,7 +1499,7 @@ def _error_in_users_text(result: PGresult, encoding: str, before: Script, change
     longer = 0 if change is None else change.longer
     if not (before.parts or longer) or position is None:
         return exc
-    head = before.head().decode(encoding)
+    head = before.head.decode(encoding)
     at = int(position) - len(head)
     if change is not None and at > change.at:
         at -= longer

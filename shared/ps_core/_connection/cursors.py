@@ -21,7 +21,7 @@ from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import analyse, binds_outside_quotes
-from ps_core.context import remaining
+from ps_core.context import current, remaining
 from ps_core.errors import RETRYABLE, Demoted, NotSent
 from ps_core.tags import current_comment, with_comment
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
 
+    from ps_core._message.plan import Message
     from ps_core._message.script import Script
 
 __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Cursor", "ServerBindingCursor", "ServerCursor"]
@@ -38,12 +39,15 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
+_DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 
 
 class _PlannedMixin(BaseCursor[Any, Row]):
     """What all cursors have in common: a statement that arrives while the connection is idle goes as its plan says."""
 
+    _merges = False
+    """Parameters are merged into the text, where the server need not bind them."""
     _by_server = False
     """The server binds the parameters of the current statement."""
     _quotes_hold_values = False
@@ -53,32 +57,36 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
-        self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
+        pgconn = self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
         conn._plan = None
-        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+        if conn._pipeline or pgconn.transaction_status != IDLE:
             yield from self._execute_within_gen(query, params, prepare=prepare, binary=binary)
             return
         conn._transaction = None
-        conn._suppress_begin = True
-        try:
-            yield from self._start_query(query)
-        finally:
-            conn._suppress_begin = False
+        self._start(query)
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else self._text(query, pgq)
-        statement = None
-        if conn.state.endpoint.pooled and (
-            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
-        ):
-            pgq = self._read_change(query, params, pgq)
-        if params and self._quotes_hold_values and not binds_outside_quotes(text):
-            text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # with its values: they may be statements
-        plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
-        assert plan is not None
-        controls, ends = plan.statement.controls, plan.statement.ends
-        if (plan.statement.verb == "SET" or plan.statement.touches_session) and plan.begin:
-            conn._note_parameters()
+        quoted = params and self._quotes_hold_values and not binds_outside_quotes(text)
+        message = None if quoted else conn._usual(text, by_server=self._by_server)
+        if message is None:
+            statement = None
+            if conn.state.endpoint.pooled and (
+                (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+            ):
+                pgq = self._read_change(query, params, pgq)
+            if quoted:
+                text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # its values may be statements
+            plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
+            assert plan is not None
+            if (plan.statement.verb == "SET" or plan.statement.touches_session) and plan.begin:
+                conn._note_parameters()
+            message = None if quoted else conn._keep(plan)
+        else:
+            plan = message.plan
+        statement = plan.statement
         try:
+            if message is not None and not plan.apart:
+                plan = yield from self._send_gen(plan, text, pgq, binary=binary, message=message)
             while plan is not None:
                 if plan.apart:
                     plan = yield from self._send_apart_gen(plan, text, pgq, prepare=prepare, binary=binary)
@@ -89,12 +97,21 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
-        if controls:
+        if statement.controls:
             conn._follow_session(text, self._last_tag())
-        if ends:
-            conn._note_end_within(text)
+        if statement.ends:
+            conn._note_end_within(statement)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
+
+    def _start(self, query: Query) -> None:
+        """Begin a statement as psycopg's `_start_query` does, but for BEGIN."""
+        if self._closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        self._reset()
+        if self._last_query is not query or not query:
+            self._last_query = None
+            self._tx = Transformer(self)
 
     def _execute_within_gen(
         self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool | None
@@ -111,22 +128,27 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             pipeline.follow(plan, text)
             return
         pgq = statement = None
-        if conn.state.endpoint.pooled and (
-            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
-        ):
-            conn._planned = True
-            yield from self._start_query(query)
-            pgq = self._read_change(query, params, self._convert_query(query, params))
-        by_server = type(self)._by_server and conn._change is None
-        plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
+        message = conn._usual(text, by_server=type(self)._by_server, within=True)
+        if message is None:
+            if conn.state.endpoint.pooled and (
+                (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+            ):
+                self._start(query)
+                pgq = self._read_change(query, params, self._convert_query(query, params))
+            by_server = type(self)._by_server and conn._change is None
+            plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
+            if plan.statement.verb == "SET" or plan.statement.touches_session:
+                conn._note_parameters()
+            conn._keep(plan)
+        else:
+            plan = message.plan
         conn._planned = True
-        if plan.statement.verb == "SET" or plan.statement.touches_session:
-            conn._note_parameters()
-        if plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes):
+        alone = plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes)
+        if alone and not self._merges:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
             if pgq is None:
-                yield from self._start_query(query)
+                self._start(query)
                 pgq = self._convert_query(query, params)
             if (plan.by_server or self._by_server) and not (plan.statement.controls or conn._change):
                 yield from conn._send_before_gen(plan.before)
@@ -137,7 +159,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             self._last_query = query
         if plan.statement.controls:
             conn._follow_session(text, self._last_tag())
-        conn._note_end_within(text)
+        conn._note_end_within(plan.statement)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
 
@@ -167,8 +189,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
         """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
-        return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
-            self._text(query)
+        if isinstance(query, str):
+            return not (self._quotes_hold_values or binds_outside_quotes(query))
+        return isinstance(query, bytes | sql.Composable) and not (
+            self._quotes_hold_values or binds_outside_quotes(self._text(query))
         )
 
     def _text(self, query: Query, pgq: Any = None) -> str:
@@ -188,14 +212,21 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             return
         query, change = pgq.query, self._conn._change
         sent = query if change is None else change.sent.encode(self._encoding)
-        # On a line of its own: the user's text may end in a comment.
-        pgq.query = head + sent + (b"\n;" + b";".join(after.parts) if after.parts else b"")
+        sent = head + sent + after.tail
+        if self._merges and not (self._by_server or binary or self.format):
+            # What psycopg's client-side cursor does.
+            self._query = pgq
+            self._pgconn.send_query(sent)
+            return
+        pgq.query = sent
         try:
             self._execute_send(pgq, binary=binary)
         finally:
             pgq.query = query
 
-    def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
+    def _send_gen(
+        self, plan: Plan, text: str, pgq: Any, *, binary: bool | None, message: Message | None = None
+    ) -> PQGen[Plan | None]:
         """Send one message and take its results. Return another plan where the server refused this one before anything ran.
 
         The message, and a result for each of its commands:
@@ -204,20 +235,25 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             done        | done:end                | asked      | functions
         """
         conn: BaseConnection[Any] = self._conn
-        self._make_sure(plan)
+        if not plan.outlives_loss or conn.pgconn.status != OK:
+            self._make_sure(plan)
         conn._plan = plan
-        before, after = conn._script_before(plan.before), conn._script_after(plan, text)
+        if message is None:
+            before, after = conn._script_before(plan.before), conn._script_after(plan, text)
+        else:
+            _, before, after = message
         functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
-        self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
+        self._send_between(before.head, pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
         commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
         results: list[PGresult] = []
         lost = None
         if commits:
             lost = yield from conn._collect_gen(results)
         else:
-            results = yield from conn._answer_gen()
+            results = yield from generators.execute(conn.pgconn)
         done, asks = len(before.parts), plan.after not in _ASKS_NOTHING_HERE
-        refused = _first_error(results)
+        # An error ends a message: where the last result is none, none is.
+        refused = _first_error(results) if results and results[-1].status == FATAL else None
         if functions and len(results) == done + 2 + len(after.parts):
             conn._take_functions(results.pop())
             if refused is not None and refused not in results:
@@ -232,7 +268,9 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise error
         elif lost is not None:
             raise lost
-        self._check_results(results[: done + 1])
+        whole = lost is None and len(results) == done + 1 + len(after.parts) and results[done].status in _DONE
+        if not whole:
+            self._check_results(results[: done + 1])
         # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
         end = done + 1 if after.parts and plan.statement.count <= 1 else len(results) - len(after.parts)
         if conn._change is not None:
@@ -247,9 +285,10 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
-        self._check_results(results[done:end])
+        if not whole:
+            self._check_results(results[done:end])
         self._set_results(results[done:end])
-        if not asks and plan.first and not plan.begin:
+        if not asks and plan.first and not plan.begin and (conn.state.tracks or not plan.reads):
             conn._note_without_position(plan)
         return None
 
@@ -317,7 +356,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if plan.by_server:
             yield from conn._send_before_gen(plan.before)
         if before.parts:
-            self._send_between(before.head(), pgq, NOTHING, binary=binary)
+            self._send_between(before.head, pgq, NOTHING, binary=binary)
         else:
             self._execute_send(pgq, binary=binary, force_extended=True)
         if size == 1:
@@ -346,7 +385,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         plan, pgq = yield from self._plan_delivery_gen(statement, params, Way.COPY)
         conn: BaseConnection[Any] = self._conn
         before = conn._script_before(plan.before)
-        self._send_between(before.head(), pgq, NOTHING, binary=False)
+        self._send_between(before.head, pgq, NOTHING, binary=False)
         results = yield from conn._answer_gen()
         refused = _first_error(results)
         if refused is not None:
@@ -417,16 +456,14 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
     """The cursors whose parameters the client binds, so that a statement and what goes around it share a message."""
 
+    _merges = True
     _query_cls = TypedQuery
 
     def _convert_query(self, query: Query, params: Params | None = None) -> Any:
-        self._by_server = bool(params) and self._must_be_bound_by_server(query)
-        if self._by_server:
-            pgq: Any = PostgresQuery(self._tx)
-            pgq.convert(query, params)
-            return pgq
-        pgq = super()._convert_query(query, params)
-        if comment := current_comment():
+        by_server = self._by_server = bool(params) and self._must_be_bound_by_server(query)
+        pgq: Any = (PostgresQuery if by_server else self._query_cls)(self._tx)
+        pgq.convert(query, params)
+        if not by_server and current().tags and (comment := current_comment()):
             pgq.query = with_comment(pgq.query, comment)
         return pgq
 
