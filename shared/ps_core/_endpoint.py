@@ -133,10 +133,10 @@ class EndpointState:
         What is composed by what was known before a lesson so goes into what nobody looks into any more.
         """
         names, added, messages = self._messages
-        functions, so_far = self.functions.may_write, self.refused_read_only.added + self.refused_in_batch.added
-        if names is not functions or added != so_far or len(messages) >= MOST_MESSAGES:
+        learned = self.functions.may_write, self.refused_read_only.added + self.refused_in_batch.added
+        if names is not learned[0] or added != learned[1] or len(messages) >= MOST_MESSAGES:
             messages = {}
-            self._messages = functions, so_far, messages
+            self._messages = (*learned, messages)
         return messages
 
     def opening(self, server_version: int) -> Script:

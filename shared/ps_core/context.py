@@ -38,13 +38,13 @@ __all__ = [
     "Tracker",
     "commit_check",
     "current",
+    "current_tracker",
     "current_token",
     "deadline",
     "ensure_tracker",
     "forget_token",
     "from_request",
     "has_to_ask_primary",
-    "holds",
     "leave_blocks_in_pool_worker",
     "limits",
     "local_settings",
@@ -151,6 +151,10 @@ def _positions(token: Token) -> dict[str, int | None]:
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
 
+# As `current` below: each statement asks.
+current_tracker: Final = _tracker.get
+"""Return what notes how far the work of this context has seen the database; None: nothing does yet."""
+
 
 def current_token() -> Token | None:
     """Return how far the work of this context has seen the database; None: nothing yet, or what it saw has expired."""
@@ -184,12 +188,6 @@ def record_seen(token: Token, *, wrote: bool = False, unknown_positions: int | N
         tracker = Tracker()
         _tracker.set(tracker)
     return tracker.record_seen(token, wrote=wrote, unknown_positions=unknown_positions)
-
-
-def holds(token: Token | None) -> bool:
-    """Return whether this context's token is this one, and no older than that whole second which a token's text tells."""
-    tracker = _tracker.get()
-    return token is not None and tracker is not None and tracker.token is token and 0 <= time.time() - token.at < 1
 
 
 def ensure_tracker() -> None:

@@ -47,6 +47,7 @@ from ps_core._retry.attempts import StillRunning
 from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import (
     BEYOND_ALL,
+    MAX_AGE,
     COMMITTED_POSITION_SQL,
     POSITION_SQL,
     REPLICA_POSITION_SQL,
@@ -54,7 +55,7 @@ from ps_core.consistency import (
     guard_sql,
     parse_lsn,
 )
-from ps_core.context import Context, current, current_token, holds, record_seen, remaining, unknown_positions
+from ps_core.context import Context, current, current_token, current_tracker, record_seen, remaining, unknown_positions
 from ps_core.errors import (
     RETRYABLE,
     CommitOutcomeUnknown,
@@ -99,6 +100,7 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
+TUPLES: Final = pq.ExecStatus.TUPLES_OK
 ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
@@ -211,6 +213,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _generation: int
     _other_side: Any = None
     """A connection to the endpoints that this one is not at; see `go_to`."""
+    _at_home = False
+    """It is at the endpoint that it was opened for, and need not ask whether to return: `_needs_revival` says whether."""
     _on_replicas = False
     stands_in = False
     """The primary answers in the replica's place; see `stand_in`."""
@@ -295,6 +299,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self.state, self._home = state, home
         self._options, self._policy, self._connector = options, policy, connector
         self._replicas = replicas
+        self._at_home = self._is_at_home()
         self._pid = os.getpid()
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
@@ -681,12 +686,15 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         # Of a replica's transaction, its level decides, too.
         each = not reads or (autocommit and not within) or self._has_snapshot_each(really_open=within)
         if not within:
-            if not reads:
-                self._unknown_positions = unknown_positions() if tracks else 0
-            elif tracks and not self._asks_anywhere and (token := self._seen()) is not None:
-                if token.position is None:
-                    return None
-                guard = token.position
+            tracker = current_tracker() if tracks else None
+            self._unknown_positions = 0 if tracker is None else tracker.unknown_positions
+            if reads and tracker is not None and (token := tracker.token) is not None and not self._asks_anywhere:
+                if token.others or token.identity != state.identity or time.time() - token.at > MAX_AGE:
+                    token = self._seen()
+                if token is not None:
+                    if token.position is None:
+                        return None
+                    guard = token.position
             self._guarded = guard
             if not autocommit:
                 begin = super()._get_tx_start_command()
@@ -948,11 +956,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _record_seen(self, result: PGresult | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position that came back; see `_record_position`."""
         value = None if result is None or result.status not in ROWS else result.get_value(0, 0)
-        if value is not None and not wrote and value == self._told and holds(self._known):
-            return  # it was merged before, and nothing else since
         known = self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
         certain = known is not None and known.position is not None and known.identity == self.state.identity
         self._told, self._known = (value, known) if certain else (None, None)
+
+    def _is_known(self, asked: PGresult | None) -> bool:
+        """Return whether a position that came back was merged before, and nothing else since: most are the same as the last one.
+
+        What the caller has seen then counts as seen when it was merged, which was in this second: a token's text tells no more.
+        """
+        known, tracker = self._known, current_tracker()
+        if known is None or tracker is None or tracker.token is not known or not 0 <= time.time() - known.at < 1:
+            return False
+        if asked is None or asked.status != TUPLES or asked.get_value(0, 0) != self._told:
+            return False
+        return self.state.endpoint.read_only or asked.get_value(0, 1) == b"f"
 
     def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> Token | None:
         """Merge a position; where none came, only the primary has certainly what this caller has seen.
@@ -1364,9 +1382,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         state, replicas = self.state, self._replicas
         if self.pgconn.status != OK or self._generation != state.generation:
             return True
-        if replicas is None or (state is self._home and state is not replicas.fallback):
-            return False
-        return replicas.should_return_home(state, self._home)
+        return replicas is not None and not self._at_home and replicas.should_return_home(state, self._home)
+
+    def _is_at_home(self) -> bool:
+        return self._replicas is None or (self.state is self._home and self.state is not self._replicas.fallback)
 
     def _is_out_of_place(self) -> bool:
         """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
@@ -1430,6 +1449,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
         self.state, self._generation = state, state.generation
+        self._at_home = self._is_at_home()
         self._session = self._session.ended(committed=False)
         self._hear()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
@@ -1461,7 +1481,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
         values = self._session_parameters()
-        for name in ("pgconn", "state", "_home", "_generation", "_replicas", "_parameters"):
+        for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)

@@ -189,10 +189,8 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 
     def _must_be_bound_by_server(self, query: Query) -> bool:
         """Return whether a value could end up inside of quotes: the server binds or refuses it then, as with psycopg's cursor."""
-        if isinstance(query, str):
-            return not (self._quotes_hold_values or binds_outside_quotes(query))
-        return isinstance(query, bytes | sql.Composable) and not (
-            self._quotes_hold_values or binds_outside_quotes(self._text(query))
+        return not (self._quotes_hold_values or not isinstance(query, str | bytes | sql.Composable)) and not binds_outside_quotes(
+            self._text(query)
         )
 
     def _text(self, query: Query, pgq: Any = None) -> str:
@@ -212,13 +210,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             return
         query, change = pgq.query, self._conn._change
         sent = query if change is None else change.sent.encode(self._encoding)
-        sent = head + sent + after.tail
-        if self._merges and not (self._by_server or binary or self.format):
-            # What psycopg's client-side cursor does.
-            self._query = pgq
-            self._pgconn.send_query(sent)
-            return
-        pgq.query = sent
+        pgq.query = head + sent + after.tail
         try:
             self._execute_send(pgq, binary=binary)
         finally:
@@ -242,8 +234,14 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             before, after = conn._script_before(plan.before), conn._script_after(plan, text)
         else:
             _, before, after = message
-        functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
-        self._send_between(before.head, pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
+        functions, name, now = conn.state.functions, conn.state.endpoint.name, time.monotonic()
+        asks_functions = plan.has_room and now >= functions.due.get(name, 0.0) and functions.is_due(name, now)
+        if self._merges and message is not None and not (asks_functions or self._by_server or binary or self.format):
+            # What psycopg's client-side cursor does.
+            self._query = pgq
+            conn.pgconn.send_query(before.head + pgq.query + after.tail)
+        else:
+            self._send_between(before.head, pgq, after.then(FUNCTIONS_SQL) if asks_functions else after, binary=binary)
         commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
         results: list[PGresult] = []
         lost = None
@@ -254,7 +252,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         done, asks = len(before.parts), plan.after not in _ASKS_NOTHING_HERE
         # An error ends a message: where the last result is none, none is.
         refused = _first_error(results) if results and results[-1].status == FATAL else None
-        if functions and len(results) == done + 2 + len(after.parts):
+        if asks_functions and len(results) == done + 2 + len(after.parts):
             conn._take_functions(results.pop())
             if refused is not None and refused not in results:
                 refused = None  # the names are asked for again, later
@@ -268,7 +266,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise error
         elif lost is not None:
             raise lost
-        whole = lost is None and len(results) == done + 1 + len(after.parts) and results[done].status in _DONE
+        whole = len(results) == done + 1 + len(after.parts) and results[done].status in _DONE
         if not whole:
             self._check_results(results[: done + 1])
         # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
@@ -276,13 +274,16 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if conn._change is not None:
             conn._take_session(results[end:], begins=plan.begin)
         asked = results.pop() if asks and len(results) == end + len(after.parts) else None
-        if plan.after is After.POSITION and not conn._check_place(asked):
-            conn._give_up()
-            raise Demoted("the server is no longer the primary")
-        if plan.after is After.COMMIT_AS_SET:
+        if plan.after is After.POSITION:
+            if not conn._is_known(asked):
+                if not conn._check_place(asked):
+                    conn._give_up()
+                    raise Demoted("the server is no longer the primary")
+                conn._record_seen(asked, wrote=False)
+        elif plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
-        elif plan.after in (After.POSITION, After.COMMIT):
-            conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
+        elif plan.after is After.COMMIT:
+            conn._record_seen(asked, wrote=not plan.statement.only_sets)
         elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         if not whole:
@@ -460,7 +461,8 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
     _query_cls = TypedQuery
 
     def _convert_query(self, query: Query, params: Params | None = None) -> Any:
-        by_server = self._by_server = bool(params) and self._must_be_bound_by_server(query)
+        plain = not params or (isinstance(query, str) and (self._quotes_hold_values or binds_outside_quotes(query)))
+        by_server = self._by_server = not plain and self._must_be_bound_by_server(query)
         pgq: Any = (PostgresQuery if by_server else self._query_cls)(self._tx)
         pgq.convert(query, params)
         if not by_server and current().tags and (comment := current_comment()):
@@ -506,7 +508,8 @@ class _SyncMethods(BaseCursor[Any, Row]):
         """Execute one statement; the module `connection` tells how it travels and when it is sent again."""
         conn = self._conn
         try:
-            if conn._needs_revival():
+            settled = conn._at_home and conn.pgconn.status == OK and conn._generation == conn.state.generation
+            if not settled and conn._needs_revival():
                 conn.revive()
             try:
                 super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
@@ -548,7 +551,8 @@ class _AsyncMethods(BaseCursor[Any, Row]):
         """Like `Cursor.execute`."""
         conn = self._conn
         try:
-            if conn._needs_revival():
+            settled = conn._at_home and conn.pgconn.status == OK and conn._generation == conn.state.generation
+            if not settled and conn._needs_revival():
                 await conn.revive()
             try:
                 await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]

@@ -83,7 +83,7 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
         data = dumper.dump(value)
         if data is not None and (own_dump or _PLAIN.fullmatch(data)):
             name = name or type_name(tx, oid)
-            return b"('%b'::%b)" % (data, name) if name else b"'%b'" % data
+            return b"('%b'::%b)" % (bytes(data), name) if name else b"'%b'" % bytes(data)
     literal = bytes(dumper.quote(value))
     if typed and literal.endswith(b"'") and (name := name or type_name(tx, oid)):
         return b"(%b::%b)" % (literal, name)
