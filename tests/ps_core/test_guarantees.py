@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, get_args
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -72,7 +73,7 @@ PLANS: dict[str, tuple[str, dict[str, Any], tuple[Before, After], tuple[Before, 
     "a read": (READ, AUTO, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
     "a read on a replica": (READ, AUTO | REPLICA, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
     "no read, on a replica": ("call p()", AUTO | REPLICA, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
-    "the first read of a transaction": (READ, {}, (Before.TRANSACTION, After.POSITION), (Before.TRANSACTION, After.NOTHING)),
+    "the first read of a transaction": (READ, {}, (Before.TRANSACTION, After.PLACE), (Before.TRANSACTION, After.NOTHING)),
     "a setting": (SETS, AUTO, (Before.BEGIN, After.COMMIT), (Before.SETTINGS, After.NOTHING)),
     "rows": (READ, AUTO | {"way": Way.ROWS}, (Before.SNAPSHOT, After.NOTHING), (Before.SETTINGS, After.NOTHING)),
     "rows of a replica": (
@@ -514,3 +515,24 @@ def test_marker_with_a_read_that_the_server_binds(ps_lab: Lab, opened: Callable[
     """A read in a READ ONLY transaction of ours leaves no marker, which would be a write."""
     with commit_check(marker=True):
         bound_by_server(opened(MONOTONIC))
+
+
+@pytest.mark.parametrize("how", ["rolled back by text", "lost"])
+def test_what_was_seen_without_an_end(ps_lab: Lab, how: str) -> None:
+    """A transaction on the primary whose end brings no position leaves its reader to the primary: a replica may be behind it."""
+    topology = Topology.from_url(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    with ps_core.use_token(None) as tracker, ps_core.connect(topology) as conn:
+        conn.execute("SELECT 1")
+        assert tracker.token is None
+        if how == "lost":
+            ps_lab.edge.cut("primary")
+            with pytest.raises(psycopg.OperationalError):
+                conn.execute("SELECT 1")
+        else:
+            conn.execute("ROLLBACK")
+        assert tracker.token is not None
+        assert tracker.token.position is None
+        conn.rollback()
+        conn.execute("SELECT 1")
+        conn.commit()
+        assert tracker.token.position is not None  # what the primary says then covers it

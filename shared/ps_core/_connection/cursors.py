@@ -39,6 +39,7 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
+_ASKS_PLACE: Final = (After.POSITION, After.PLACE)
 _DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 
@@ -274,17 +275,18 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if conn._change is not None:
             conn._take_session(results[end:], begins=plan.begin)
         asked = results.pop() if asks and len(results) == end + len(after.parts) else None
-        if plan.after is After.POSITION:
-            if not conn._is_known(asked):
+        if plan.after in _ASKS_PLACE:
+            if plan.after is After.PLACE or not conn._is_known(asked):
                 if not conn._check_place(asked):
                     conn._give_up()
                     raise Demoted("the server is no longer the primary")
-                conn._record_seen(asked, wrote=False)
+                if plan.after is After.POSITION:
+                    conn._record_seen(asked, wrote=False)
         elif plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
         elif plan.after is After.COMMIT:
             conn._record_seen(asked, wrote=not plan.statement.only_sets)
-        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+        elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         if not whole:
             self._check_results(results[done:end])
