@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
@@ -41,6 +42,8 @@ Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 _ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
 _ASKS_PLACE: Final = (After.POSITION, After.PLACE)
 _DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+AT_ONCE: Final = 16
+"""Rows of an `executemany` that are handed to libpq at a time."""
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 
 
@@ -342,9 +345,12 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         text = self._text(query)
         plan = pipeline.plan(text)
         conn._planned = True
-        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        yield from self._send_many_gen(query, params_seq, returning)
         pipeline.follow(plan, text)
         pipeline.end_many(plan)
+
+    def _send_many_gen(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
 
     def _stream_send_gen(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
@@ -471,6 +477,33 @@ class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
             pgq.query = with_comment(pgq.query, comment)
         return pgq
 
+    def _send_many_gen(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        """Do what psycopg's does, without asking for each row whether its statement is to be prepared: none is."""
+        rows = iter(params_seq)
+        first = next(rows, None)
+        if first is None or self._must_be_bound_by_server(query) or self.format:
+            yield from super()._send_many_gen(query, () if first is None else chain((first,), rows), returning)
+            return
+        yield from self._start_query(query)
+        if not returning:
+            self._rowcount = 0
+        self._execmany_returning = returning
+        pipeline: Any = self._conn._pipeline
+        send, commands, results = self._pgconn.send_query_params, pipeline.command_queue, pipeline.result_queue
+        pgq = self._query = self._convert_query(query, first)
+        commands.append(partial(send, pgq.query, None))
+        results.append((self, None))
+        for at, params in enumerate(rows):
+            if at % AT_ONCE == 0:
+                yield from pipeline._communicate_gen()
+            pgq.dump(params)
+            commands.append(partial(send, pgq.query, None))
+            results.append((self, None))
+        yield from pipeline._communicate_gen()
+        self._last_query = query
+        if returning:
+            yield from pipeline._fetch_gen(flush=True)
+
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
         if self._by_server:
             BaseCursor._execute_send(self, query, force_extended=force_extended, binary=binary)
@@ -499,6 +532,42 @@ def _first_error(results: Iterable[PGresult]) -> PGresult | None:
         if result.status == FATAL:
             return result
     return None
+
+
+def _buffered(copy: Any) -> tuple[int, Any]:
+    """Return what libpq has received of a COPY already, in the place of a wait; and its length: 0 for nothing, -1 at the end."""
+    if copy._finished or current().deadline is not None:
+        return 0, None
+    pgconn = copy._pgconn
+    found: tuple[int, Any] = pgconn.get_copy_data(1)
+    if not found[0]:
+        try:
+            pgconn.consume_input()
+        except psycopg.OperationalError:
+            return found  # whoever waits meets it, too
+        found = pgconn.get_copy_data(1)
+    return found
+
+
+def _end_gen(copy: Any) -> PQGen[Any]:
+    """End a COPY of which all has come, as psycopg does."""
+    results = yield from generators.fetch_many(copy._pgconn)
+    if len(results) > 1:
+        raise psycopg.ProgrammingError("you cannot mix COPY with other operations")
+    copy.cursor._check_results(results)
+    copy._finished, count = True, results[0].command_tuples
+    copy.cursor._rowcount = -1 if count is None else count
+    return memoryview(b"")
+
+
+def _read(copy: Any) -> Any:
+    length, data = _buffered(copy)
+    return data if length > 0 else copy.connection.wait(_end_gen(copy) if length else copy._read_gen())
+
+
+async def _read_async(copy: Any) -> Any:
+    length, data = _buffered(copy)
+    return data if length > 0 else await copy.connection.wait(_end_gen(copy) if length else copy._read_gen())
 
 
 class _SyncMethods(BaseCursor[Any, Row]):
@@ -541,6 +610,7 @@ class _SyncMethods(BaseCursor[Any, Row]):
         """Like psycopg's. Never sent again."""
         self._conn.revive()
         with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
+            copy.read = partial(_read, copy)
             yield copy
 
 
@@ -585,6 +655,7 @@ class _AsyncMethods(BaseCursor[Any, Row]):
         """Like `Cursor.copy`."""
         await self._conn.revive()
         async with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
+            copy.read = partial(_read_async, copy)
             yield copy
 
 
