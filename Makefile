@@ -98,7 +98,7 @@ compare: .venv/ready
 
 # Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
 soak: .venv/ready
-	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build
+	.venv/bin/python -m tests.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 # One change at a time in what decides: does a test that needs no server notice? docs/generated/mutants.md. ARGS="--only plan"
 mutants: .venv/ready
@@ -122,7 +122,7 @@ lint: .venv/ready-to-lint
 
 .venv/ready: pyproject.toml .ci/setup
 	@.ci/setup system
-	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab]' --group test
+	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab,demo]' --group test
 	@touch $@
 
 .venv/ready-to-lint: .venv/ready

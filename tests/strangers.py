@@ -13,7 +13,7 @@ from ps_core.topology import Endpoint, Topology
 from ps_lab import Lab
 
 CLIENTS = 4
-"""Of each bouncer, at a time."""
+"""Clients of each bouncer, at a time."""
 
 
 def endpoints(lab: Lab) -> list[Endpoint]:

@@ -151,7 +151,7 @@ def test_lock_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> 
 
 
 def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
-    """57P05 ends a session that is idle: nothing is open on it, so it is healed."""
+    """57P05 ends a session that is idle: nothing is open on it, so it is replaced."""
     ps_lab.sql("ALTER ROLE app SET idle_session_timeout = 100")
     try:
         stock, conn = paths.stock("direct"), paths.ours("direct")

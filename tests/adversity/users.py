@@ -115,7 +115,7 @@ class Application:
         self.renew()
 
     def is_unknown(self, error: BaseException) -> bool:
-        """Return whether it says that nobody can tell what became of the COMMIT."""
+        """Return whether it says that the outcome of the COMMIT is unknown."""
         return isinstance(self.cause(error), CommitOutcomeUnknown)
 
     @staticmethod

@@ -129,7 +129,7 @@ def _code_of(commit: str) -> Iterator[str]:
 
 
 Costs = dict[str, list[Cost]]
-"""Of one unit, by name of the way, round by round."""
+"""The figures of one unit, by name of the way, round by round."""
 
 
 def ways_of(unit: str) -> Sequence[Way]:

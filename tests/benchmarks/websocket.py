@@ -59,7 +59,7 @@ class Spent:
     first: float = 0.0
     """Milliseconds until the first connection of a process, its bridge's start included."""
     round_trips: int = 0
-    """Of a transaction of one read, by ours."""
+    """The round trips of a transaction of one read, on ours."""
 
 
 class _Meter:

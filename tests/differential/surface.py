@@ -156,7 +156,7 @@ async def row_factories(conn: Any) -> Any:
 
 
 async def adapters(conn: Any) -> Any:
-    """Of one cursor, of one connection, and of psycopg itself."""
+    """What one cursor, one connection and psycopg itself offer."""
     found = []
     cursor = conn.cursor()
     cursor.adapters.register_loader("numeric", Money)

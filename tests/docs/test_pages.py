@@ -37,7 +37,7 @@ def test_sessions(page: Path) -> None:
 
 
 def modules_with_sessions() -> Iterator[str]:
-    for package in ("ps_core", "ps_sqlalchemy", "ps_django", "ps_lab", "ps_cli"):
+    for package in ("ps_core", "ps_sqlalchemy", "ps_django", "ps_lab", "ps_demo", "ps_cli"):
         spec = find_spec(package)
         assert spec is not None
         assert spec.origin is not None

@@ -108,7 +108,7 @@ def test_two_terminals(command: Command) -> None:
 
 @pytest.mark.tools
 def test_killed_and_started_again(command: Command, tmp_path: Path) -> None:
-    """What a killed lab leaves in the state folder does not stop the next one; Ctrl-C ends that without a word of Python's."""
+    """What a killed lab leaves in the state folder does not stop the next one; Ctrl-C ends that without a traceback."""
     lab, _ = up(command)
     lab.kill()
     lab.communicate()

@@ -140,7 +140,7 @@ def test_blocking_calls(ps_lab: Lab) -> None:
 
 
 def test_nothing_is_left(ps_lab: Lab) -> None:
-    """Of 1,000 connections: no thread, process, descriptor or file; and at the end of the program nothing at all."""
+    """1,000 connections leave no thread, process, descriptor or file; and at the end of the program nothing at all."""
     running = script(ps_lab, "thousand")
     assert running.stdout is not None
     first = running.stdout.readline()
@@ -174,7 +174,7 @@ def test_fork(ps_lab: Lab) -> None:
 
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_killed_bridge(topology: Topology, bridge: start._Bridge, autocommit: bool, table: str, ps_lab: Lab) -> None:
-    """The next statement starts another one: it heals as over any lost connection, also where it writes."""
+    """The next statement starts another one, as after any lost connection, even if it writes."""
     with ps_core.connect(topology, autocommit=autocommit) as conn:
         conn.execute("SELECT 1")
         conn.commit()
@@ -389,7 +389,7 @@ def check_not_reached(topology: Topology, kind: Kind, text: str) -> None:
 
 
 def test_nobody_listens(ps_lab: Lab) -> None:
-    """A port that is closed, and a name that there is not."""
+    """A port that is closed, and a name that does not exist."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     check_not_reached(over_websocket(ps_lab, https_port=port), Kind.TRANSIENT, f"could not connect to localhost:{port}")

@@ -259,7 +259,7 @@ def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: EndpointSt
 
 
 def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, primary: EndpointState, table: str) -> None:
-    """What is not to be seen yet may still commit: with the id that is waited for, without one nobody can tell."""
+    """What is not to be seen yet may still commit: with the id that is waited for, without one the outcome is unknown."""
     state = EndpointState(endpoint=primary.endpoint)
     write = f"INSERT INTO {table} VALUES (1)"
     # The lookup of the id ends while the transaction is under way; that of the query waits behind it, for its own commit.
@@ -318,7 +318,7 @@ def test_use_token_begins_afresh_and_restores() -> None:
 
 
 def test_two_databases(ps_lab: Lab) -> None:
-    """Who wrote to one database and read from another one sees the write all the same, in the next request too."""
+    """A user who wrote to one database and read from another one sees the write all the same, in the next request too."""
     first, second = ps_lab.topology, replace(ps_lab.topology, identity="other")
     ps_lab.sql("CREATE TABLE twice (id int); GRANT ALL ON twice TO app")
     ps_lab.wait_replicas_caught_up()

@@ -45,7 +45,7 @@ def test_deadlines_only_shrink() -> None:
 
 
 def test_decorates_functions() -> None:
-    """As a decorator a block holds for each call, in several threads at once."""
+    """A block that decorates a function applies to each call, in several threads at once."""
     barrier = threading.Barrier(2, timeout=10)
 
     @using_replica()

@@ -432,7 +432,7 @@ async def test_rows_that_keep_coming_async(ps_lab: Lab, primary: EndpointState) 
 
 
 def test_leaving_past_the_deadline(ps_lab: Lab, primary: EndpointState) -> None:
-    """Who has had enough rows when the deadline and its grace are over keeps the connection: the rest is cancelled."""
+    """A reader who has had enough rows when the deadline and its grace are over keeps the connection: the rest is cancelled."""
     with connect(primary.endpoint) as conn, limits(statement="60s"):
         conn.execute("SELECT 1")
         pid = conn.info.backend_pid

@@ -68,7 +68,7 @@ def test_hook_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_lost_connection(ps_lab: Lab) -> None:
-    """A connection that is lost and healed is one event, and no outage."""
+    """A connection that is lost and replaced is one event, and no outage."""
     with connect(ps_lab.url, autocommit=True) as conn, heard() as events:
         conn.execute("SELECT 1")
         ps_lab.edge.cut()

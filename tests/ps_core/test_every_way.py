@@ -51,9 +51,9 @@ BEHIND = (
 )
 READ_ONLY = "refused: READ ONLY"
 PINNING = {"stream", "COPY FROM", "COPY (query) TO", "pipeline"}
-"""Of these, writes in autocommit have no room for a question."""
+"""Ways whose writes in autocommit have no room for a question."""
 UNKNOWN = {"several statements", "BEGIN … COMMIT in one text", "COMMIT AND CHAIN"}
-"""Of these, nobody knows what they do."""
+"""Ways of which it is not known what they do."""
 
 
 @pytest.fixture(scope="module")

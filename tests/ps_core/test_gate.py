@@ -153,7 +153,7 @@ def test_queue_is_served_in_order() -> None:
 
 
 def test_loss_empties_the_queue() -> None:
-    """Who waits for a place is told to ask again; who has given up is told nothing."""
+    """A caller that waits for a place is told to ask again; one that has given up is told nothing."""
     gate = recovering(gate_at())
     tickets = [gate._enter() for _ in range(4)]
     gate._give_up(tickets[2])
@@ -336,7 +336,7 @@ async def test_queue(event: str, probes: bool, in_asyncio: bool) -> None:
 
 @pytest.mark.parametrize("in_asyncio", [False, True], ids=["sync", "asyncio"])
 async def test_leaves_the_queue(in_asyncio: bool) -> None:
-    """Who waits no longer for a place is passed over."""
+    """A caller that waits no longer for a place is passed over."""
     gate = recovering(gate_at())
     assert [gate._enter().way for _ in range(2)] == [GO, GO]
     with pytest.raises(TimeoutError):

@@ -138,7 +138,7 @@ def test_several_statements_are_not_sent_again(ps_lab: Lab, primary: EndpointSta
 
 
 def test_session_state_is_never_lost_silently(ps_lab: Lab, direct: EndpointState, connect: Connect) -> None:
-    """On a direct connection that may hold session state, the loss is raised; without any, it is healed."""
+    """On a direct connection that may hold session state, the loss is raised; without any, it is replaced."""
     plain, stateful = connect(direct, autocommit=True), connect(direct, autocommit=True)
     plain.execute("SELECT 1")
     stateful.execute("SELECT pg_advisory_lock(7)")

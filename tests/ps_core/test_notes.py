@@ -93,7 +93,7 @@ def test_note(name: str, in_force: InForce, parts: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "in_force"), [row[1:] for row in SILENT], ids=[row[0] for row in SILENT])
 def test_no_note(name: str, in_force: InForce) -> None:
-    """Of what is not known to be ours nothing is said."""
+    """An error that is not known to be ours has no note."""
     assert limit_note(name, in_force) is None
 
 

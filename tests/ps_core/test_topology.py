@@ -1,9 +1,11 @@
 """Endpoints and topologies, by tables: what each URL leads to, the three forms of a setting, and what is refused."""
 
 import pickle
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from psycopg import pq
@@ -386,6 +388,34 @@ def test_refusals(url: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as caught:
         Topology.from_url(url, **settings)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", ["-c=", "-c =x", "--=x", "-c a=1 -c=2", "-c a=1  --=", "-c", r"-c \=x", "-c a=1\t-c\t=b"])
+def test_no_setting_without_a_name(options: str) -> None:
+    """Such options are refused wherever they come from: some PgBouncers spin on them (CVE-2026-107349)."""
+    ways: tuple[dict[str, str], ...] = (
+        {"ps_pooled": "false", "options": options},
+        {"ps_direct_url": f"postgresql://d/?options={quote(options)}"},
+    )
+    for given in ways:
+        with pytest.raises(ConfigurationError, match="write -c NAME=VALUE"):
+            Topology.from_url(f"postgresql://h/d?{urlencode(given, quote_via=quote)}")
+
+
+@pytest.mark.parametrize("options", ["", "-c a=", "-ca=1", "--a=-c", r"-c a=b\ -c=", "-c a=x-c="])
+def test_settings_with_names(options: str) -> None:
+    """What has a name is taken, whatever its value."""
+    found = Topology.from_url(f"postgresql://h/d?options={quote(options)}", pooled=False).primary.conninfo()
+    assert str(found["options"]).endswith(options)
+
+
+@pytest.mark.parametrize("settings", [{"lock_timeout": None}, {"statement_timeout": None, "idle_in_transaction_timeout": None}])
+def test_our_own_options_have_names(settings: dict[str, Any]) -> None:
+    """No setting, or none of them, becomes an option without a name."""
+    topology = Topology.from_url("postgresql://h/d", pooled=False, **settings)
+    for endpoint in (topology.primary, topology.direct):
+        for option in str(endpoint.conninfo().get("options", "")).split("-c ")[1:]:
+            assert re.fullmatch(r"[a-z_]+=\w+ ?", option)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

@@ -44,7 +44,7 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
     """A product with two orders, on the replicas too."""
     from django.contrib.auth.models import Group, User
 
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     product = Product.objects.create(name="cup", price=1, stock=1)
     for number in (1, 2):
@@ -80,7 +80,7 @@ def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """What is read in a reading context, and who answers."""
     from django.contrib.auth.models import Permission, User
 
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     return {
         "all": (REPLICA, lambda _: list(Product.objects.all())),
@@ -131,7 +131,7 @@ def test_lazy_loads(shop: Any, mode: Any, later: str) -> None:
     """What is loaded when it is needed goes where reads go by then; deferred fields of peers, where the first came from."""
     from django.contrib.auth.models import Group, User
 
-    from ps_cli.shop.models import Order
+    from ps_demo.shop.models import Order
 
     def with_mode(rows: Any) -> list[Any]:
         return list(rows if mode is None else rows.fetch_mode(mode))
@@ -341,7 +341,7 @@ class Second:
 
 def test_several_databases(ps_lab: Lab) -> None:
     """Routers behind ours choose the database, ours its endpoint."""
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
     other = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
@@ -391,7 +391,7 @@ def test_weights(ps_lab: Lab) -> None:
     entries = ps_django.databases(
         ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", direct_replica=True, replica_weights="0,1"
     )
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     with pytest.MonkeyPatch.context() as patch, ps_django.reading():
         patch.setattr(settings, "DATABASES", entries)
@@ -410,7 +410,7 @@ def test_weights(ps_lab: Lab) -> None:
     ],
 )
 def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
-    """A setting that there is not, or a value that cannot work, is refused with what to write."""
+    """An unknown setting or an invalid value is refused with what to write."""
     with pytest.raises(ConfigurationError, match=word):
         Settings.parse(given)
 

@@ -222,7 +222,7 @@ def test_subquery_of_another_database(m: SimpleNamespace) -> None:
 FIRST = """
 import sys, django
 django.setup()
-from ps_cli.shop.models import Product
+from ps_demo.shop.models import Product
 Product.objects.using("replica").update_or_create(name="first", defaults={"price": 1, "stock": 1})
 print(Product.objects.using("direct").get(name="first").stock)
 """
@@ -247,7 +247,7 @@ def test_alias_of_the_instance(ps_lab: Lab, m: SimpleNamespace) -> None:
 
 
 def test_no_such_alias(m: SimpleNamespace) -> None:
-    """An alias that there is not is an error, as on stock."""
+    """An unknown alias is an error, as on stock."""
     ways: tuple[Callable[[], object], ...] = (
         lambda: m.Vessel.objects.using("nowhere").create(name="a"),
         lambda: m.vessel.delete(using="nowhere"),

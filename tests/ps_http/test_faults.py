@@ -249,7 +249,7 @@ def test_time_is_over_while_the_body_is_sent(ps_lab: Lab, table: str, monkeypatc
 
 
 def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
-    """Whoever waits for the endpoint to come back waits no longer than their deadline."""
+    """Callers wait for the endpoint to come back no longer than their deadline."""
     client.execute("select 1")
     gate = client.client._site.primary.gate
     gate.report_loss()

@@ -139,6 +139,17 @@ def test_wrong_password(connect: Connect) -> None:
             connect(port, suffix, password="wrong")
 
 
+@pytest.mark.parametrize("bouncer", ["local", "write-pool", "read-pool"])
+def test_wrong_password_first(ps_lab: Lab, connect: Connect, bouncer: str) -> None:
+    """A bouncer whose first login fails serves the next ones: what PgBouncer 1.25 with SCRAM secrets does not."""
+    suffix = "" if bouncer == "local" else bouncer
+    ps_lab.bouncers[bouncer].stop()
+    ps_lab.bouncers[bouncer].start()
+    with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
+        connect("pooled", suffix, password="wrong")
+    assert connect("pooled", suffix).execute("SELECT 1").fetchone() == (1,)
+
+
 def test_bouncer_down(ps_lab: Lab, connect: Connect) -> None:
     """A bouncer that is gone is PlanetScale's "failed to connect to upstream"; restarted, it serves."""
     ps_lab.bouncers["read-pool"].stop()

@@ -32,7 +32,7 @@ asynchronously = pytest.mark.parametrize("asynchronous", [False, True], ids=["sy
 
 
 def test_replica_shares_the_compiled_cache_and_hears_the_engine(ps_lab: Lab) -> None:
-    """A statement is compiled once for both sides, and what listens to the engine hears of both."""
+    """A statement is compiled once for both sides, and listeners on the engine receive both."""
     with engine_for(ps_lab) as engine:
         statements, connections = [], []
         event.listen(engine, "before_cursor_execute", lambda conn, *_: statements.append(conn.engine is engine))
@@ -448,7 +448,7 @@ def test_made_for_asyncio_alone(ps_lab: Lab) -> None:
 @pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
 @pytest.mark.parametrize("size", [1, 5])
 def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) -> None:
-    """As many threads as the pool has places read, and then write, all at once."""
+    """Threads, as many as the pool has places, read and then write, all at once."""
     options: Any = {"pool_size": size, "max_overflow": 0, "pool_timeout": 3}
     engine = (
         ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", **options)
@@ -475,7 +475,7 @@ def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) ->
 
 
 def test_listeners_of_an_engine_under_options(ps_lab: Lab) -> None:
-    """What listens to `engine.execution_options()` hears of its own replica, not of the engine's; so do options of options."""
+    """Listeners on `engine.execution_options()` receive events of its own replica, not the engine's, also options of options."""
     with engine_for(ps_lab) as engine:
         heard: list[str] = []
         optioned: Any = engine.execution_options(logging_token="a")

@@ -30,7 +30,7 @@ SENT = {
     ],
     NONE: ["BEGIN; settings; INSERT; id", "COMMIT", "settings; read only; SELECT"],
 }
-"""Of a session that writes and another that reads: a round trip each."""
+"""A session that writes and another that reads take a round trip each."""
 
 
 @pytest.fixture(params=[*LEVELS, "URL"])

@@ -43,7 +43,7 @@ class Base(orm.DeclarativeBase):
 
 
 class Thing(Base):
-    """Of every type."""
+    """A table with a column of every type."""
 
     __tablename__ = "http_thing"
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
@@ -579,7 +579,7 @@ def test_batch_has_a_block(http: sa.Engine, stock: sa.Engine, things: None) -> N
 
 
 def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
-    """What listens to the engine hears of each statement before and after it, and may change it."""
+    """Listeners on the engine receive each statement before and after it runs, and may change it."""
     heard: list[str] = []
 
     @sa.event.listens_for(http, "before_cursor_execute", retval=True)

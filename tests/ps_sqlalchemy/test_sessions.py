@@ -419,7 +419,7 @@ class OfMaker(AsyncSession):
 
 
 class StrangersFirst(sa.ext.asyncio.AsyncSession):
-    """As SQLModel's AsyncSession: it names its sync class, and reaches for what that has more."""
+    """The same as SQLModel's AsyncSession: it names its sync class, and reaches for what that has more."""
 
     sync_session_class: type[orm.Session] = Plain
 
@@ -632,7 +632,7 @@ def test_isolation_level_of_the_replicas(ps_lab: Lab, items: type[Item], name: s
 
 
 def test_serializable_on_a_replica(engine: Engine) -> None:
-    """Who asks a replica itself for SERIALIZABLE is told by the server what to write."""
+    """A caller who asks a replica itself for SERIALIZABLE is told by the server what to write."""
     replica = engine.execution_options(isolation_level="SERIALIZABLE").replica  # type: ignore[attr-defined]
     with replica.connect() as conn, pytest.raises(sa.exc.NotSupportedError, match=r"(?s)hot standby.*REPEATABLE READ"):
         conn.execute(text("SELECT 1"))
