@@ -11,8 +11,12 @@ FAULTS = answer_cut backend_killed behind bouncer_killed cancellation commit_in_
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
 
+# WORKERS=2: processes, each with a lab of its own, that take the files from one queue.
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
+
 test: .venv/ready
-	.venv/bin/pytest
+	.venv/bin/pytest $(PARALLEL)
 
 # Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
@@ -23,7 +27,7 @@ differential: .venv/ready
 	PS_DIFFERENTIAL=everything .venv/bin/pytest tests/differential $(ARGS)
 
 test-fast: .venv/ready
-	.venv/bin/pytest -m fast
+	.venv/bin/pytest -m fast $(PARALLEL)
 
 # Everything that is the same over the WebSocket: the fast subset, the worst faults, and both frameworks' first paths.
 test-websocket: .venv/ready

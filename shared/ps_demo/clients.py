@@ -31,7 +31,8 @@ LEDGERS: Final = {"SQLAlchemy": "pgbench_history", "Django": "shop_order"}
 """The applications, and the table in which each one's writes leave their references."""
 
 SHARE_OF_WRITES: Final = 0.25
-"""Of the operations of every other client. The rest only read, and so show what readers notice while writers wait."""
+"""The share of writes in the operations of every other client. The rest only read,
+and so show what readers notice while writers wait."""
 PAUSE: Final = 0.02
 """Seconds between two operations of a client, on average. Applications, servers and poolers share one machine: without it, the
 figures would tell of the queue for its processors."""
@@ -226,7 +227,7 @@ class Application:
         return list(self._progress)
 
     def wait(self) -> Any:
-        """Wait until the application has taken its next step, and return what it tells: nothing, in the demo."""
+        """Wait until the application has taken its next step, and return its report: nothing, in the demo."""
         return self._receive(PREPARING)
 
     def go_on(self, message: object = None) -> None:

@@ -1,4 +1,4 @@
-"""What was found, and the page that tells it. Pure."""
+"""What was found, and the page that shows it. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -74,7 +74,7 @@ def test_percentile(ordered: list[float], percent: float, expected: float) -> No
 
 @pytest.mark.fast
 def test_no_operations() -> None:
-    """Of no operations there are no figures."""
+    """No operations have no figures."""
     assert measure([]) is None
 
 

@@ -294,7 +294,10 @@ def test_iterator(ps_lab: Lab, late: None, endpoint: str, block: Any) -> None:
     from ps_demo.shop.models import Product
 
     Product.objects.create(name="pot", price=1, stock=1)
-    names = lambda: [product.name for product in Product.objects.using(endpoint).iterator(chunk_size=1)]  # noqa: E731
+
+    def names() -> list[str]:
+        return [product.name for product in Product.objects.using(endpoint).iterator(chunk_size=1)]
+
     with block():
         assert names() == ["cup", "pot"]
     with use_token(None), block(), ps_django.limits(statement="60s"):

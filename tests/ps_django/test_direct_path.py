@@ -100,7 +100,7 @@ def test_block_reads_from_the_primary(default: Any) -> None:
 
     Product.objects.create(name="direct", price=1, stock=1)
     with ps_django.reading(), ps_django.on_direct_path(), use_token(None):
-        found = Product.objects.annotate(by_replica=InRecovery()).filter(name="direct").first()
+        found: Any = Product.objects.annotate(by_replica=InRecovery()).get(name="direct")
         assert (found._state.db, found.by_replica) == ("default", False)
 
 
@@ -439,7 +439,9 @@ def test_derived_cursor_class(ps_lab: Lab, site: None, binding: bool, alias: str
         def get_connection_params(self) -> dict[str, Any]:
             params = super().get_connection_params()
 
-            class Watching(params["cursor_factory"]):  # type: ignore[misc]
+            cursor: Any = params["cursor_factory"]
+
+            class Watching(cursor):  # type: ignore[misc]
                 def execute(self, query: Any, *args: Any) -> Any:
                     asked.append(query)
                     return super().execute(query, *args)

@@ -35,7 +35,7 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
 
 
 def copy_in(cursor: Any) -> None:
-    """As django-pgbulk does."""
+    """Do what django-pgbulk does."""
     with cursor.copy(COPY) as copy:
         copy.write_row(("copy", 1, 1))
 

@@ -35,7 +35,7 @@ def test_databases(ps_lab: Lab) -> None:
 
 
 def test_unknown_option_is_refused() -> None:
-    """An option that nobody knows is refused with those that there are."""
+    """An unknown option is refused with a list of the options."""
     from ps_django.config import endpoint_of
 
     with pytest.raises(ConfigurationError, match="ps_statement_timeout"):

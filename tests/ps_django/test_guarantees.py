@@ -35,7 +35,7 @@ SENT = {
     ],
     NONE: ["settings; UPDATE shop_product SET stock = 1", "settings; read only; SELECT 5"],
 }
-"""Of a write and a read outside of `atomic()`: a round trip each."""
+"""A write and a read outside `atomic()` take a round trip each."""
 
 
 @pytest.fixture(params=LEVELS)
@@ -197,7 +197,7 @@ def test_checks(monkeypatch: pytest.MonkeyPatch, given: str, middleware: list[st
 
 
 def test_check_of_an_unknown_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A level that there is not is found, and hides nothing else."""
+    """An unknown level is found, and hides nothing else."""
     entries = ps_django.databases(URL, replica_bouncer="read-pool")
     entries["default"]["OPTIONS"]["ps_consistency"] = "strong"
     monkeypatch.setattr(settings, "DATABASES", entries)

@@ -160,7 +160,7 @@ def test_router() -> None:
 
 @replaces("PinningRouterMiddleware", "ReplicationMiddleware")
 def test_middleware(late: Lab) -> None:
-    """Who wrote, in a GET too, reads from the primary while replicas are behind; who only read, in a POST too, does not."""
+    """Writers, in a GET too, read from the primary while replicas are behind; readers, in a POST too, do not."""
     for method in ("get", "post"):
         client = Client()
         assert by_replica(getattr(client, method)("/show")) is (method == "get")

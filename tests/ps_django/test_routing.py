@@ -60,6 +60,15 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
     Group.objects.all().delete()
 
 
+def type_asked_anew() -> Any:
+    """Return a content type that is not in the cache."""
+    from django.contrib.admin.models import LogEntry
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.clear_cache()
+    return ContentType.objects.get_for_model(LogEntry)
+
+
 def aliases(work: Callable[[], Any]) -> list[str]:
     """Return the endpoints that answered, in order."""
     with CaptureQueriesContext(connections[DEFAULT]) as one, CaptureQueriesContext(connections[REPLICA]) as two:
@@ -69,9 +78,7 @@ def aliases(work: Callable[[], Any]) -> list[str]:
 
 def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """What is read in a reading context, and who answers."""
-    from django.contrib.admin.models import LogEntry
     from django.contrib.auth.models import Permission, User
-    from django.contrib.contenttypes.models import ContentType
 
     from ps_demo.shop.models import Order, Product
 
@@ -92,7 +99,7 @@ def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
         "permissions": (REPLICA, lambda _: User.objects.all()[0].has_perm("shop.add_order")),
         "generic foreign key's type": (
             REPLICA,
-            lambda _: (ContentType.objects.clear_cache(), ContentType.objects.get_for_model(LogEntry)),
+            lambda _: type_asked_anew(),
         ),
         "permission's content type": (REPLICA, lambda _: Permission.objects.select_related("content_type").first()),
         "refresh_from_db of an instance from the primary": (REPLICA, lambda p: p.refresh_from_db()),
@@ -250,7 +257,7 @@ def test_share(shop: Any) -> None:
 
 def test_threads(shop: Any) -> None:
     """What one thread's block says is not said to another (behaviour of multidb-router)."""
-    barrier, found = threading.Barrier(2, timeout=20), {}
+    barrier, found = threading.Barrier(2, timeout=20), dict[str, Any]()
 
     def work(name: str, block: Any) -> None:
         with block:
@@ -403,7 +410,7 @@ def test_weights(ps_lab: Lab) -> None:
     ],
 )
 def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
-    """A setting that there is not, or a value that cannot work, is refused with what to write."""
+    """An unknown setting or an invalid value is refused with what to write."""
     with pytest.raises(ConfigurationError, match=word):
         Settings.parse(given)
 

@@ -103,7 +103,7 @@ def observed(alias: str) -> list[tuple[Any, ...]]:
 
 
 def path_of_project(sender: Any, connection: Any, **kwargs: Any) -> None:
-    """As most handlers are."""
+    """A handler as most are."""
     with connection.cursor() as cursor:
         cursor.execute("SET search_path TO datamart, public")
 
@@ -234,7 +234,7 @@ def routed(primary: str = "default") -> tuple[bool, Any]:
         replica=RawSQL("pg_is_in_recovery()", ()), tenant=RawSQL("nullif(current_setting('app.tenant', true), '')", ())
     )
     with ps_django.reading():
-        found = read.values_list("replica", "tenant").first()
+        found: tuple[bool, Any] | None = read.values_list("replica", "tenant").first()
     assert found is not None
     return found
 

@@ -156,11 +156,11 @@ def test_server_side_binding(ps_lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kind", [stock.Cursor, stock.ServerBindingCursor])
-def test_cursor_factory(ps_lab: Lab, kind: type) -> None:
+def test_cursor_factory(ps_lab: Lab, kind: Any) -> None:
     """A cursor class of the project's own, derived from Django's, carries what ours does: timeouts, and another try."""
     executed: list[str] = []
 
-    class Own(kind):  # type: ignore[valid-type,misc]
+    class Own(kind):  # type: ignore[misc]
         def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
             executed.append(query)
             return super().execute(query, *args, **kwargs)

@@ -104,7 +104,7 @@ def test_functions_that_run_later() -> None:
     for function in (work, works, all_works):
         for give in (run_transaction, run_transaction(using="default"), partial(run_transaction, using="default")):
             with pytest.raises(TypeError, match="sync_to_async"):
-                give(function)  # type: ignore[operator]
+                give(function)
 
 
 @pytest.mark.parametrize("block", [ps_django.reading, ps_django.using_replica])

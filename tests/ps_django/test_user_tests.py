@@ -277,7 +277,7 @@ def user_of(connection: Any) -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_user")
         (user,) = cursor.fetchone()
-    return user
+    return str(user)
 
 
 def test_databases_elsewhere(ps_lab: Lab, site: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ class Ledger:
 
     begun: int = 0
     unknown: set[int] = field(default_factory=set)
-    """Of which nobody could tell whether they were committed, and that was said."""
+    """Writes whose outcome could not be determined, and which raised an error that says so."""
     refused: set[int] = field(default_factory=set)
     """That were said not to be committed."""
 
