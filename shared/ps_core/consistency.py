@@ -203,11 +203,11 @@ def guard_sql(position: int) -> bytes:
     """Return a SELECT that does nothing, and fails with 22023 "replica_behind" on a replica that has not replayed `position`.
 
     A statement of its own before the read: within the read, nothing would say that it is evaluated first. A server that is no
-    replica has all there is.
+    replica has all there is; it is asked last whether it is one, since mostly there is no need to.
     """
     return (
-        b"SELECT pg_catalog.set_config('statement_timeout',CASE WHEN pg_catalog.pg_is_in_recovery()"
-        b" AND pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) '%s'"
+        b"SELECT pg_catalog.set_config('statement_timeout',CASE WHEN"
+        b" pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) '%s' AND pg_catalog.pg_is_in_recovery()"
         b" THEN 'replica_behind' ELSE pg_catalog.current_setting('statement_timeout') END,true)"
     ) % format_lsn(position).encode()
 
@@ -220,15 +220,27 @@ POSITION_SQL: Final = (
 )
 """Where the server is, asked behind a statement: before it, the position would be older than the statement's snapshot. And
 whether it is a standby."""
-COMMITTED_POSITION_SQL: Final = (
-    b"SELECT CASE WHEN NOT standby THEN pg_catalog.pg_current_wal_flush_lsn() END,standby"
-    b",CASE WHEN NOT standby THEN pg_catalog.pg_current_wal_insert_lsn() END"
-    b" FROM (SELECT pg_catalog.pg_is_in_recovery() AS standby) AS place"
-)
-"""The same behind a COMMIT whose `synchronous_commit` was asked before it: how far WAL is flushed, and how far it is inserted."""
+COMMITTED_POSITION_SQL: Final = b"SELECT pg_catalog.pg_current_wal_flush_lsn(),pg_catalog.pg_current_wal_insert_lsn()"
+"""The same behind a COMMIT whose `synchronous_commit` was asked before it: how far WAL is flushed, and how far it is inserted.
+
+A standby refuses it, with `IN_RECOVERY`. Nothing but this question is lost by that, and asking first would cost the server twice
+as much (15 µs of its CPU, not 6)."""
+IN_RECOVERY: Final = "55000"
+"""The SQLSTATE (object_not_in_prerequisite_state) by which a standby refuses to tell where a primary's WAL ends."""
 REPLICA_POSITION_SQL: Final = (
     b"SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()"
     b" ELSE pg_catalog.pg_current_wal_insert_lsn() END"
 )
 """The same of an endpoint for reads, at less cost: every read carries it. Where a primary answers in their place, what is
 seen may not be flushed yet."""
+
+
+def place_sql(server_version: int) -> bytes:
+    """Return what asks whether the server is a standby: "on" or "t" where it is one.
+
+    `server_version`: as in 180004. PostgreSQL 14 brought the setting, which costs a quarter of a query (2 µs of the server's CPU).
+    """
+    return b"SHOW in_hot_standby" if server_version >= _SHOWS_PLACE else b"SELECT pg_catalog.pg_is_in_recovery()"
+
+
+_SHOWS_PLACE: Final = 140000

@@ -29,6 +29,7 @@ from ps_core.consistency import parse_lsn
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
+from ps_lab.routes import Path
 
 READS: Final = "psycopg: reads in autocommit"
 READ: Final = "SELECT 1"
@@ -124,11 +125,11 @@ def _stock_options(name: str) -> dict[str, Any]:
 # --- psycopg ---
 
 
-def _connect(endpoint: str, way: Way) -> psycopg.Connection[Any]:
+def _connect(endpoint: Path, way: Way) -> psycopg.Connection[Any]:
     if way is Way.OURS:
         return ps_core.connect(_endpoint(endpoint))
     if way is Way.TOKENS:
-        return ps_core.connect(_topology, to=endpoint)  # type: ignore[arg-type]
+        return ps_core.connect(_topology, to=endpoint)
     return psycopg.connect(**_stock_options(endpoint))
 
 

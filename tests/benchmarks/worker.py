@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "UNITS", "Unit", "Way"]
 
-POOLED: Final = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
-LIMITS: Final = {"statement_timeout": 2, "transaction_timeout": 3}
+POOLED: Final[dict[str, Any]] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
+LIMITS: Final[dict[str, Any]] = {"statement_timeout": 2, "transaction_timeout": 3}
 POOL: Final[Any] = {"pool_size": 20, "max_overflow": 0}
 READ: Final = "SELECT id, name, n FROM bench_author WHERE id = %s"
 UPDATE: Final = "UPDATE bench_author SET n = n + 1 WHERE id = %s"
@@ -133,17 +133,17 @@ def _psycopg_read() -> object:
     return _psycopg("replica").execute(READ, (7,)).fetchall()
 
 
-def _psycopg_transaction() -> object:
+def _psycopg_transaction() -> None:
     conn = _psycopg("primary", False)
     conn.execute(READ, (7,)).fetchall()
     conn.execute(UPDATE, (7,))
-    return conn.commit()
+    conn.commit()
 
 
-def _psycopg_many() -> object:
+def _psycopg_many() -> None:
     conn = _psycopg("primary", False)
     conn.cursor().executemany(UPDATE, [(number,) for number in range(1, 101)])
-    return conn.commit()
+    conn.commit()
 
 
 def _psycopg_copy() -> object:
@@ -218,18 +218,18 @@ def _models() -> tuple[Any, Any]:
     """Make the models, once Django is configured."""
 
     class Author(models.Model):
-        id = models.BigIntegerField(primary_key=True)
-        name = models.TextField()
-        n = models.IntegerField()
+        id: models.BigIntegerField[int, int] = models.BigIntegerField(primary_key=True)
+        name: models.TextField[str, str] = models.TextField()
+        n: models.IntegerField[int, int] = models.IntegerField()
 
         class Meta:
             app_label = "bench"
             db_table = "bench_author"
 
     class Book(models.Model):
-        id = models.BigAutoField(primary_key=True)
-        title = models.TextField()
-        author = models.ForeignKey(Author, models.CASCADE)
+        id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
+        title: models.TextField[str, str] = models.TextField()
+        author: models.ForeignKey[Any, Any] = models.ForeignKey(Author, models.CASCADE)
 
         class Meta:
             app_label = "bench"
@@ -255,14 +255,14 @@ def _stock_alias(name: str) -> dict[str, Any]:
 def _django_settings(url: str) -> dict[str, Any]:
     if way.is_ours:
         options = {**POOLED, **LIMITS, "consistency": _CONSISTENCY[way]}
-        aliases = ps_django.databases(url, **options)  # type: ignore[arg-type]
-        more = {"DATABASE_ROUTERS": ["ps_django.routers.ReplicaRouter"]}
+        aliases = ps_django.databases(url, **options)
+        routers: list[Any] = ["ps_django.routers.ReplicaRouter"]
     else:
         aliases = {"default": _stock_alias("primary"), "replica": _stock_alias("replica")}
-        more = {"DATABASE_ROUTERS": [_StockRouter()]}
+        routers = [_StockRouter()]
     for alias in aliases.values():
         alias["CONN_MAX_AGE"] = None
-    return {"DATABASES": aliases, "USE_TZ": True, **more}
+    return {"DATABASES": aliases, "USE_TZ": True, "DATABASE_ROUTERS": routers}
 
 
 class _StockRouter:
@@ -376,7 +376,7 @@ def _profile(unit: str, count: int) -> list[tuple[str, float, float]]:
     profile = cProfile.Profile(time.process_time_ns, 1)
     profile.runcall(UNITS[unit].do, count)
     profile.create_stats()
-    stats: dict[tuple[str, int, str], tuple[int, int, int, int, Any]] = profile.stats  # type: ignore[attr-defined]
+    stats: dict[tuple[str, int, str], tuple[int, int, int, int, Any]] = profile.stats
     done = count * UNITS[unit].at_once
     return [(_label(file, name), calls / done, own / done) for (file, _, name), (_, calls, own, _, _) in stats.items()]
 

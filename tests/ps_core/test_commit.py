@@ -84,7 +84,8 @@ UNDONE = Reply(tag="ROLLBACK")
 TOLD, WROTE_NOTHING = Reply("SELECT 1", ROW), Reply("SELECT 1", (None, "00000001", "1764367164.5", "on", "none"))
 MARKED = Reply("INSERT 0 1")
 ON, OFF = Reply("SELECT 1", ("on",)), Reply("SELECT 1", ("off",))
-PLACE, OF_STANDBY = Reply("SELECT 1", ("0/10", "f", "0/20")), Reply("SELECT 1", (None, "t", None))
+PLACE, OF_STANDBY = Reply("SELECT 1", ("0/10", "0/20")), Reply(error="55000")
+SEEN = Reply("SELECT 1", ("0/5", "f"))
 ERROR, OF_POOLER = Reply(error="23503"), Reply(error="08P01", by_server=False)
 LOST: dict[str, Any] = {"lost": True}
 CANCELLED: dict[str, Any] = {"wait_cancelled": True}
@@ -110,8 +111,8 @@ def unknown(raises: Raises = Raises.UNSETTLED, **told: Any) -> Ended:
     return Ended(outcome=Outcome.UNKNOWN, raises=raises, **told)
 
 
-BY_ID = {"transaction": KNOWN, "synchronous_commit": "on"}
-BY_ID_OFF = {"transaction": KNOWN, "synchronous_commit": "off"}
+BY_ID: dict[str, Any] = {"transaction": KNOWN, "synchronous_commit": "on"}
+BY_ID_OFF: dict[str, Any] = {"transaction": KNOWN, "synchronous_commit": "off"}
 
 ANSWERS: list[tuple[str, Ending, list[Reply], dict[str, Any], Ended]] = [
     ("a commit that waits is as far as WAL is flushed", AFTER, [ON, DONE, PLACE], {}, committed("0/10", **BY_ID)),
@@ -120,7 +121,7 @@ ANSWERS: list[tuple[str, Ending, list[Reply], dict[str, Any], Ended]] = [
         "0/10", transaction=ASYNCHRONOUS, synchronous_commit="on")),
     ("an id that comes with the COMMIT is its transaction's", FRESH, [TOLD, DONE, PLACE], {}, committed("0/10", **BY_ID)),
     ("without one it wrote nothing", FRESH, [WROTE_NOTHING, DONE, PLACE], {}, committed("0/10", synchronous_commit="on")),
-    ("a commit of reads is where it says", READING, [DONE, Reply("SELECT 1", ("0/5", "f"))], {}, committed("0/5")),
+    ("a commit of reads is where it says", READING, [DONE, SEEN], {}, committed("0/5")),
     ("where nobody asks there is no position", ALONE, [DONE], {}, committed(**BY_ID)),
     ("the tag is final: what is lost behind it is a position", AFTER, [ON, DONE], LOST, committed(**BY_ID)),
     ("so is an error behind it", AFTER, [ON, DONE, ERROR], {}, committed(**BY_ID)),
@@ -138,8 +139,10 @@ ANSWERS: list[tuple[str, Ending, list[Reply], dict[str, Any], Ended]] = [
     ("silence behind the id", FRESH, [TOLD], LOST, unknown(**BY_ID)),
     ("silence and a wait that was ended: it is looked up", AFTER, [], {**LOST, **CANCELLED}, unknown(**BY_ID)),
     ("a COMMIT that is answered by ROLLBACK", AFTER, [ON, UNDONE, PLACE], {}, rolled_back(position="0/10")),
+    ("the same on a standby", AFTER, [ON, UNDONE, OF_STANDBY], {}, rolled_back()),
     ("the same, and then lost", AFTER, [ON, UNDONE], LOST, rolled_back(Raises.LOST)),
-    ("a ROLLBACK is where it says", BACK, [UNDONE, Reply("SELECT 1", ("0/5", "f"))], {}, rolled_back(position="0/5")),
+    ("a ROLLBACK is where it says", BACK, [UNDONE, SEEN], {}, rolled_back(position="0/5")),
+    ("one whose position cannot be told is one", BACK, [UNDONE, ERROR], {}, rolled_back()),
     ("a ROLLBACK that fails", BACK, [ERROR], {}, rolled_back(Raises.ERROR)),
     ("a ROLLBACK that is lost", BACK, [], LOST, rolled_back(Raises.LOST)),
 ]  # fmt: skip
@@ -340,7 +343,8 @@ SETTLED: list[tuple[str, list[Outcome], int, Outcome]] = [
 @pytest.mark.parametrize(("_sentence", "outcomes", "asked", "expected"), SETTLED, ids=[row[0] for row in SETTLED])
 def test_settling(_sentence: str, outcomes: Sequence[Outcome], asked: int, expected: Outcome) -> None:
     """The lookups are asked in their order, as far as they are needed."""
-    generator, found = settling([ID] * len(outcomes)), 0
+    lookup = lookup_of_marker("m", "public", "on")
+    generator, found = settling([lookup] * len(outcomes)), 0
     answer: Any = None
     with pytest.raises(StopIteration) as done:
         while True:

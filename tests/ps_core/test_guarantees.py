@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, get_args
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -20,6 +21,7 @@ from ps_core.context import Tracker, current_token
 from ps_core.errors import ConfigurationError, ReplicaBehind
 from ps_core.topology import Consistency, Topology
 from ps_lab import Lab
+from ps_lab.routes import Path
 from tests.ps_core.wire import sending
 
 URL = "postgresql://app.br4nch:s3cret@x.horizon.psdb.cloud"
@@ -47,7 +49,7 @@ def test_states(level: Consistency) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("value", ["read-your-writes", "Monotonic", "", None, False, True, 0, ["none"]])
 def test_refused(value: Any) -> None:
-    """What is no level is refused with those that there are, wherever it stands; None is not taken for "none"."""
+    """An unknown level is refused with a list of the levels, wherever it stands; None is not taken for "none"."""
     with pytest.raises(ConfigurationError, match=r"^consistency: write 'monotonic', 'read_your_writes' or 'none', not "):
         Topology.from_url(URL, consistency=value)
     topology = Topology.from_url(URL)
@@ -72,7 +74,7 @@ PLANS: dict[str, tuple[str, dict[str, Any], tuple[Before, After], tuple[Before, 
     "a read": (READ, AUTO, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
     "a read on a replica": (READ, AUTO | REPLICA, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
     "no read, on a replica": ("call p()", AUTO | REPLICA, (Before.READ, After.POSITION), (Before.READ, After.NOTHING)),
-    "the first read of a transaction": (READ, {}, (Before.TRANSACTION, After.POSITION), (Before.TRANSACTION, After.NOTHING)),
+    "the first read of a transaction": (READ, {}, (Before.TRANSACTION, After.PLACE), (Before.TRANSACTION, After.NOTHING)),
     "a setting": (SETS, AUTO, (Before.BEGIN, After.COMMIT), (Before.SETTINGS, After.NOTHING)),
     "rows": (READ, AUTO | {"way": Way.ROWS}, (Before.SNAPSHOT, After.NOTHING), (Before.SETTINGS, After.NOTHING)),
     "rows of a replica": (
@@ -170,10 +172,10 @@ def opened(ps_lab: Lab, table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(Functions, "is_due", lambda *_: False)  # once a minute, a message asks for more
     with ExitStack() as stack:
 
-        def open_connection(level: Consistency, to: str = "primary", *, autocommit: bool = True) -> Connection[Any]:
+        def open_connection(level: Consistency, to: Path = "primary", *, autocommit: bool = True) -> Connection[Any]:
             made: Any = ps_core.connect(
                 ps_lab.url,
-                to=to,  # type: ignore[arg-type]
+                to=to,
                 bouncer="write-pool",
                 replica_bouncer="read-pool",
                 consistency=level,
@@ -191,7 +193,7 @@ def read(conn: Connection[Any]) -> None:
 
 
 def several_reads(conn: Connection[Any]) -> None:
-    """Of a transaction."""
+    """Read several times in a transaction."""
     with conn.transaction():
         conn.execute("SELECT 5")
         conn.execute("SELECT 6")
@@ -241,7 +243,7 @@ def by_text(conn: Connection[Any]) -> None:
 
 
 def sets(conn: Connection[Any]) -> None:
-    """As Django does with each connection that is new."""
+    """Do what Django does with each new connection."""
     conn.execute("SELECT set_config('a.b', 'c', false)")
 
 
@@ -396,7 +398,7 @@ def test_on_replica(
 
 
 def test_bytes(ps_lab: Lab, opened: Callable[..., Connection[Any]]) -> None:
-    """Of a read on a replica, levels differ by the position, and by the guard of those who have written."""
+    """A read on a replica differs between levels by the position, and by the guard of those who have written."""
     sizes = []
     for level in LEVELS:
         conn = opened(level, "replica")
@@ -445,7 +447,7 @@ READS = [read, several_reads, stream, copy_to, pipeline, bound_by_server, rolled
 def test_backward(
     ps_lab: Lab, opened: Callable[..., Connection[Any]], way: Callable[[Connection[Any]], None], level: Consistency
 ) -> None:
-    """Who has read what others wrote is refused by a replica that is older, at "monotonic", in whatever way it was read."""
+    """A replica refuses a caller who has read newer writes of others, at "monotonic", in whatever way they were read."""
     primary, replica = opened(level), opened(level, "replica")
     ps_lab.set_replay_delay(60)
     try:
@@ -514,3 +516,24 @@ def test_marker_with_a_read_that_the_server_binds(ps_lab: Lab, opened: Callable[
     """A read in a READ ONLY transaction of ours leaves no marker, which would be a write."""
     with commit_check(marker=True):
         bound_by_server(opened(MONOTONIC))
+
+
+@pytest.mark.parametrize("how", ["rolled back by text", "lost"])
+def test_what_was_seen_without_an_end(ps_lab: Lab, how: str) -> None:
+    """A transaction on the primary whose end brings no position leaves its reader to the primary: a replica may be behind it."""
+    topology = Topology.from_url(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    with ps_core.use_token(None) as tracker, ps_core.connect(topology) as conn:
+        conn.execute("SELECT 1")
+        assert tracker.token is None
+        if how == "lost":
+            ps_lab.edge.cut("primary")
+            with pytest.raises(psycopg.OperationalError):
+                conn.execute("SELECT 1")
+        else:
+            conn.execute("ROLLBACK")
+        assert tracker.token is not None
+        assert tracker.token.position is None
+        conn.rollback()
+        conn.execute("SELECT 1")
+        conn.commit()
+        assert tracker.token.position is not None  # what the primary says then covers it

@@ -103,7 +103,7 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     # first in an explicit transaction
     ("the first write brings the transaction's id", WRITE, {"tracks": True}, Before.TRANSACTION, After.TRANSACTION_ID),
     ("also where nothing is tracked: a COMMIT can be looked up", WRITE, {}, Before.TRANSACTION, After.TRANSACTION_ID),
-    ("a read before it brings its position", READ, {"tracks": True}, Before.TRANSACTION, After.POSITION),
+    ("a read before it asks whether this is the primary", READ, {"tracks": True}, Before.TRANSACTION, After.PLACE),
     ("a read where nothing is tracked brings nothing", READ, {}, Before.TRANSACTION, After.NOTHING),
     ("a read that may write brings the id", READ, {"tracks": True, "may_write": True}, Before.TRANSACTION, After.TRANSACTION_ID),
     ("several statements bring nothing", "select 1; select 2", {"tracks": True}, Before.TRANSACTION, After.NOTHING),
@@ -418,9 +418,8 @@ def test_what_a_plan_says() -> None:
     """Each way of opening is the caller's transaction, one of ours, or none."""
     statement = analyse(READ)
     said = {
-        before: (plan.begin, plan.own_begin, plan.own_guard, plan.read_only, plan.is_accompanied)
-        for before in Before
-        if (plan := Plan(statement, before))
+        plan.before: (plan.begin, plan.own_begin, plan.own_guard, plan.read_only, plan.is_accompanied)
+        for plan in (Plan(statement, before) for before in Before)
     }
     assert said == {
         Before.NOTHING: (False, False, False, False, False),

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg._cursor_base import BaseCursor
-from psycopg._pipeline import BasePipeline
+from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # psycopg imports it there
 from psycopg._queries import PostgresClientQuery
 from psycopg.adapt import Transformer
 
@@ -77,7 +77,7 @@ CALLED = {
     "PostgresClientQuery.validate_and_reorder_params": "(parts, vars, order)",
     "Transformer.get_dumper": None,
 }
-"""Methods that are called; None: C, which tells no signature."""
+"""Methods that are called; None: C, which has no signature."""
 
 READ = {
     "connection": (
@@ -104,7 +104,7 @@ OF_LATER_RELEASES = {"_pipeline_nolock"}
 """Not there yet in 3.2.1."""
 
 OF_TEMPLATES = {"_chunks", "_convert_template", "_process_client_variable"}
-"""Of template strings: there from psycopg 3.3 on."""
+"""Names for template strings: there from psycopg 3.3 on."""
 
 NAMES = {name.partition(".")[2] for name in (*OVERRIDDEN, *CALLED)} | {name for names in READ.values() for name in names}
 

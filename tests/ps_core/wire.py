@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ps_core._connection.base import ONE_SNAPSHOT, READ_ONLY
 from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, TRANSACTION_SQL
-from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL
+from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL, place_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,8 @@ _NAMES: Final = {
     SYNCHRONOUS_COMMIT_SQL: "synchronous_commit",
     POSITION_SQL: "position",
     REPLICA_POSITION_SQL: "position",
+    place_sql(180000): "place",
+    place_sql(130000): "place",
     COMMITTED_POSITION_SQL: "committed position",
 }
 _SENT: Final = re.compile(r"^F\t(\d+)\t(Query|Parse)\t (?:\"\" )?\"(.*?)\"(?: \d+)*$", re.DOTALL | re.MULTILINE)

@@ -48,11 +48,13 @@ from ps_core._retry.deadline import bounded_until
 from ps_core.consistency import (
     BEYOND_ALL,
     COMMITTED_POSITION_SQL,
+    IN_RECOVERY,
     POSITION_SQL,
     REPLICA_POSITION_SQL,
     Token,
     guard_sql,
     parse_lsn,
+    place_sql,
 )
 from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
 from ps_core.errors import (
@@ -408,6 +410,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._transaction, self._ended = None, True
         if analyse(text).verb not in ("ROLLBACK", "ABORT"):
             self._note_unknown_position()
+        elif self.state.tracks and self.state.tracks_reads and not self.state.endpoint.read_only:
+            self._record_seen(None, wrote=False)  # on a replica, the position came along
 
     def _note_without_position(self, plan: Plan) -> None:
         """Note what brings no position back: only the primary has certainly what was seen, until it is asked."""
@@ -786,6 +790,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             return NOTHING
         if after is After.POSITION:
             return REPLICA_POSITION if self.state.endpoint.read_only else POSITION
+        if after is After.PLACE:
+            return NOTHING.then(place_sql(self.pgconn.server_version))
         if after is After.COMMIT:
             return COMMIT_AND_POSITION
         if after is After.COMMIT_AS_SET:
@@ -904,14 +910,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Merge the position of a commit of which `setting` tells whether it waited for its flush."""
         lsn = None
         if asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
-            if asked.get_value(0, 1) == b"t":
-                self._note_demotion()
-            else:
-                lsn = asked.get_value(0, 2 if setting.get_value(0, 0) == b"off" else 0)
+            lsn = asked.get_value(0, 1 if setting.get_value(0, 0) == b"off" else 0)
+        elif asked is not None and self._error(asked).sqlstate == IN_RECOVERY:
+            self._note_demotion()
         self._record_position(None if lsn is None else bytes(lsn).decode(), wrote=True)
 
     def _check_place(self, result: PGresult | None) -> bool:
-        """Return whether the server that told a position is the one that this endpoint is for; else use it no more.
+        """Return whether the server that was asked is the one that this endpoint is for; else use it no more.
 
         A primary that was demoted goes on to answer, and lags behind what this caller may have seen.
         """
@@ -919,7 +924,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self.state.endpoint.read_only
             or result is None
             or result.status != pq.ExecStatus.TUPLES_OK
-            or result.get_value(0, 1) != b"t"
+            or result.get_value(0, result.nfields - 1) not in (b"t", b"on")
         ):
             return True
         self._note_demotion()
@@ -1174,7 +1179,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _note_cause(self, error: psycopg.Error) -> None:
         """Note on an error what of ours caused it: which limit, and how to raise it; or that the endpoint only reads."""
-        name, endpoint = limit_of(error), self.state.endpoint
+        name, endpoint, state = limit_of(error), self.state.endpoint, self.state
+        if self.pgconn.status != OK and not self._began_idle and state.tracks and state.tracks_reads and not endpoint.read_only:
+            self._record_seen(None, wrote=False)  # the end of the transaction would have brought the position of what it saw
         if name is None:
             if error.sqlstate == "25006" and endpoint.read_only:
                 _add_note(error, reads_note(endpoint.name))

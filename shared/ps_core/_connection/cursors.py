@@ -38,6 +38,7 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
+_ASKS_PLACE: Final = (After.POSITION, After.PLACE)
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 
 
@@ -238,14 +239,14 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if conn._change is not None:
             conn._take_session(results[end:], begins=plan.begin)
         asked = results.pop() if asks and len(results) == end + len(after.parts) else None
-        if plan.after is After.POSITION and not conn._check_place(asked):
+        if plan.after in _ASKS_PLACE and not conn._check_place(asked):
             conn._give_up()
             raise Demoted("the server is no longer the primary")
         if plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
         elif plan.after in (After.POSITION, After.COMMIT):
             conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
-        elif asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+        elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
         self._check_results(results[done:end])
         self._set_results(results[done:end])

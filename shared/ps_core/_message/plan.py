@@ -48,6 +48,7 @@ class After(Enum):
     NOTHING = "nothing"
     SETTINGS = "the settings: of a transaction that the statement itself begins"
     POSITION = "how far the server is: of a read"
+    PLACE = "whether it is the primary: of a read that opens a transaction, whose end brings the position"
     COMMIT = "the COMMIT of our BEGIN, and how far the server is"
     COMMIT_AS_SET = "how it is to commit, the COMMIT of our BEGIN, and how far the server is: the statement may have set it"
     TRANSACTION_ID = "the id of the transaction: behind its first write"
@@ -294,10 +295,10 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
             return Before.TRANSACTION, position if ends else After.NOTHING
         if not statement.takes_snapshot:
             return Before.TRANSACTION, After.NOTHING
-        # The first write of a transaction brings the transaction's id back, a read before it the position where it was made.
+        # The first write of a transaction brings the transaction's id back; a read before it asks whether the answer counts.
         if not reads:
             return Before.TRANSACTION, After.TRANSACTION_ID
-        return Before.TRANSACTION, position
+        return Before.TRANSACTION, After.NOTHING if position is After.NOTHING else After.PLACE
     if statement.begins:
         return Before.GUARD_APART if for_reads else Before.NOTHING, After.SETTINGS
     if (
