@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import exc, pool
 
-from ps_core.context import remaining
+from ps_core.context import current, remaining
 from ps_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class QueuePool(pool.QueuePool):
         return self._ps_timeout
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if current().deadline is None:
+            return super()._do_get()
         waits = _checking_out.set(True)
         try:
             return super()._do_get()

@@ -21,7 +21,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 from ps_core._message.statement import analyse
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
-from ps_core.events import emit_fallback, emit_route
+from ps_core.events import Name, emit_fallback, emit_route, is_heard
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
@@ -147,7 +147,7 @@ class Session(orm.Session):
                     (outer is None or writes)
                     and not self._ps_read_only
                     and current().sticky
-                    and (transaction := self._ps_root_transaction()) is not None
+                    and (transaction := self.get_transaction()) is not None
                 ):
                     self._ps_on_primary = ref(transaction)
         finally:
@@ -171,7 +171,8 @@ class Session(orm.Session):
             self._flushing or getattr(clause, "is_dml", False) or getattr(clause, "_for_update_arg", None) is not None
         ):
             raise sa.exc.InvalidRequestError(_READ_ONLY)
-        replica, replicas = _replicas_of(engine)
+        replica: sa.Engine | None = getattr(engine, "replica", None)
+        replicas: Replicas | None = getattr(replica, "ps_replicas", None)
         if clause is None and not self._flushing:  # of an ORM statement, SQLAlchemy does not always tell
             clause, self._ps_statement = self._ps_statement, None
         self._ps_route, self._ps_replicas = None, replicas
@@ -188,12 +189,12 @@ class Session(orm.Session):
         return engine
 
     def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas) -> Route:
-        transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
+        transaction, context, flushing = self.get_transaction(), current(), bool(self._flushing)
         on_primary = self._ps_on_primary is not None and self._ps_on_primary() is transaction is not None
         if on_primary and self._ps_asked is None:  # it stays there, whatever the statement is
-            decision = decide(Situation(reads=False, block=context.route, on_primary=True))
-            emit_route(decision)
-            return decision.route
+            if is_heard(Name.ROUTE):
+                emit_route(decide(Situation(reads=False, block=context.route, on_primary=True)))
+            return Route.PRIMARY
         reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica, replicas)
         decision = decide(
             Situation(
@@ -229,12 +230,6 @@ class Session(orm.Session):
             return False
         self._ps_drew = None if transaction is None else ref(transaction)
         return True
-
-    def _ps_root_transaction(self) -> SessionTransaction | None:
-        transaction = self.get_nested_transaction() or self.get_transaction()
-        while transaction is not None and transaction.parent is not None:
-            transaction = transaction.parent
-        return transaction
 
     # --- read-only sessions ---
 
@@ -285,17 +280,11 @@ class Session(orm.Session):
 _READ_ONLY: Final = "this session is read_only=True: write through another one, as in Session(engine)"
 
 
-def _replicas_of(engine: Any) -> tuple[sa.Engine | None, Replicas | None]:
-    """Return the engine for reads, and its endpoints."""
-    replica: Any = getattr(engine, "replica", None)
-    return (None, None) if replica is None else (replica, replica.ps_replicas)
-
-
 def _is_serializable(engine: sa.Engine, replicas: Replicas) -> bool:
     """Return whether transactions are SERIALIZABLE: by the engine's level, or where it has none, by the role's."""
     level = engine.get_execution_options().get("isolation_level", engine.dialect._on_connect_isolation_level)
     if level is None:
-        return any(state.default_isolation == "serializable" for state in replicas.states)
+        return "serializable" in [state.default_isolation for state in replicas.states]
     return str(level).replace("_", " ").upper() == "SERIALIZABLE"
 
 
