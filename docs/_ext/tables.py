@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
@@ -79,12 +80,15 @@ class Settings(_Generated):
                 (
                     f"[`{name}`]{{#{name.replace('_', '-')}}} `ps_{name}` `PS_{name.upper()}`",
                     defaults[name],
-                    MEANT.get(name) or " ".join(documented[("TopologySettings", name)]),
+                    PAGE.sub(r"{doc}`../\1`", MEANT.get(name) or " ".join(documented[("TopologySettings", name)])),
                 )
                 for name in TopologySettings.__annotations__
             ),
         )
 
+
+PAGE: Final = re.compile(r"docs/([\w/-]+)\.md")
+"""A page, as docstrings name it."""
 
 MEANT: Final = {
     "statement_timeout": "How long one statement may run, on the primary and on replicas.",

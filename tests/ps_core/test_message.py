@@ -89,9 +89,9 @@ def callers_own_begin(conn: Connection[Any], end: str) -> None:
 def functions_are_asked_for(conn: Connection[Any], end: str) -> None:
     """Once a minute, the question for the names of functions follows it, too."""
     conn.autocommit = True
-    conn.state.functions._due.clear()
+    conn.state.functions.due.clear()
     conn.execute(f"INSERT INTO item VALUES (1){end}")
-    conn.state.functions._due.clear()
+    conn.state.functions.due.clear()
     assert conn.execute(f"SELECT 5{end}").fetchall() == [(5,)]
 
 
