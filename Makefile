@@ -11,8 +11,12 @@ FAULTS = answer_cut backend_killed behind bouncer_killed cancellation commit_in_
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
 
+# WORKERS=2: processes, each with a lab of its own, that take the files from one queue.
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
+
 test: .venv/ready
-	.venv/bin/pytest
+	.venv/bin/pytest $(PARALLEL)
 
 # Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
@@ -23,7 +27,7 @@ differential: .venv/ready
 	PS_DIFFERENTIAL=everything .venv/bin/pytest tests/differential $(ARGS)
 
 test-fast: .venv/ready
-	.venv/bin/pytest -m fast
+	.venv/bin/pytest -m fast $(PARALLEL)
 
 # Everything that is the same over the WebSocket: the fast subset, the worst faults, and both frameworks' first paths.
 test-websocket: .venv/ready
@@ -94,7 +98,7 @@ compare: .venv/ready
 
 # Random faults under load from both applications, with checkers; a report in build/soak. MINUTES=30 SEED=1
 soak: .venv/ready
-	.venv/bin/ps-postgres demo --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --output build
+	.venv/bin/python -m tests.soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 # One change at a time in what decides: does a test that needs no server notice? docs/generated/mutants.md. ARGS="--only plan"
 mutants: .venv/ready
@@ -118,7 +122,7 @@ lint: .venv/ready-to-lint
 
 .venv/ready: pyproject.toml .ci/setup
 	@.ci/setup system
-	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab]' --group test
+	@.ci/setup venv .venv --editable '.[sqlalchemy,django,lab,demo]' --group test
 	@touch $@
 
 .venv/ready-to-lint: .venv/ready

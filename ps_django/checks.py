@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from contextlib import ExitStack
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ from django.db import Error as DjangoDatabaseError
 from django.db import connections
 
 from ps_core import Connection, use_token
+from ps_core._documentation import link
 from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
@@ -30,7 +32,7 @@ from ps_django.engines import ours_of, strangers
 from ps_django.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ps_core.topology import Endpoint
 
@@ -57,6 +59,20 @@ _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"
 """Of an application's sources: what runs on the direct path, or not in production."""
 
 
+def _linked(check: Callable[..., list[CheckMessage]]) -> Callable[..., list[CheckMessage]]:
+    """Let each message of a check end with the address of its section in the documentation."""
+
+    @wraps(check)
+    def linked(*args: Any, **kwargs: Any) -> list[CheckMessage]:
+        messages = check(*args, **kwargs)
+        for message in messages:
+            message.hint = f"{message.hint} {link('django-checks', str(message.id))}"
+        return messages
+
+    return linked
+
+
+@_linked
 def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     """Check what the settings say, without asking a server."""
     entries = settings.DATABASES
@@ -251,6 +267,7 @@ def _text_of(node: ast.Constant | ast.JoinedStr) -> str:
     return "".join(_text_of(part) if isinstance(part, ast.Constant) else "%s" for part in node.values)
 
 
+@_linked
 def check_databases(app_configs: Any = None, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Ask the servers of `databases`."""
     found: list[CheckMessage] = []

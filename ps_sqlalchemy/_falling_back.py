@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextvars import Token
 
     from ps_core.failures import Failure, Kind
 
-__all__ = ["Refusals", "falling_back", "falls_back"]
+__all__ = ["Refusals", "falls_back"]
 
 
 class Refusals:
-    """The kinds of failures that a caller handles by asking the primary."""
+    """The kinds of failures that a caller handles by asking the primary, within its `with` block.
+
+    `handle_error` is for failures that users see.
+    """
+
+    __slots__ = ("_outer", "error", "failure", "handled", "kinds")
+    _outer: Token[Refusals | None]
 
     def __init__(self, kinds: tuple[Kind, ...]) -> None:
         self.kinds = kinds
@@ -26,15 +31,12 @@ class Refusals:
         self.failure: Failure | None = None
         """What it was."""
 
+    def __enter__(self) -> Self:
+        self._outer = falls_back.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        falls_back.reset(self._outer)
+
 
 falls_back: Final[ContextVar[Refusals | None]] = ContextVar("ps_sqlalchemy_falls_back", default=None)
-
-
-@contextmanager
-def falling_back(kinds: tuple[Kind, ...]) -> Iterator[Refusals]:
-    """Within the block, a refusal of these kinds is handled: `handle_error` is for failures that users see."""
-    outer = falls_back.set(refusals := Refusals(kinds))
-    try:
-        yield refusals
-    finally:
-        falls_back.reset(outer)

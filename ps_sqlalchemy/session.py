@@ -25,7 +25,7 @@ from ps_core.events import emit_fallback, emit_route
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
-from ps_sqlalchemy._falling_back import Refusals, falling_back
+from ps_sqlalchemy._falling_back import Refusals
 from ps_sqlalchemy.engine import READ_ONLY_ON_PRIMARY, read_only
 from ps_sqlalchemy.stale import READ, Read, carry, check_rows, drop, is_kept, note_written
 
@@ -125,7 +125,7 @@ class Session(orm.Session):
             kinds = READ_FOR_PRIMARY if self._ps_read_only else FOR_PRIMARY
             self._ps_route = None
             try:
-                with falling_back(kinds) as refusals:
+                with Refusals(kinds) as refusals:
                     outer_refusals, self._ps_refusals = self._ps_refusals, refusals
                     try:
                         return super()._execute_internal(statement, params, **kwargs)
@@ -189,13 +189,18 @@ class Session(orm.Session):
 
     def _ps_decide(self, clause: Any, replica: sa.Engine, replicas: Replicas) -> Route:
         transaction, context, flushing = self._ps_root_transaction(), current(), bool(self._flushing)
+        on_primary = self._ps_on_primary is not None and self._ps_on_primary() is transaction is not None
+        if on_primary and self._ps_asked is None:  # it stays there, whatever the statement is
+            decision = decide(Situation(reads=False, block=context.route, on_primary=True))
+            emit_route(decision)
+            return decision.route
         reads, serializable = not flushing and _reads(clause, replicas), _is_serializable(replica, replicas)
         decision = decide(
             Situation(
                 reads=reads,
                 option=self._ps_asked,
                 block=context.route,
-                on_primary=self._ps_on_primary is not None and self._ps_on_primary() is transaction is not None,
+                on_primary=on_primary,
                 flushing=flushing,
                 serializable=serializable,
                 read_only=self._ps_read_only,

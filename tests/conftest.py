@@ -12,6 +12,9 @@ from ps_core.context import use_token
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
     from ps_lab import Lab
 
 pytest_plugins = ("tests.django_site",)
@@ -23,6 +26,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         of_tcp = [item for item in items if item.get_closest_marker("tcp")]
         config.hook.pytest_deselected(items=of_tcp)
         items[:] = [item for item in items if item not in of_tcp]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    """With `-n 2 --dist loadfile`, give whole files to workers, each with a lab. tests/adversity fills one page: it is one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = super()._split_scope(nodeid)
+            return "tests/adversity" if scope.startswith("tests/adversity/") else scope
+
+    return Files(config, log)
 
 
 @pytest.fixture(autouse=True)

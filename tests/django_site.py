@@ -19,7 +19,7 @@ def site(ps_lab: Lab) -> Iterator[None]:
     settings.configure(
         DATABASES=ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", statement_timeout="2s"),
         DATABASE_ROUTERS=["ps_django.routers.ReplicaRouter"],
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "ps_cli.shop"],
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "ps_demo.shop"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
         ALLOWED_HOSTS=["testserver"],

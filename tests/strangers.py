@@ -13,7 +13,7 @@ from ps_core.topology import Endpoint, Topology
 from ps_lab import Lab
 
 CLIENTS = 4
-"""Of each bouncer, at a time."""
+"""Clients of each bouncer, at a time."""
 
 
 def endpoints(lab: Lab) -> list[Endpoint]:
@@ -24,7 +24,7 @@ def endpoints(lab: Lab) -> list[Endpoint]:
 
 def connect(endpoint: Endpoint) -> "psycopg.Connection[Any]":
     """Return a client with psycopg's own class."""
-    return psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True)  # type: ignore[arg-type]
+    return psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True)
 
 
 def seen(client: "psycopg.Connection[Any]", *names: str) -> dict[str, str | None]:
@@ -41,7 +41,7 @@ def strangers(lab: Lab, *names: str) -> Iterator[None]:
 
     They see what a session of their own has.
     """
-    with psycopg.connect(**ps_core.conninfo(Topology.from_url(lab.url).direct), autocommit=True) as own:  # type: ignore[arg-type]
+    with psycopg.connect(**ps_core.conninfo(Topology.from_url(lab.url).direct), autocommit=True) as own:
         # The direct path has limits as startup options; a client of the bouncers has the role's.
         wanted = seen(own, *names) | dict.fromkeys(set(names) & {"statement_timeout", "lock_timeout"}, "0")
     over = threading.Event()

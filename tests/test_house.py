@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "ps_django": {"ps_django", "ps_core", "django"},
     "ps_http": {"ps_http", "ps_core"},
     "ps_lab": {"ps_lab", "ps_core"},
-    "ps_cli": {"ps_cli", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
+    "ps_demo": {"ps_demo", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
+    "ps_cli": {"ps_cli", "ps_demo", "ps_lab", "ps_sqlalchemy", "ps_django", "ps_core", "sqlalchemy", "django"},
 }
-"""Of the packages here and the frameworks, which ones each package may import, type-only imports included."""
+"""The packages of the house and the frameworks that each package may import, type-only imports included."""
 
 DOING = {
     "__init__",
@@ -43,6 +44,32 @@ DOING = {
 """The modules and rooms of `ps_core` that do. Every other one decides: no I/O, no sleep, no clock."""
 
 IMPURE = {"asyncio", "concurrent", "multiprocessing", "select", "selectors", "socket", "ssl", "subprocess", "threading", "time"}
+
+HARD_TO_READ = {
+    'a clause as the subject ("Who asks ... waits")': r"(?:^|(?<=[.:;]\s))Who(?:ever)? [a-z][^?.]*\.",
+    '"there is" for "exists"': r"\bthat there (?:is|are)(?: not)?[.,;:)]|\bthere is not\b(?! (?:a|any|enough))",
+    '"tells" for "reports"': (
+        r"(?i)\b(?:text|primary|server|statement|replica|endpoint|protocol|check|name|URL|host|message|status|database|it|that|which|what)"
+        r" tells\b"
+    ),
+    '"nobody has to", "nobody can tell"': r"(?i)\bnobody (?:has to|can tell)\b",
+    '"is said to"': r"\b(?:is|are) said to\b",
+    '"hears of"': r"\bhears? of\b",
+    '"heals"': r"(?i)\b(?:and|is|it) heal(?:s|ed)\b",
+    '"of one\'s own"': r"\bof one's own\b",
+    '"as the next"': r"\bas the next\b",
+    '"without a word"': r"\bwithout a word\b",
+    '"what is asked for cannot work"': r"\bwhat is asked for cannot work\b",
+}
+"""What made readers stop, in pages and docstrings: each is correct, and read twice."""
+
+VERBLESS = r"\A(?:Of|As) "
+"""How a docstring without a verb begins: "Of the pool.", "As X."."""
+
+NOT_YET = ("shared/ps_core/", "ps_sqlalchemy/", "ps_django/")
+"""Whose docstrings still have these; pages and all others have none."""
+
+WRITTEN_BY_PROGRAMS = ("docs/generated/", "docs/comparison.md")
 
 FORBIDDEN = re.compile(r"(?<![\w.}*])/(?:work|root)/|/tmp/[w]/|pypi\.org|pythonhosted\.org|deb\.debian\.org|registry\.npmjs")
 """Paths of one machine, and hosts of package registries."""
@@ -185,3 +212,42 @@ def test_docstrings() -> None:
     ]
     assert Path(__file__) in {file for file, _ in functions}
     assert not [f"{file.relative_to(ROOT)}: {node.name}" for file, node in functions if not ast.get_docstring(node)]
+
+
+def texts_of(file: Path) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """Yield the prose of a page or the docstrings of a module: the line where each begins, it, and what it must not say."""
+    source = file.read_text()
+    if file.suffix == ".md":
+        yield (
+            1,
+            re.sub(r"^```.*?^```$", lambda block: "\n" * block[0].count("\n"), source, flags=re.DOTALL | re.MULTILINE),
+            HARD_TO_READ,
+        )
+        return
+    habits = {**HARD_TO_READ, "a docstring without a verb": VERBLESS}
+    if not any(
+        re.search(pattern.replace(r"\A", '"""').replace("^|", '"""|'), source, re.MULTILINE) for pattern in habits.values()
+    ):
+        return  # nothing to parse for
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value, habits
+
+
+def test_plain_english() -> None:
+    """Pages and docstrings have none of the habits that made readers stop."""
+    files = {
+        file.relative_to(ROOT).as_posix(): file
+        for pattern in ("*.md", "docs/**/*.md", "*/**/*.py")
+        for file in ROOT.glob(pattern)
+        if not file.relative_to(ROOT).parts[0].startswith((".", "build", "dist"))
+    }
+    assert {"README.md", "docs/index.md", "tests/test_house.py", "shared/ps_core/errors.py"} <= set(files)
+    assert not [
+        f"{name}:{line + text.count(chr(10), 0, found.start())}: {habit}: {found[0][:60]}"
+        for name, file in sorted(files.items())
+        if not name.startswith(WRITTEN_BY_PROGRAMS) and not (name.startswith(NOT_YET) and name.endswith(".py"))
+        for line, text, habits in texts_of(file)
+        for habit, pattern in habits.items()
+        for found in re.finditer(pattern, text, re.MULTILINE)
+    ]

@@ -10,13 +10,15 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
+from docutils.nodes import table
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 from ps_cli.main import main
 from ps_core import errors, failures
 from ps_core.failures import Failure
-from ps_core.topology import TopologySettings
+from ps_core.timeouts import DIRECT, POOLED
+from ps_core.topology import HTTPS_PORT, Topology, TopologySettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,10 +50,14 @@ class _Generated(SphinxDirective):
 
     optional_arguments = 1
     final_argument_whitespace = True
+    css_class = "generated"
 
     def run(self) -> list[Node]:
-        """Return what the Markdown becomes."""
-        return self.parse_text_to_nodes(self.markdown())
+        """Return what the Markdown becomes, its tables with a class for `wide.css`."""
+        nodes = self.parse_text_to_nodes(self.markdown())
+        for found in (found for node in nodes for found in node.findall(table)):
+            found["classes"].append(self.css_class)
+        return nodes
 
     def markdown(self) -> str:
         """Return the text."""
@@ -59,18 +65,65 @@ class _Generated(SphinxDirective):
 
 
 class Settings(_Generated):
-    """The settings of a `Topology`, in their three forms."""
+    """The settings of a `Topology`: their names in the three forms, their defaults, and what they do."""
+
+    css_class = "settings"
 
     def markdown(self) -> str:
         """Return the table."""
         documented = ModuleAnalyzer.for_module(TopologySettings.__module__).find_attr_docs()
+        defaults = _defaults()
         return _table(
-            ("keyword", "in the URL", "environment", ""),
+            ("setting", "default", "what it does"),
             (
-                (f"`{name}`", f"`ps_{name}`", f"`PS_{name.upper()}`", " ".join(documented.get(("TopologySettings", name), ())))
+                (
+                    f"[`{name}`]{{#{name.replace('_', '-')}}} `ps_{name}` `PS_{name.upper()}`",
+                    defaults[name],
+                    MEANT.get(name) or " ".join(documented[("TopologySettings", name)]),
+                )
                 for name in TopologySettings.__annotations__
             ),
         )
+
+
+MEANT: Final = {
+    "statement_timeout": "How long one statement may run, on the primary and on replicas.",
+    "transaction_timeout": "How long one transaction may take, on the primary and on replicas (PostgreSQL 17 and later).",
+    "idle_in_transaction_timeout": "How long a transaction may wait for its next statement, on the primary and on replicas.",
+    "connect_timeout": "How long one try to connect may take, for each address of the host.",
+}
+"""What the settings do that have one docstring together, or none."""
+
+
+def _defaults() -> dict[str, str]:
+    """Return the default of each setting: as the code has it, if that is a value."""
+    topology = Topology.from_url("postgresql://app:secret@host.psdb.cloud/postgres")
+    assert topology.replica_fallback == 1  # of the primary's pool
+    return {
+        "bouncer": "none",
+        "replica_bouncer": "none",
+        "replica_urls": "none",
+        "replica_weights": "1 each",
+        "replica_fallback": "`primary`",
+        "direct_replica": "`false`",
+        "direct_url": "none",
+        "direct_port": f"{topology.direct.port}, or the URL's",
+        "pooled_port": f"{topology.primary.port}, or the URL's",
+        "transport": f"`{topology.primary.transport}`",
+        "https_port": f"{HTTPS_PORT}",
+        "binding": f"`{topology.primary.binding}`",
+        "pooled": "by host and port",
+        "session_state": f"`{topology.primary.session_state}`",
+        "statement_timeout": f"{POOLED.statement:g} s",
+        "transaction_timeout": f"{POOLED.transaction:g} s",
+        "idle_in_transaction_timeout": f"{POOLED.idle_in_transaction:g} s",
+        "lock_timeout": f"{DIRECT.lock:g} s",
+        "connect_timeout": f"{POOLED.connect:g} s",
+        "retry_timeout": f"{topology.retry_timeout:g} s",
+        "consistency": f"`{topology.consistency}`",
+        "application_name": "none",
+        "marker_schema": f"`{topology.primary.marker_schema}`",
+    }
 
 
 class Rules(_Generated):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NoReturn
 
-from ps_cli import demo, doctor, lab, pgbouncer
+from ps_cli import doctor, lab, pgbouncer
+from ps_demo import demo
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

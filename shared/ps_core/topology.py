@@ -52,6 +52,8 @@ _LIBPQ_SETTINGS: Final[tuple[str, ...]] = ("application_name", "connect_timeout"
 # What comes behind PS_ in the variables of `ps_lab`.
 _LAB: Final = "LAB_"
 _SSLMODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# An empty name, as in "-c=", lets PgBouncer 1.20 to 1.26.0 spin for all its clients (CVE-2026-107349): none is sent.
+_UNNAMED_OPTION: Final = re.compile(r"(?:^|(?<!\\)\s)(?:-c\s*|--)(?:\\?=|$)")
 # A peer that is gone is noticed within some 10 s: when idle or waiting for an answer by the keepalives, when sending by
 # tcp_user_timeout (milliseconds). libpq ignores them on Unix sockets and where the system has no such option.
 _KEEPALIVES: Final = {
@@ -538,6 +540,8 @@ def _check_params(endpoint: Endpoint) -> None:
             f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
             f"options in ps_direct_url alone, or ps_pooled=false where there is no pooler"
         )
+    if _UNNAMED_OPTION.search(params.get("options", "")):
+        raise ConfigurationError("options has a setting without a name: write -c NAME=VALUE")
     system, mode = params.get("sslrootcert") == "system", endpoint.sslmode
     if mode not in _SSLMODES:
         raise ConfigurationError(f"sslmode={mode!r}: write one of {', '.join(_SSLMODES)}")

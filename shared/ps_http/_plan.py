@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Refused", "Sent", "Work", "compose", "make_work"]
 
 _SERVER_VERSION: Final = 170000
-"""Of which the settings are: a server that does not know one is not asked to set it."""
+"""The version whose settings are sent: a server that does not know one is not asked to set it."""
 # A limit that the role has by itself, and is lower, stays. A timer that already runs is re-armed only by way of zero.
 _LIMIT: Final = (
     "CASE WHEN pg_catalog.current_setting({0},true) IS NULL THEN NULL"

@@ -38,7 +38,7 @@ _KEPT: Final = 4
 """Connections without requests that are kept: one, where no threads ask at the same time."""
 _PIECE: Final = 1 << 16
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
-"""As `ps_core.topology` has them for libpq: a server that is gone is noticed within some 10 s."""
+"""The same as `ps_core.topology` sets for libpq: a server that is gone is noticed within some 10 s."""
 
 
 class Answer:

@@ -353,7 +353,7 @@ def refused(exc: Refused) -> Exception:
 
 
 def _record(site: Site, place: Place, work: Work, has_position: bool, answers: tuple[Raw, ...], covers: int) -> None:
-    """Merge what was seen. A commit's own position nobody can tell before it: the next read, on the primary, brings it."""
+    """Merge what was seen. A commit's position is not known before it ends: the next read, on the primary, brings it."""
     if not site.tracks:
         return
     if not work.read_only:

@@ -57,7 +57,7 @@ class _Base:
             settings: With a URL, the topology's settings (`bouncer`, `statement_timeout`, ...).
 
         Raises:
-            ConfigurationError: what is asked for cannot work over HTTPS.
+            ConfigurationError: if the settings are invalid, or cannot work over HTTPS.
         """
         if to not in ("primary", "direct"):
             raise ConfigurationError(f"to: write 'primary' or 'direct', not {to!r}")

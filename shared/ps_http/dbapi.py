@@ -222,7 +222,7 @@ class _Cursor:
 
     @property
     def statusmessage(self) -> str | None:
-        """The command tag, as far as the protocol tells it."""
+        """The command tag, as far as the protocol reports it."""
         return None if self._result is None else self._result.statusmessage
 
     def setinputsizes(self, sizes: object) -> None:
@@ -485,7 +485,7 @@ def connect(
         settings: With a URL, the topology's settings.
 
     Raises:
-        ConfigurationError: what is asked for cannot work over HTTPS.
+        ConfigurationError: if the settings are invalid, or cannot work over HTTPS.
     """
     client = Client(conninfo, to=to, **settings)
     if context is not None:
@@ -504,7 +504,7 @@ async def connect_async(
     """Return a connection for asyncio; see `connect`.
 
     Raises:
-        ConfigurationError: what is asked for cannot work over HTTPS.
+        ConfigurationError: if the settings are invalid, or cannot work over HTTPS.
     """
     client = AsyncClient(conninfo, to=to, **settings)
     if context is not None:

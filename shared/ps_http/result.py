@@ -30,7 +30,7 @@ class Result(Sequence[tuple[Any, ...]]):
         """How many rows it returned or changed; -1 where the server does not say."""
         words = [raw.command, *(["0"] if raw.command == "INSERT" else []), *([] if raw.count is None else [str(raw.count)])]
         self.statusmessage: str = " ".join(words)
-        """The command tag, as far as the protocol tells it: of those with more than one word ("CREATE TABLE"), the first."""
+        """The command tag, as far as the protocol reports it: only the first word, if it has several ("CREATE TABLE")."""
 
     @property
     def _rows(self) -> list[tuple[Any, ...]]:

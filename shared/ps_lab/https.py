@@ -62,7 +62,7 @@ class HttpsConnection(asyncio.Protocol):
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         self.route: Route | None = None
-        """Of the last request."""
+        """The route of the last request."""
         self.lost = asyncio.Event()
         self._http = h11.Connection(h11.SERVER)
         self._tls: asyncio.Transport = None  # type: ignore[assignment]

@@ -12,7 +12,7 @@ import shutil
 import signal
 import unicodedata
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class PgBouncer:
     def __repr__(self) -> str:
         return f"<PgBouncer {self.name} {'up' if self.running else 'down'}>"
 
-    @property
+    @cached_property
     def version(self) -> tuple[int, int]:
         """The release, as in (1, 24)."""
         major, minor = self._guard.run([self._binary, "--version"]).split()[1].split(".")[:2]
@@ -195,8 +195,11 @@ class PgBouncer:
         return True
 
     def _secrets(self) -> Iterator[tuple[str, str]]:
+        # 1.25 with a secret: if the first login after it read the file fails, no later one teaches it the keys for the server
+        # (upstream's pull request 1504 mends that). With the password it computes the hashes once, and keeps them.
+        plain = self.version == (1, 25)
         for role, password in self._passwords.items():
-            yield role, scram_secret(password)
+            yield role, password if plain else scram_secret(password)
 
     def _users(self) -> str:
         return "".join('"{}" "{}"\n'.format(*(text.replace('"', '""') for text in pair)) for pair in self._secrets())

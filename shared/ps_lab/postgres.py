@@ -24,9 +24,9 @@ __all__ = ["Binaries", "Postgres"]
 
 SUPERUSER = "postgres"
 OLDEST = 17
-"""Of what is found: PlanetScale's, and the first with `transaction_timeout`."""
+"""The oldest major version that is chosen automatically: PlanetScale's, and the first with `transaction_timeout`."""
 OLDEST_NAMED = 15
-"""Of what somebody asked for by its folder."""
+"""The oldest major version that you may name by its folder."""
 _SETTINGS = """
 listen_addresses = ''
 port = 5432

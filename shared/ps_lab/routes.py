@@ -59,7 +59,7 @@ class Routes:
     """Those of them that lead to replicas."""
     primary: str | None
     replicas: Sequence[str]
-    """Of servers that run."""
+    """The replicas that are running."""
     closed_roles: Sequence[str]
     """Those that need no password on the servers' own sockets, and so cannot be let in from outside."""
 

@@ -380,6 +380,6 @@ def _options(parameters: dict[str, str]) -> str:
     """Return parameters as one startup parameter, which libpq takes, without those that are for libpq itself."""
     given = parameters.pop("options", "")
     ours = {one.keyword.decode() for one in Conninfo.get_defaults()}
-    settings = {name: value for name, value in parameters.items() if name not in ours}
+    settings = {name: value for name, value in parameters.items() if name and name not in ours}
     quoted = [f"-c {name}={value}".replace("\\", "\\\\") for name, value in settings.items()]
     return " ".join([given, *(one[:3] + one[3:].replace(" ", "\\ ") for one in quoted)]).strip()

@@ -548,7 +548,7 @@ class Doing:
 
 
 def refuses(endpoint: Endpoint) -> bool:
-    """Return whether the pooler says at once that its logins fail. Who was queued before the first one failed is not told."""
+    """Return whether the pooler says at once that its logins fail. Clients that were queued before are not told."""
 
     def ask() -> None:
         with stock(endpoint, autocommit=True) as conn:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 WORKERS = 9
 """Threads, and as many asyncio tasks."""
 STATEMENT_TIMEOUT = "9s"
-"""Of our clients; foreign ones have none of their own, and must see the server's, which is 0."""
+"""The setting of our clients; foreign ones have none of their own, and must see the server's, which is 0."""
 TENANTS = ("red", "blue")
 
 
@@ -105,7 +105,7 @@ class Stress:
     def __init__(self, lab: Lab, seed: int) -> None:
         self.lab = lab
         self.random = random.Random(seed)
-        """Of the faults alone, so that their sequence is the seed's."""
+        """Draws the faults alone, so that the seed decides their sequence."""
         self.report = Report()
         self._numbers = count(1)
         self._stop = threading.Event()

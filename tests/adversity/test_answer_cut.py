@@ -129,7 +129,8 @@ def test_what_cannot_be_told_is_bound_by_the_server(paths: Paths, text: str, aut
     with ours.transaction(), ours.cursor() as cursor:
         cursor.execute("select 1")
         assert cursor.execute(text, ("b",)).fetchall() == stock.execute(text, ("b",)).fetchall()
-    assert ours.cursor().mogrify("select '%s'", (1,)).startswith("select '")
+    client: Any = ours.cursor()
+    assert client.mogrify("select '%s'", (1,)).startswith("select '")
 
 
 CALLS = [
@@ -265,7 +266,7 @@ def test_every_kind_of_query_is_looked_at(ps_lab: Lab, paths: Paths, query: Any,
     assert len(rows(ps_lab)) <= 1  # with the server binding, its COMMIT was not sent yet
     ps_lab.sql("TRUNCATE cut")
     shown = "select current_setting('statement_timeout'), current_setting('app.t', true)"
-    kinds = {str: shown, bytes: shown.encode(), sql.SQL: sql.SQL(shown)}  # type: ignore[arg-type]
+    kinds: dict[type, Any] = {str: shown, bytes: shown.encode(), sql.SQL: sql.SQL(shown)}
     with local_settings({"app.t": "42"}):
         assert cursor.execute(kinds[type(query)]).fetchone() == ("2s", "42")
     with use_token(None) as tracker:

@@ -44,7 +44,7 @@ def test_behind(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> 
 
 
 def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
-    """Who has written reads on the primary for as long as the replicas are late; who has not reads what they have."""
+    """Writers read on the primary for as long as the replicas are late; others read what the replicas have."""
     wait_for_replicas(applications)
     ps_lab.set_replay_delay(30)
     try:

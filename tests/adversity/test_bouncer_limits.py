@@ -85,7 +85,7 @@ def test_idle_transaction_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> 
 
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_client_idle_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> None:
-    """A client that the pooler closed for idleness is healed, whatever comes next: it was not sent."""
+    """A client that the pooler closed for idleness is replaced, whatever comes next: it was not sent."""
     prepare(ps_lab)
     stock, ours = paths.stock(autocommit=autocommit), paths.ours(autocommit=autocommit)
     with setting(ps_lab, "write-pool", "client_idle_timeout", 1, 0):

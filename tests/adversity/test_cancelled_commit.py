@@ -37,7 +37,7 @@ def engine(ps_lab: Lab) -> Iterator[ps_sqlalchemy.Engine]:
 
 
 def unknown(work: Doing) -> bool:
-    """Return whether the caller was told, in the error that the framework is known for, that nobody can tell."""
+    """Return whether the caller was told, in the framework's own error, that the outcome is unknown."""
     with pytest.raises((sa.exc.OperationalError, OperationalError)) as caught:
         work.end()
     return isinstance(getattr(caught.value, "orig", caught.value.__cause__), CommitOutcomeUnknown)

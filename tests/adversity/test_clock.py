@@ -94,7 +94,7 @@ def is_over(application: Application) -> bool:
 
 @pytest.mark.parametrize("jumps", [(HOUR,), (-HOUR,), (HOUR, 0)], ids=["ahead", "back", "ahead and back"])
 def test_own_writes(ps_lab: Lab, applications: list[Application], jump: Jump, jumps: tuple[float, ...]) -> None:
-    """Who goes on in the same context, as a worker does, sees after the jump what it writes after the jump."""
+    """A context that goes on, such as a worker's, sees after the jump what it writes after the jump."""
     prepare(ps_lab)
     ps_lab.set_replay_delay(60)
     try:

@@ -102,7 +102,7 @@ def test_users_of_rows_that_change(ps_lab: Lab, matrix: Matrix, applications: li
 
 
 def test_users_who_wait_for_each_other(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
-    """Of two transactions that wait for each other both are committed, one of them in its second run."""
+    """Two transactions that wait for each other are both committed, one of them in its second run."""
     prepare(ps_lab)
     ps_lab.sql("INSERT INTO ledger VALUES (1), (2)")
     ps_lab.sql("ALTER DATABASE postgres SET deadlock_timeout = '50ms'")

@@ -169,7 +169,7 @@ def test_new_password(ps_lab: Lab, urls: tuple[str, str], options: dict[str, Any
 
 
 def test_role_is_deleted_too_early(ps_lab: Lab, urls: tuple[str, str]) -> None:
-    """Who connects with the deleted role is told so at once, on every path; what waits in a pooler, by its deadline."""
+    """A client of the deleted role gets the error at once, on every path; one that waits in a pooler, at its deadline."""
     with at_hand(urls[0]) as applications:
         for application in applications:
             application.execute("SELECT 1", "primary")

@@ -36,7 +36,7 @@ def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
 
 
 def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
-    """Who uses the database is told at once."""
+    """Clients of the database get the error at once."""
     ps_lab.sql("CREATE DATABASE doomed")
     with at_hand(ps_lab.url.replace("/postgres?", "/doomed?")) as applications:
         for application in applications:

@@ -23,7 +23,7 @@ def test_dns(paths: Paths, matrix: Matrix) -> None:
 
 
 def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
-    """Whoever asks waits for the name to resolve, until the deadline, whose error tells why."""
+    """Callers wait for the name to resolve, until the deadline, whose error says why."""
     with at_hand(ps_lab.url.replace("localhost", "no-such-host.invalid")) as applications:
         for application in applications:
             with deadline("300ms"), pytest.raises(DeadlineExceeded) as caught:

@@ -48,7 +48,7 @@ def child(work: Callable[[], Any]) -> Iterator[list[Any]]:
 
 
 def sockets(*driver_connections: Any) -> list[int]:
-    """Return what tells the sockets of connections apart, in whichever process."""
+    """Return what distinguishes the sockets of connections, in whichever process."""
     return [os.fstat(conn.pgconn.socket).st_ino for conn in driver_connections]
 
 

@@ -69,7 +69,7 @@ def test_server_full(server: Met, matrix: Matrix, row: Row) -> None:
 
 
 def test_users_of_a_full_pooler(pooler: Met, matrix: Matrix) -> None:
-    """Who is connected is served; who connects waits."""
+    """Connected clients are served; new ones wait."""
     matrix.sees(pooler.event, f"a wait, for those who connect; {pooler.users.saw()}")
 
 

@@ -89,7 +89,7 @@ def test_all_replicas_gone(everyone: Met, matrix: Matrix, row: Row) -> None:
 
 
 def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
-    """A direct connection to a replica is refused by the edge while there is none, and healed when there is."""
+    """A direct connection to a replica is refused by the edge while there is none, and replaced when there is."""
     endpoint = Topology.from_url(ps_lab.url, direct_replica=True).replicas[0]
     state = paths.state(endpoint)
     conn = paths.ours(state)

@@ -34,7 +34,7 @@ def test_session_attrs(ps_lab: Lab, paths: Paths, matrix: Matrix, replica: bool,
 
 
 def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
-    """Whoever asks waits for a server of the right kind, until the deadline, whose error tells why."""
+    """Callers wait for a server of the right kind, until the deadline, whose error says why."""
     with at_hand(f"{ps_lab.url}&target_session_attrs=read-only") as applications:
         for application in applications:
             with deadline("300ms"), pytest.raises(DeadlineExceeded) as caught:

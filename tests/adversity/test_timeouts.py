@@ -1,5 +1,6 @@
 """Limits of the server's: each says what it was, none is taken for a failover, none is tried again."""
 
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -52,9 +53,14 @@ def test_cancelled(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> Non
     state = paths.state(path, statement_timeout="30s", transaction_timeout="40s")
     for conn, text in ((paths.stock(path), "SELECT 1, pg_sleep(20)"), (paths.ours(state), "SELECT 2, pg_sleep(20)")):
         statement = Doing(raised, conn.execute, text)
-        wait_until(lambda text=text: running(ps_lab, text), "statement")
+        wait_until(partial(running, ps_lab, text), "statement")
         # Once is not enough on the replicas: a pooler with several hosts passes a cancel request to any of them.
-        wait_until(lambda conn=conn, statement=statement: conn.cancel_safe() or statement.done, "the cancel request to arrive")
+
+        def is_told(conn: Any = conn, statement: Doing = statement) -> bool:
+            conn.cancel_safe()
+            return statement.done
+
+        wait_until(is_told, "the cancel request to arrive")
         error = statement.end()
         assert not conn.closed
         matrix.add(
@@ -145,7 +151,7 @@ def test_lock_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> 
 
 
 def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
-    """57P05 ends a session that is idle: nothing is open on it, so it is healed."""
+    """57P05 ends a session that is idle: nothing is open on it, so it is replaced."""
     ps_lab.sql("ALTER ROLE app SET idle_session_timeout = 100")
     try:
         stock, conn = paths.stock("direct"), paths.ours("direct")

@@ -1,4 +1,4 @@
-"""Who may not connect is told at once, and nobody tries again in their name."""
+"""A client that may not connect gets the error at once, and nothing is retried for it."""
 
 import re
 from dataclasses import replace

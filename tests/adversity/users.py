@@ -70,7 +70,7 @@ def entries() -> Any:
 @lru_cache
 def _entries() -> Any:
     class Entry(models.Model):
-        number = models.IntegerField()
+        number: models.IntegerField[int, int] = models.IntegerField()
 
         class Meta:
             app_label = "adversity"
@@ -115,7 +115,7 @@ class Application:
         self.renew()
 
     def is_unknown(self, error: BaseException) -> bool:
-        """Return whether it says that nobody can tell what became of the COMMIT."""
+        """Return whether it says that the outcome of the COMMIT is unknown."""
         return isinstance(self.cause(error), CommitOutcomeUnknown)
 
     @staticmethod
@@ -163,7 +163,7 @@ class SQLAlchemy(Application):
 
     def execute(self, sql: str, where: Where = "routed") -> list[Any]:
         with _on(where), self._session(where) as session:
-            result = session.execute(sa.text(sql))
+            result: Any = session.execute(sa.text(sql))
             rows = list(result.scalars()) if result.returns_rows else []
             session.commit()
         return rows
@@ -214,7 +214,7 @@ class AsyncSQLAlchemy(Application):
             engine = {"local": self._local, "direct": self._engine.direct}.get(where, self._engine)
             with _on(where):
                 async with ps_sqlalchemy.AsyncSession(engine) as session:
-                    result = await session.execute(sa.text(sql))
+                    result: Any = await session.execute(sa.text(sql))
                     rows = list(result.scalars()) if result.returns_rows else []
                     await session.commit()
             return rows
@@ -253,7 +253,7 @@ class Django(Application):
 
     def _entries(self, number: int, where: Where) -> Any:
         found = entries().using(self._aliases[where]) if where in ("local", "direct") else entries()
-        in_recovery = models.Func(function="pg_is_in_recovery", output_field=models.BooleanField())
+        in_recovery: Any = models.Func(function="pg_is_in_recovery", output_field=models.BooleanField())
         return found.filter(number=number).values_list(in_recovery, flat=True)
 
     @staticmethod

@@ -175,9 +175,9 @@ class Sold:
     """What came of the customers' days."""
 
     orders: list[str]
-    """Those that they were told of."""
+    """Orders that were confirmed to the customers."""
     kept: list[str]
-    """Those that there are."""
+    """Orders that exist in the database."""
     wrong: Counter[str]
     """Errors and stale pages, until the crash."""
     lost: Counter[str]

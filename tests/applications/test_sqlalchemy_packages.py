@@ -253,21 +253,21 @@ def test_fastapi(ps_lab: Lab, recipe: Recipe, tables: Tables) -> None:
 
 
 class UserManager(fastapi_users.UUIDIDMixin, fastapi_users.BaseUserManager[Any, uuid.UUID]):
-    """As the documentation of fastapi-users has it."""
+    """Copied from the documentation of fastapi-users."""
 
     reset_password_token_secret = verification_token_secret = "a secret of more than 32 characters"
 
 
 class UserRead(schemas.BaseUser[uuid.UUID]):
-    """As the documentation has it."""
+    """Copied from the documentation."""
 
 
 class UserUpdate(schemas.BaseUserUpdate):
-    """As the documentation has it."""
+    """Copied from the documentation."""
 
 
 class UserCreate(schemas.BaseUserCreate):
-    """As the documentation has it."""
+    """Copied from the documentation."""
 
 
 def add_users(page: Any) -> None:

@@ -119,7 +119,7 @@ def test_schemas(ps_lab: Lab, project: tuple[Path, dict[str, str]]) -> None:
 
 @pytest.mark.parametrize("limit", [{}, {"LIMIT": "1"}], ids=["each-cursor", "once"])
 def test_reads(ps_lab: Lab, project: tuple[Path, dict[str, str]], limit: dict[str, str]) -> None:
-    """Of 2,000 reads by six threads, autocommit and atomic, on the primary and on replicas, none is another tenant's."""
+    """2,000 reads by six threads, autocommit and atomic, on the primary and on replicas: none is another tenant's."""
     found = ran(project, READS, **limit)
     assert found.pop("on replicas") > 600
     assert found == {"wrong": 0, "failed": 0}

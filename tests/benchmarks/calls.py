@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["calls", "most_called"]
 
-OURS: Final = tuple(str(Path(package.__file__).parent) for package in (ps_core, ps_sqlalchemy, ps_django))
+OURS: Final = tuple(str(Path(str(package.__file__)).parent) for package in (ps_core, ps_sqlalchemy, ps_django))
 _SUSPENDS: Final = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR
 _WARM_UP: Final = 5
 

@@ -55,7 +55,7 @@ class Run:
     """Whether it imported it."""
     cold: Counted
     warm: Counted
-    """Of both queries."""
+    """Counted over both queries."""
 
 
 Runs = Mapping[tuple[str, float], Sequence[Run]]

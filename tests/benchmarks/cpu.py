@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import psycopg
 
@@ -129,7 +129,7 @@ def _code_of(commit: str) -> Iterator[str]:
 
 
 Costs = dict[str, list[Cost]]
-"""Of one unit, by name of the way, round by round."""
+"""The figures of one unit, by name of the way, round by round."""
 
 
 def ways_of(unit: str) -> Sequence[Way]:
@@ -153,7 +153,9 @@ def measure(lab: Lab, units: Sequence[str], rounds: int, before: str | None) -> 
             for way in (Way.TIMEOUTS, Way.TOKENS):
                 workers[f"before: {way}"] = stack.enter_context(Worker(way, lab, position, path))
         for unit in units:
-            found[unit] = _measure_unit({name: one for name, one in workers.items() if _way_of(name) in ways_of(unit)}, unit, rounds)
+            found[unit] = _measure_unit(
+                {name: one for name, one in workers.items() if _way_of(name) in ways_of(unit)}, unit, rounds
+            )
             lab.sql("DELETE FROM bench_book WHERE title = 'made'")
     return found
 
@@ -198,7 +200,10 @@ def table(found: dict[str, Costs]) -> Iterator[str]:
     for unit, costs in found.items():
         for name in costs:
             if name == Way.STOCK:
-                cells = [f"{median([getattr(one, side) / 1e3 for one in costs[name]])[0]:.0f} µs" for side in ("client","server","pooler","clock")]
+                cells = [
+                    f"{median([getattr(one, side) / 1e3 for one in costs[name]])[0]:.0f} µs"
+                    for side in ("client", "server", "pooler", "clock")
+                ]
                 yield f"| {unit} | {name} | {' | '.join(cells)} |"
                 continue
             cells = ["{:.2f} ({:.2f} to {:.2f})".format(*median(ratios(costs, name, side))) for side in SIDES]

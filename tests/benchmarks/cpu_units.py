@@ -29,7 +29,6 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 import ps_core
 import ps_django
 import ps_sqlalchemy
-
 from ps_core.consistency import identity_of
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "UNITS", "Way", "main"]
 
-POOLED: Final = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
-LIMITS: Final = {"statement_timeout": 2, "transaction_timeout": 3}
+POOLED: Final[dict[str, Any]] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
+LIMITS: Final[dict[str, Any]] = {"statement_timeout": 2, "transaction_timeout": 3}
 POOL: Final[Any] = {"pool_size": 20, "max_overflow": 0}
 THREADS: Final = 16
 TASKS: Final = 200
@@ -58,12 +57,12 @@ class Way(StrEnum):
 
     STOCK = "stock"
     SIMPLE = "stock, bound by the client"
-    """psycopg's `ClientCursor`, which sends simple queries, as Django does; psycopg's own cursor and SQLAlchemy send extended ones."""
+    """psycopg's `ClientCursor` sends simple queries, as Django does; psycopg's own cursor and SQLAlchemy send extended ones."""
     TIMEOUTS = "ours, timeouts only"
     """`consistency="none"`."""
     OWN_WRITES = "ours, read_your_writes"
     TOKENS = "ours, with tokens"
-    """The default, `consistency="monotonic"`, and the caller has seen a position: reads carry the guard, and bring the position."""
+    """The default, `consistency="monotonic"`. The caller has seen a position: reads carry the guard, and bring the position."""
 
     @property
     def is_ours(self) -> bool:
@@ -120,17 +119,17 @@ def _psycopg_read() -> object:
     return _psycopg("replica").execute("SELECT id, name, n FROM bench_author WHERE id = %s", (7,)).fetchall()
 
 
-def _psycopg_transaction() -> object:
+def _psycopg_transaction() -> None:
     conn = _psycopg("primary", False)
     conn.execute("SELECT id, name, n FROM bench_author WHERE id = %s", (7,)).fetchall()
     conn.execute("UPDATE bench_author SET n = n + 1 WHERE id = %s", (7,))
-    return conn.commit()
+    conn.commit()
 
 
-def _psycopg_many() -> object:
+def _psycopg_many() -> None:
     conn = _psycopg("primary", False)
     conn.cursor().executemany("UPDATE bench_author SET n = n + 1 WHERE id = %s", [(number,) for number in range(1, 101)])
-    return conn.commit()
+    conn.commit()
 
 
 def _psycopg_copy() -> object:
@@ -205,18 +204,18 @@ def _models() -> tuple[Any, Any]:
     """Make the models, once Django is configured."""
 
     class Author(models.Model):
-        id = models.BigIntegerField(primary_key=True)
-        name = models.TextField()
-        n = models.IntegerField()
+        id: models.BigIntegerField[int, int] = models.BigIntegerField(primary_key=True)
+        name: models.TextField[str, str] = models.TextField()
+        n: models.IntegerField[int, int] = models.IntegerField()
 
         class Meta:
             app_label = "bench"
             db_table = "bench_author"
 
     class Book(models.Model):
-        id = models.BigAutoField(primary_key=True)
-        title = models.TextField()
-        author = models.ForeignKey(Author, models.CASCADE)
+        id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
+        title: models.TextField[str, str] = models.TextField()
+        author: models.ForeignKey[Any, Any] = models.ForeignKey(Author, models.CASCADE)
 
         class Meta:
             app_label = "bench"
@@ -242,7 +241,7 @@ def _stock_alias(name: str) -> dict[str, Any]:
 def _django_settings(url: str) -> dict[str, Any]:
     if way.is_ours:
         options = {**POOLED, **LIMITS, "consistency": _CONSISTENCY[way]}
-        aliases = ps_django.databases(url, **options)  # type: ignore[arg-type]
+        aliases = ps_django.databases(url, **options)
         more = {"DATABASE_ROUTERS": ["ps_django.routers.ReplicaRouter"]}
     else:
         aliases = {"default": _stock_alias("primary"), "replica": _stock_alias("replica")}

@@ -51,7 +51,7 @@ from tests.benchmarks.bench import FOLDER, quartiles, spread
 READ: Final = "SELECT 1"
 ENDPOINTS: Final = ("primary", "replica")
 GATES: Final = 2
-"""Of a process with replicas: the primary's, where reads fall back to it as well, and the replicas'."""
+"""The gates of a process with replicas: the primary's, where reads fall back to it as well, and the replicas'."""
 DISTINCT: Final = 10_000
 
 
@@ -61,7 +61,7 @@ class Effort:
 
     processes: int
     connections: int
-    """Of each process: half of them used by threads, half by asyncio tasks; of either, half to the primary, half to replicas."""
+    """Connections per process: half used by threads, half by asyncio tasks; of each, half to the primary, half to replicas."""
     pause: float
     """Seconds between two reads of one connection, on average."""
     opening: float
@@ -241,7 +241,7 @@ def processor() -> Counter[str]:
             line.append(parent)
         if line[-1] == os.getpid() and len(line) > 1:
             names = [part for one in line[:-1] for word, part in _PARTS.items() if word in commands[one]]
-            found[names[0] if names else "clients"] += seconds[process]
+            found[names[0] if names else "clients"] += seconds[process]  # type: ignore[assignment] # seconds, no integers
     return found
 
 
@@ -278,7 +278,7 @@ def _ungated(gate: OutageGate) -> _Ticket:
 def _clients(url: str, effort: Effort, first: int, *, gated: bool) -> Seen:
     """Be one of the processes; `first` is the number of its first client."""
     if not gated:
-        OutageGate._enter = _ungated  # type: ignore[method-assign] # what it would be like; in this process alone
+        OutageGate._enter = _ungated  # type: ignore[method-assign,assignment] # what it would be like; in this process alone
     seen, over = Seen(), threading.Event()
     logger = logging.getLogger("psycopg")
     logger.addHandler(_Attempts(seen.attempts))
@@ -351,7 +351,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of the rounds, by way: seconds that passed, and of the client's processor, by statement."""
+    """The rounds, by way: seconds that passed, and of the client's processor, by statement."""
 
     kind: str
     level: int
@@ -613,7 +613,7 @@ def _bytes_of(conn: psycopg.Connection[Any], statement: str) -> Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Of one connection through TLS and SCRAM: seconds of the client's processor, and until it stands."""
+    """The cost of one connection through TLS and SCRAM: seconds of the client's processor, and until it stands."""
 
     worked: float
     alone: float
@@ -649,7 +649,7 @@ class Fleet:
 
     processes: int = 1000
     connections: int = 5
-    """Of a process to each endpoint, at most: a pool's size with its overflow, or the threads of a Django process."""
+    """Connections of a process to each endpoint, at most: a pool's size with its overflow, or the threads of a Django process."""
     statements: float = 20.0
     """A second and process."""
     held: float = 0.005
@@ -657,11 +657,11 @@ class Fleet:
     bouncers: int = 1
     """On each side: in front of the primary, and in front of the replicas."""
     max_client_conn: int = 100
-    """Of each bouncer."""
+    """The limit of each bouncer."""
     default_pool_size: int = 20
     """Server connections of each bouncer, for one role and database."""
     local_max_client_conn: int = 100
-    """Of the local bouncer, whose clients the dedicated ones are."""
+    """The limit of the local bouncer, whose clients the dedicated ones are."""
     connect_timeout: float = 5.0
 
 

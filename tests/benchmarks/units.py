@@ -33,6 +33,7 @@ from ps_core.consistency import parse_lsn
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
+from ps_lab.routes import Path
 
 READS: Final = "psycopg: reads in autocommit"
 READ: Final = "SELECT 1"
@@ -183,11 +184,11 @@ def _stock_options(name: str) -> dict[str, Any]:
 # --- psycopg ---
 
 
-def _connect(endpoint: str, way: Way) -> psycopg.Connection[Any]:
+def _connect(endpoint: Path, way: Way) -> psycopg.Connection[Any]:
     if way is Way.OURS:
         return ps_core.connect(_endpoint(endpoint))
     if way is Way.TOKENS:
-        return ps_core.connect(_topology, to=endpoint)  # type: ignore[arg-type]
+        return ps_core.connect(_topology, to=endpoint)
     cursor = psycopg.ClientCursor if way is Way.FLOOR else psycopg.Cursor
     return psycopg.connect(**_stock_options(endpoint), cursor_factory=cursor)
 

@@ -59,7 +59,7 @@ class Spent:
     first: float = 0.0
     """Milliseconds until the first connection of a process, its bridge's start included."""
     round_trips: int = 0
-    """Of a transaction of one read, by ours."""
+    """The round trips of a transaction of one read, on ours."""
 
 
 class _Meter:
@@ -120,8 +120,9 @@ def _first(topology: Topology) -> float:
     bridge, params = start._Bridge(), topology.direct.parameters()
     target = target_of(params, topology.direct.https_port, {})
     began = time.perf_counter()
-    there = bridge.reach(target)
-    psycopg.connect(**local_parameters(params, **there, user=None)).close()
+    there: dict[str, Any] = bridge.reach(target)
+    reached: dict[str, Any] = local_parameters(params, **there, user=None)
+    psycopg.connect(**reached).close()
     took = time.perf_counter() - began
     pid = bridge._pid
     bridge.forget_threads()

@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 
 import ps_core
-from ps_cli._figures import SETTLING, Event, Recording
+from ps_demo.figures import SETTLING, Event, Recording
 from ps_lab import Lab
 from tests.compare.report import INTRODUCTION, Findings, Window, render
 from tests.compare.system import SYSTEMS, TABLES

@@ -1,4 +1,4 @@
-"""What was found, and the page that tells it. Pure."""
+"""What was found, and the page that shows it. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from ps_cli._figures import FAILED, REPLICA, SETTLING, WRITE, Event, Recording, Verdict, by_phase, count, judge, measure, phases
+from ps_demo.figures import FAILED, REPLICA, SETTLING, WRITE, Event, Recording, Verdict, by_phase, count, judge, measure, phases
 
 
 def stale(pairs: Iterable[tuple[int, bool]]) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ps_cli._figures import FAILED, REPLICA, WRITE, Event, Recording
+from ps_demo.figures import FAILED, REPLICA, WRITE, Event, Recording
 from ps_lab import Lab
 from tests.compare.__main__ import QUICK, compare, introduce
 from tests.compare.report import INTRODUCTION, SUMMARY, Findings, Window, render

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 from random import Random
 from typing import Any, Final, Literal, Self
 
-from ps_cli._clients import Client, Retries
-from ps_cli._figures import Recording
+from ps_demo.clients import Client, Retries
+from ps_demo.figures import Recording
 from tests.compare.system import ACCOUNTS, Module, System, load
 
 Unit = Literal["read", "transfer"]

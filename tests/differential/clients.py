@@ -105,7 +105,7 @@ def _sa_run(conn: sa.Connection, form: str, value: Any) -> Outcome:
             result = conn.execute(_text(form), {"v": value})
             seen: dict[str, Any] = {"rowcount": result.rowcount}
             if result.returns_rows:
-                names, types = list(result.keys()), [column[1] for column in result.cursor.description]  # type: ignore[union-attr]
+                names, types = list(result.keys()), [column[1] for column in result.cursor.description]
                 seen = {"rows": [shown(tuple(row)) for row in result], "names": names, "types": types}
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is compared
             seen = {**of_error(getattr(exc, "orig", None) or exc), "wrapped": type(exc).__name__}
@@ -143,7 +143,8 @@ def _sqlalchemy_asyncio(lab: Lab, registered: Registered) -> Iterator[tuple[Run,
             registered.on(runner.run(conn.get_raw_connection()).driver_connection)
 
             def execute(form: str, value: Any, conn: Any = conn) -> Outcome:
-                return runner.run(conn.run_sync(_sa_run, form, value))
+                outcome: Outcome = runner.run(conn.run_sync(_sa_run, form, value))
+                return outcome
 
             runs.append(execute)
         try:

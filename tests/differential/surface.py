@@ -35,7 +35,7 @@ class TagDumper(Dumper):
     oid = 25
 
     def dump(self, obj: Any) -> bytes:
-        return b"<" + obj.encode() + b">"
+        return b"<%s>" % obj.encode()
 
 
 class Shout(str):
@@ -57,7 +57,7 @@ class Number(NamedTuple):
     f: float
 
 
-def state(conn: Any) -> tuple[str, ...]:
+def state(conn: Any) -> Any:
     return conn.info.status.name, conn.info.transaction_status.name, conn.info.pipeline_status.name
 
 
@@ -113,7 +113,7 @@ async def iterates(conn: Any) -> Any:
 
 async def scrolls(conn: Any) -> Any:
     cursor = await conn.execute(NUMBERS)
-    found = []
+    found: list[Any] = []
     for value, mode in ((2, "relative"), (-1, "relative"), (0, "absolute"), (4, "absolute"), (9, "absolute"), (-9, "relative")):
         try:
             await cursor.scroll(value, mode)
@@ -137,7 +137,11 @@ async def next_sets(conn: Any) -> Any:
 
 async def row_factories(conn: Any) -> Any:
     found: list[Any] = []
-    for factory in (tuple_row, dict_row, namedtuple_row, scalar_row, class_row(Number), args_row(Number), kwargs_row(dict)):
+    factories: tuple[Any, ...] = (
+        *(tuple_row, dict_row, namedtuple_row, scalar_row),
+        *(class_row(Number), args_row(Number), kwargs_row(dict)),
+    )
+    for factory in factories:
         cursor = conn.cursor(row_factory=factory)
         await cursor.execute("select n, f from differential.numbers order by n limit 2")
         found.append([repr(row) for row in await cursor.fetchall()])
@@ -152,7 +156,7 @@ async def row_factories(conn: Any) -> Any:
 
 
 async def adapters(conn: Any) -> Any:
-    """Of one cursor, of one connection, and of psycopg itself."""
+    """What one cursor, one connection and psycopg itself offer."""
     found = []
     cursor = conn.cursor()
     cursor.adapters.register_loader("numeric", Money)

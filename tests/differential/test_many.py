@@ -77,7 +77,7 @@ def test_many(
     everything: bool,
     totals: Totals,
 ) -> None:
-    """As the first statement of a transaction and as a later one, the same comes back and is stored."""
+    """The first statement of a transaction and a later one return and store the same."""
     place = ps_lab.topology.primary
     link = EndpointState(endpoint=place, identity=ps_lab.branch)
     with (

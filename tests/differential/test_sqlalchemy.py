@@ -66,7 +66,7 @@ class Kept(Base):
     address: orm.Mapped[Any] = orm.mapped_column(pg.INET, nullable=True)
 
 
-T: Final = Kept.__table__
+T: Final[Any] = Kept.__table__
 
 ROWS: Final[list[dict[str, Any]]] = [
     {
@@ -263,10 +263,11 @@ def compare(found: list[Any]) -> None:
 
 def test_binding_is_a_setting(ps_lab: Lab) -> None:
     """`binding="server"`, as a keyword and in the URL, sync and asyncio: parameters travel as such, on every side."""
-    for options, url in (
+    forms: tuple[tuple[dict[str, Any], str], ...] = (
         ({"binding": "server"}, ps_lab.url),
         ({}, ps_lab.url + ("&" if "?" in ps_lab.url else "?") + "ps_binding=server"),
-    ):
+    )
+    for options, url in forms:
         engine = ps_sqlalchemy.create_engine(url, replica_bouncer="read-pool", **options)
         assert engine.replica is not None
         for side in (engine, engine.replica, engine.direct):
@@ -283,7 +284,8 @@ def test_binding_is_a_setting(ps_lab: Lab) -> None:
         return keys
 
     assert asyncio.run(asynchronous()) == ["?column?"]
-    for make in (ps_sqlalchemy.create_engine, ps_core.connect):
+    makes: tuple[Callable[..., object], ...] = (ps_sqlalchemy.create_engine, ps_core.connect)
+    for make in makes:
         with pytest.raises(ps_core.ConfigurationError, match="binding: write 'client' or 'server', not 'both'"):
             make(ps_lab.url, binding="both")
     with pytest.raises(ps_core.ConfigurationError, match="binding of primary: write 'client' or 'server', not 'both'"):

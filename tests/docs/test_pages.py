@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ps_core
+from ps_core._message.commit import marker_table_sql
 from ps_core._message.functions import Functions
 from ps_lab import Lab
 from tests.docs.pages import DOCS, blocks_of
@@ -36,7 +37,7 @@ def test_sessions(page: Path) -> None:
 
 
 def modules_with_sessions() -> Iterator[str]:
-    for package in ("ps_core", "ps_sqlalchemy", "ps_django", "ps_lab", "ps_cli"):
+    for package in ("ps_core", "ps_sqlalchemy", "ps_django", "ps_lab", "ps_demo", "ps_cli"):
         spec = find_spec(package)
         assert spec is not None
         assert spec.origin is not None
@@ -59,7 +60,7 @@ def shop(ps_lab: Lab) -> Iterator[Lab]:
         "CREATE TABLE product (id int PRIMARY KEY, name text, stock int)",
         "GRANT ALL ON product TO app",
         "INSERT INTO product VALUES (1, 'teapot', 1000)",
-        ps_core._message.commit.marker_table_sql(),
+        marker_table_sql(),
         "GRANT ALL ON ps_commit_marker TO app",
     ):
         ps_lab.sql(query)

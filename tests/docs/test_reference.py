@@ -1,11 +1,13 @@
 """The reference names everything that is public. That all of it is documented, and no link is dead, `make docs` says."""
 
 import re
-from importlib import import_module
+from importlib import import_module, metadata
 
 import pytest
 
+from ps_cli._doctor.findings import finding
 from ps_cli.main import main
+from ps_core._documentation import DOCUMENTATION, link
 from tests.docs.pages import DOCS
 
 
@@ -40,3 +42,10 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / "reference" / "command-line.md").read_text()
     assert {"demo", "lab"} <= set(names)
     assert not [name for name in names if f"{{command-help}} {name}\n" not in text]
+
+
+def test_links_of_messages() -> None:
+    """Messages link to the documentation that the package's metadata name, by the ids that Sphinx gives to headings."""
+    assert f"Documentation, {DOCUMENTATION}" in (metadata.metadata("ps-postgres").get_all("Project-URL") or [])
+    assert finding("D045").docs == f"{DOCUMENTATION}doctor.html#d045"
+    assert link("django-checks", "ps_django.E001") == f"{DOCUMENTATION}django-checks.html#ps-django-e001"

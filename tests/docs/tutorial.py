@@ -77,7 +77,7 @@ class Terminal:
         self._printed = ""
         """Since the last command, or what was shown last."""
         self._status: int | None = 0
-        """Of the last command; None: it goes on."""
+        """The exit status of the last command; None while it goes on."""
         self._began_now = False
         self._write("trap : INT\n")
         self._reader = threading.Thread(target=self._read)

@@ -25,7 +25,7 @@ class Package:
     settings: dict[str, Any] = field(default_factory=dict)
     settings_of_ours: dict[str, Any] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
-    """Of PostgreSQL's."""
+    """PostgreSQL's extensions that the package needs."""
     engines: tuple[str, str] | None = None
     """A backend of the package's: the one that is derived from Django's, and the one from ours."""
     differs: dict[str, Any] = field(default_factory=dict)

@@ -161,12 +161,12 @@ def forget() -> None:
     from django.contrib.gis.db.backends.postgis.base import DatabaseWrapper
 
     connections.close_all()
-    for known in DatabaseWrapper._type_infos.values():
+    for known in DatabaseWrapper._type_infos.values():  # type: ignore[attr-defined] # private
         known.clear()
 
 
 def test_first_read_of_a_replica_that_is_behind(ps_lab: Lab, geo: str) -> None:
-    """Who has seen more than a replica has is answered by the primary, also where it is the first that a process asks."""
+    """A caller who has seen more than a replica has is answered by the primary, even in the first query of a process."""
     make("default")
     ps_lab.set_replay_delay(60)
     try:

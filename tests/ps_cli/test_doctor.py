@@ -25,6 +25,7 @@ from ps_cli._doctor.https import _proxy_of
 from ps_cli._doctor.probe import message_of, said_by_sql
 from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
 from ps_cli.main import main
+from ps_core._documentation import DOCUMENTATION
 from ps_core.topology import Topology
 from tests.ps_core.test_bridge import bridge, proxy  # noqa: F401 - fixtures
 
@@ -295,7 +296,7 @@ def test_kind_of_address(address: str, kind: str) -> None:
     ],
 )
 def test_said(message: str, words: str) -> None:
-    """Of a driver's message, what the server or libpq said is shown."""
+    """A driver's message is shortened to what the server or libpq said."""
     assert said(message) == words
 
 
@@ -386,7 +387,7 @@ def test_other_role(doctor: Any, url: str, usual: dict[str, list[str]], ps_lab: 
 
 
 def test_wrong_suffix(doctor: Any, ps_lab: Lab) -> None:
-    """A bouncer that there is not is found on its path alone."""
+    """A bouncer that does not exist is found on its path alone."""
     status, found = doctor(ps_lab.url, "--bouncer", "wrong")
     assert (status, found["D032"]) == (2, ["primary"])
     assert found["D028"] == ["direct"]
@@ -441,7 +442,7 @@ def test_paused(doctor: Any, url: str, ps_lab: Lab) -> None:
 
 
 def test_silent(doctor: Any, url: str, ps_lab: Lab) -> None:
-    """Of an edge that is silent, no step waits for ever."""
+    """No step waits forever for an edge that is silent."""
     with ps_lab.edge.hang():
         assert doctor(url) == (2, {"D038": ["primary", "replica", "direct"]})
 
@@ -525,7 +526,7 @@ def test_websocket(doctor: Any, url: str, by_https: dict[str, list[str]], ps_lab
 )
 def test_websocket_refused(doctor: Any, url: str, old: str, new: str, expected: str, ps_lab: Lab) -> None:
     """What each path refuses alike over the WebSocket is one finding, and the only one."""
-    asked = by_websocket(re.sub(old, new.format_map(ps_lab.edge.ports), url))
+    asked = by_websocket(re.sub(old, new.format(**ps_lab.edge.ports), url))
     assert doctor(asked) == (2, {expected: [] if expected == "D001" else ["primary", "replica", "direct"]})
 
 
@@ -543,7 +544,7 @@ def test_no_websocket(doctor: Any, url: str, ps_lab: Lab) -> None:
 
 
 def test_websocket_silent(doctor: Any, url: str, ps_lab: Lab) -> None:
-    """Of a port for HTTPS that is silent, at once or once TLS is there, no step waits for ever."""
+    """No step waits forever for an HTTPS port that is silent, at once or after TLS."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"ps_https_port={silent.getsockname()[1]}"
         found = doctor(by_websocket(re.sub(r"ps_https_port=\d+", at, url)))
@@ -734,7 +735,7 @@ def test_probe_in_vain(probe: Any, url: str, old: str, new: str, said: str) -> N
 
 
 def test_probe_of_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set-up that cannot work is said to be one."""
+    """A set-up that cannot work is reported as one."""
     monkeypatch.delenv("PS_URL", raising=False)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     assert probe("--env") == (2, "The set-up cannot work: set PS_URL or DATABASE_URL to postgresql://USER:PASSWORD@HOST/DBNAME\n")
@@ -754,7 +755,7 @@ def test_probe_of_nothing(probe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_said_by_sql(status: int, headers: dict[str, str], body: bytes, told: str) -> None:
-    """Of an answer in HTTP, the rows are told, or what an error says; of what is no JSON, its text."""
+    """An answer in HTTP is shown as its rows, or as what an error says; an answer that is no JSON, as its text."""
     assert said_by_sql(status, headers, body) == told
 
 
@@ -770,7 +771,7 @@ def test_said_by_sql(status: int, headers: dict[str, str], body: bytes, told: st
     ],
 )
 def test_message(data: bytes, told: str) -> None:
-    """Of a server's first message, what it asks for, or says, is told."""
+    """A server's first message is shown as what it asks for, or says."""
     assert message_of(data) == told
 
 
@@ -884,7 +885,7 @@ def test_engine(tmp_path: Path, url: str, usual: dict[str, list[str]]) -> None:
 
 
 def test_stock_engine(tmp_path: Path, url: str) -> None:
-    """Of an engine that is not of this project's, the URL is taken."""
+    """An engine of another project is checked by its URL."""
     code = 'import os\nfrom sqlalchemy import create_engine\nengine = create_engine(os.environ["LAB"])\n'
     (tmp_path / "db.py").write_text(code)
     done = run_in(tmp_path, "--engine", "db", "--json", LAB=url.replace("postgresql:", "postgresql+psycopg:"))
@@ -944,7 +945,7 @@ def test_for_people(url: str, ps_lab: Lab, tmp_path: Path, capfd: pytest.Capture
     assert re.search(r"server PostgreSQL \d+\.\d+, replica, read-only, through a pooler", printed)
     assert "ours: statement 2 s, transaction 3 s, idle in transaction 30 s; the role's: none" in printed
     assert "error D080  primary, replica\n" in printed
-    assert "docs/doctor.md#d080" in printed
+    assert f"{DOCUMENTATION}doctor.html#d080" in printed
     https = f"HTTPS  localhost: 127.0.0.1 (loopback), port {ps_lab.edge.ports['https']}, open, TLSv1.3, /v2 opens a WebSocket\n"
     assert printed.count(https) == 1
     assert "300 (given) -> max_client_conn 100 (assumed)" in printed

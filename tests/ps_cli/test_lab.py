@@ -71,7 +71,7 @@ def test_two_terminals(command: Command) -> None:
     topology = Topology.from_env({name: value for name, _, value in exports})
     asked = {"primary": topology.primary, "replica": topology.replicas[0], "direct": topology.direct}
     for name, endpoint in asked.items():
-        with psycopg.connect(**ps_core.conninfo(endpoint)) as conn:  # type: ignore[arg-type]
+        with psycopg.connect(**ps_core.conninfo(endpoint)) as conn:
             assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (name == "replica",)
     (psql,) = (shlex.split(line) for line in lines if line.startswith("psql "))
     with psycopg.connect(psql[1]) as conn:
@@ -83,7 +83,7 @@ def test_two_terminals(command: Command) -> None:
         ["sh", "-c", f'eval {shlex.quote(text)}; printf %s "$DATABASE_URL"'], capture_output=True, text=True, check=True
     )
     assert evaluated.stdout == {name: value for name, _, value in exports}["PS_URL"]
-    with psycopg.connect(**ps_core.conninfo(topology.direct), autocommit=True) as conn:  # type: ignore[arg-type]
+    with psycopg.connect(**ps_core.conninfo(topology.direct), autocommit=True) as conn:
         conn.execute("CREATE DATABASE of_tests")
         conn.execute("DROP DATABASE of_tests")
 
@@ -108,7 +108,7 @@ def test_two_terminals(command: Command) -> None:
 
 @pytest.mark.tools
 def test_killed_and_started_again(command: Command, tmp_path: Path) -> None:
-    """What a killed lab leaves in the state folder does not stop the next one; Ctrl-C ends that without a word of Python's."""
+    """What a killed lab leaves in the state folder does not stop the next one; Ctrl-C ends that without a traceback."""
     lab, _ = up(command)
     lab.kill()
     lab.communicate()

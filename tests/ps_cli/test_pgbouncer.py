@@ -143,7 +143,7 @@ def test_pgbouncer_takes_it(ps_lab: Lab, capsys: pytest.CaptureFixture[str]) -> 
         for dbname, replica in (("te_st", False), ("te_st_replica", True)):
             params = {"user": f"quoted.{ps_lab.branch}", "password": "a\"b'c%d; e", "dbname": dbname, "port": port}
             wait_until(partial(_accepts, port), "start of the PgBouncer")
-            with psycopg.connect(host="127.0.0.1", **params) as conn:  # type: ignore[arg-type]
+            with psycopg.connect(host="127.0.0.1", **params) as conn:
                 row = conn.execute("SELECT current_user, current_database(), pg_is_in_recovery()").fetchone()
                 assert row == ("quoted", "te st", replica)
     finally:

@@ -247,7 +247,7 @@ def test_time_of_a_connect_alone() -> None:
 
 
 def test_what_is_told() -> None:
-    """Each try that is made again is an event, and the error that ends it tells all of them, and how long it took."""
+    """Each retry is an event, and the error that ends it lists all of them, and how long it took."""
     (state,) = states(0)
     heard: list[Event] = []
     unsubscribe = subscribe(heard.append)

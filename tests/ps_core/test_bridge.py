@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -29,6 +29,9 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.carried import bridge_in_a_thread, socket_family
 from tests.ps_core.test_healing import count
+
+if TYPE_CHECKING:
+    from ps_lab.routes import Path as Side
 
 HERE = Path(__file__).parent
 
@@ -87,8 +90,9 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.fast
 def test_every_endpoint(topology: Topology) -> None:
     """Primary, replica and direct endpoint are reached, by a socket that only this user can reach."""
-    for to, in_recovery in (("primary", False), ("replica", True), ("direct", False)):
-        with ps_core.connect(topology, to=to) as conn:  # type: ignore[arg-type]
+    paths: tuple[tuple[Side, bool], ...] = (("primary", False), ("replica", True), ("direct", False))
+    for to, in_recovery in paths:
+        with ps_core.connect(topology, to=to) as conn:
             assert conn.execute("SELECT pg_is_in_recovery()").fetchone() == (in_recovery,)
             assert socket_family(conn) == socket.AF_UNIX
             assert Path(conn.info.host).stat().st_mode & 0o777 == 0o700
@@ -136,7 +140,7 @@ def test_blocking_calls(ps_lab: Lab) -> None:
 
 
 def test_nothing_is_left(ps_lab: Lab) -> None:
-    """Of 1,000 connections: no thread, process, descriptor or file; and at the end of the program nothing at all."""
+    """1,000 connections leave no thread, process, descriptor or file; and at the end of the program nothing at all."""
     running = script(ps_lab, "thousand")
     assert running.stdout is not None
     first = running.stdout.readline()
@@ -170,7 +174,7 @@ def test_fork(ps_lab: Lab) -> None:
 
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_killed_bridge(topology: Topology, bridge: start._Bridge, autocommit: bool, table: str, ps_lab: Lab) -> None:
-    """The next statement starts another one: it heals as over any lost connection, also where it writes."""
+    """The next statement starts another one, as after any lost connection, even if it writes."""
     with ps_core.connect(topology, autocommit=autocommit) as conn:
         conn.execute("SELECT 1")
         conn.commit()
@@ -385,7 +389,7 @@ def check_not_reached(topology: Topology, kind: Kind, text: str) -> None:
 
 
 def test_nobody_listens(ps_lab: Lab) -> None:
-    """A port that is closed, and a name that there is not."""
+    """A port that is closed, and a name that does not exist."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     check_not_reached(over_websocket(ps_lab, https_port=port), Kind.TRANSIENT, f"could not connect to localhost:{port}")

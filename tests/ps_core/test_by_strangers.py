@@ -101,7 +101,7 @@ def raising() -> Iterator[tuple[int]]:
 
 @pytest.mark.parametrize("parameters", [[(1,), ("a", "b")], [(1,), (object(),)], [(1,), ()], raising])
 def test_executemany_that_the_client_refuses(ps_lab: Lab, connect: Connect, parameters: Any) -> None:
-    """As with stock nothing is written, and the connection is idle."""
+    """Nothing is written, and the connection is idle, as on stock."""
     conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     with pytest.raises((psycopg.Error, ZeroDivisionError)):
         conn.cursor().executemany(INSERT, parameters() if callable(parameters) else parameters)

@@ -111,8 +111,8 @@ def unknown(raises: Raises = Raises.UNSETTLED, **told: Any) -> Ended:
     return Ended(outcome=Outcome.UNKNOWN, raises=raises, **told)
 
 
-BY_ID = {"transaction": KNOWN, "synchronous_commit": "on"}
-BY_ID_OFF = {"transaction": KNOWN, "synchronous_commit": "off"}
+BY_ID: dict[str, Any] = {"transaction": KNOWN, "synchronous_commit": "on"}
+BY_ID_OFF: dict[str, Any] = {"transaction": KNOWN, "synchronous_commit": "off"}
 
 ANSWERS: list[tuple[str, Ending, list[Reply], dict[str, Any], Ended]] = [
     ("a commit that waits is as far as WAL is flushed", AFTER, [ON, DONE, PLACE], {}, committed("0/10", **BY_ID)),
@@ -343,7 +343,8 @@ SETTLED: list[tuple[str, list[Outcome], int, Outcome]] = [
 @pytest.mark.parametrize(("_sentence", "outcomes", "asked", "expected"), SETTLED, ids=[row[0] for row in SETTLED])
 def test_settling(_sentence: str, outcomes: Sequence[Outcome], asked: int, expected: Outcome) -> None:
     """The lookups are asked in their order, as far as they are needed."""
-    generator, found = settling([ID] * len(outcomes)), 0
+    lookup = lookup_of_marker("m", "public", "on")
+    generator, found = settling([lookup] * len(outcomes)), 0
     answer: Any = None
     with pytest.raises(StopIteration) as done:
         while True:

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -23,13 +23,17 @@ from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import commit_waits, count, raised_by
 
+if TYPE_CHECKING:
+    from ps_lab.routes import Path
+
 
 def test_connect(ps_lab: Lab) -> None:
     """One URL leads to the primary, a replica and the direct endpoint; what is missing is refused."""
     settings: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool", "statement_timeout": "1s"}
     ps_lab.wait_replicas_caught_up()  # with what the primary shows first
-    for to, in_recovery, timeout in (("primary", False, "1s"), ("replica", True, "1s"), ("direct", False, "0")):
-        with ps_core.connect(ps_lab.url, to=to, **settings) as conn:  # type: ignore[arg-type]
+    paths: tuple[tuple[Path, bool, str], ...] = (("primary", False, "1s"), ("replica", True, "1s"), ("direct", False, "0"))
+    for to, in_recovery, timeout in paths:
+        with ps_core.connect(ps_lab.url, to=to, **settings) as conn:
             row = conn.execute("SELECT pg_is_in_recovery(), current_setting('statement_timeout')").fetchone()
             assert row == (in_recovery, timeout)
     with pytest.raises(ps_core.ConfigurationError, match="replica_bouncer"):
@@ -255,7 +259,7 @@ def test_marker_and_verify_settle_a_lost_commit(ps_lab: Lab, primary: EndpointSt
 
 
 def test_verify_proves_no_rollback_while_the_commit_is_on_its_way(ps_lab: Lab, primary: EndpointState, table: str) -> None:
-    """What is not to be seen yet may still commit: with the id that is waited for, without one nobody can tell."""
+    """What is not to be seen yet may still commit: with the id that is waited for, without one the outcome is unknown."""
     state = EndpointState(endpoint=primary.endpoint)
     write = f"INSERT INTO {table} VALUES (1)"
     # The lookup of the id ends while the transaction is under way; that of the query waits behind it, for its own commit.
@@ -314,7 +318,7 @@ def test_use_token_begins_afresh_and_restores() -> None:
 
 
 def test_two_databases(ps_lab: Lab) -> None:
-    """Who wrote to one database and read from another one sees the write all the same, in the next request too."""
+    """A user who wrote to one database and read from another one sees the write all the same, in the next request too."""
     first, second = ps_lab.topology, replace(ps_lab.topology, identity="other")
     ps_lab.sql("CREATE TABLE twice (id int); GRANT ALL ON twice TO app")
     ps_lab.wait_replicas_caught_up()

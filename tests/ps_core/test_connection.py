@@ -159,7 +159,9 @@ def test_nothing_is_left_on_the_server_connection(
                 conn.commit() if turn % 2 else conn.rollback()
             # As often as the pool has server connections at most: the replicas' bouncer takes them in turn.
             for stranger in strangers * 5:
-                pid, *values = stranger.execute(query).fetchone() or ()
+                row = stranger.execute(query).fetchone()
+                assert row is not None
+                pid, *values = row
                 shared |= pids & {pid}
                 seen.add(tuple(value or "" for value in values))
         for stranger in strangers:

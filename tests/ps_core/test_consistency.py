@@ -73,7 +73,8 @@ def test_several_branches() -> None:
     assert both.unexpired(1000 + MAX_AGE) == both
     assert both.unexpired(1001 + MAX_AGE) == token(7, 1001, "b")
     assert both.unexpired(1002 + MAX_AGE) is None
-    many = reduce(merge, (token(1, at, f"br{at}") for at in range(1000, 1000 + MAX_BRANCHES + 1)))
+    tokens: list[Token | None] = [token(1, at, f"br{at}") for at in range(1000, 1000 + MAX_BRANCHES + 1)]
+    many = reduce(merge, tokens)
     assert many is not None
     assert [one.identity for one in (many, *many.others)] == [f"br{1000 + MAX_BRANCHES - n}" for n in range(MAX_BRANCHES)]
     assert len(many.others) == MAX_BRANCHES - 1

@@ -45,7 +45,7 @@ def test_deadlines_only_shrink() -> None:
 
 
 def test_decorates_functions() -> None:
-    """As a decorator a block holds for each call, in several threads at once."""
+    """A block that decorates a function applies to each call, in several threads at once."""
     barrier = threading.Barrier(2, timeout=10)
 
     @using_replica()
@@ -149,7 +149,9 @@ def test_off_and_not_given(name: str) -> None:
     with limits():
         assert current().limits == Limits(())
     with limits(lock="1s"), limits(**{name: "2s"}):
-        assert dict(current().limits.values if current().limits else ()) == {"lock": 1.0} | {name: 2.0}
+        limited = current().limits
+        assert limited is not None
+        assert dict(limited.values) == {"lock": 1.0} | {name: 2.0}
     assert "<not given>" in str(signature(limits))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -336,7 +336,7 @@ class Kept:
 
 
 @pytest.mark.parametrize(("way", "binding"), CASES)
-def test_kept(ps_lab: Lab, primary: EndpointState, table: str, way: str, binding: str) -> None:
+def test_kept(ps_lab: Lab, primary: EndpointState, table: str, way: str, binding: Literal["client", "server"]) -> None:
     """Nothing is answered: the wait ends with the deadline's error, in time, and the connection can be used again."""
     with connect(primary.endpoint, binding=binding) as conn, limits(statement="60s"):
         with ExitStack() as stack:
@@ -350,7 +350,9 @@ def test_kept(ps_lab: Lab, primary: EndpointState, table: str, way: str, binding
 
 
 @pytest.mark.parametrize(("way", "binding"), CASES)
-async def test_kept_async(ps_lab: Lab, primary: EndpointState, table: str, way: str, binding: str) -> None:
+async def test_kept_async(
+    ps_lab: Lab, primary: EndpointState, table: str, way: str, binding: Literal["client", "server"]
+) -> None:
     """The same for asyncio."""
     async with await AsyncConnection.connect(primary.endpoint, binding=binding) as conn:
         with limits(statement="60s"), ExitStack() as stack:
@@ -430,13 +432,13 @@ async def test_rows_that_keep_coming_async(ps_lab: Lab, primary: EndpointState) 
 
 
 def test_leaving_past_the_deadline(ps_lab: Lab, primary: EndpointState) -> None:
-    """Who has had enough rows when the deadline and its grace are over keeps the connection: the rest is cancelled."""
+    """A reader who has had enough rows when the deadline and its grace are over keeps the connection: the rest is cancelled."""
     with connect(primary.endpoint) as conn, limits(statement="60s"):
         conn.execute("SELECT 1")
         pid = conn.info.backend_pid
         with deadline(AFTER):
             until = time.monotonic() + AFTER + GRACE + 0.05
-            rows = conn.cursor().stream(SLOW)
+            rows: Any = conn.cursor().stream(SLOW)
             next(rows)
             wait_until(lambda: time.monotonic() > until, "the end of the deadline's grace")
             rows.close()

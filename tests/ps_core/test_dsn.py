@@ -61,7 +61,7 @@ FULL = Dsn(host="h.psdb.cloud", port=6432, user="app.br4nch|write-pool", passwor
         ),
     ],
 )
-def test_parse(text, dsn):
+def test_parse(text: str, dsn: Dsn) -> None:
     """Every spelling gives the same decoded parts, and what is rendered is read back the same."""
     assert Dsn.parse(text) == dsn
     assert Dsn.parse(dsn.render(hide_password=False)) == dsn
@@ -75,7 +75,7 @@ def test_parse(text, dsn):
         Dsn(host="/run/my pg", user="u", params=(("options", "-c a=b&c"), ("sslmode", "disable"))),
     ],
 )
-def test_libpq_reads_what_is_rendered(dsn):
+def test_libpq_reads_what_is_rendered(dsn: Dsn) -> None:
     """libpq finds the same parts in a rendered URL."""
     parts = {"host": dsn.host, "port": str(dsn.port or ""), "user": dsn.user, "password": dsn.password, "dbname": dsn.dbname}
     expected = {name: value for name, value in {**parts, **dict(dsn.params)}.items() if value}
@@ -91,7 +91,7 @@ def test_libpq_reads_what_is_rendered(dsn):
         ("app", ("app", "", "")),
     ],
 )
-def test_user_name(user, parts):
+def test_user_name(user: str, parts: tuple[str, str, str]) -> None:
     """A user name falls into its role and branch, and its suffix."""
     dsn = Dsn(user=user)
     assert (dsn.base_user, dsn.suffix, dsn.branch) == parts
@@ -127,7 +127,7 @@ def test_user_name(user, parts):
         ("host=h password='s3cret", "quotes around values"),
     ],
 )
-def test_refusals_show_no_password(text, message):
+def test_refusals_show_no_password(text: str, message: str) -> None:
     """What cannot be read is refused with what to write, and nothing that may be part of a password is shown or kept."""
     with pytest.raises(ConfigurationError, match=message) as caught:
         Dsn.parse(text)
@@ -136,13 +136,13 @@ def test_refusals_show_no_password(text, message):
 
 
 @pytest.mark.skipif(pq.version() >= 170000, reason="needs a libpq before 17")
-def test_parameter_of_a_newer_libpq():
+def test_parameter_of_a_newer_libpq() -> None:
     """A parameter that the installed libpq does not have is named."""
     with pytest.raises(ConfigurationError, match="installed libpq cannot read the parameter 'sslnegotiation'"):
         Dsn.parse("postgresql://u@h/db?sslmode=require&sslnegotiation=direct")
 
 
-def test_secrets_are_hidden():
+def test_secrets_are_hidden() -> None:
     """Neither repr nor render shows a password, also not that of a URL in a parameter."""
     dsn = Dsn.parse(
         "postgresql://u:s3cret@h/db?sslpassword=s3cret&ps_bouncer=b"
@@ -153,7 +153,7 @@ def test_secrets_are_hidden():
     assert unquote(dsn.render(hide_password=False)).count("s3cret") == 4
 
 
-def test_dsns_are_values():
+def test_dsns_are_values() -> None:
     """Equal, hashable, and the same after pickling."""
     assert pickle.loads(pickle.dumps(FULL)) == FULL
     assert len({FULL, Dsn.parse(FULL.render(hide_password=False))}) == 1
@@ -185,7 +185,7 @@ ODD = (
 )
 
 
-def test_plain_urls():
+def test_plain_urls() -> None:
     """A URL that is read without libpq is what libpq makes of it; and most are."""
     for parts in itertools.product(*PARTS):
         text = "postgresql://" + "".join(parts)
@@ -195,6 +195,6 @@ def test_plain_urls():
 
 
 @pytest.mark.parametrize("text", ODD)
-def test_urls_that_are_not_plain(text):
+def test_urls_that_are_not_plain(text: str) -> None:
     """What is read by rules of libpq's own is left to it."""
     assert _read_plain(text) is None

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -67,7 +68,7 @@ def test_hook_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_lost_connection(ps_lab: Lab) -> None:
-    """A connection that is lost and healed is one event, and no outage."""
+    """A connection that is lost and replaced is one event, and no outage."""
     with connect(ps_lab.url, autocommit=True) as conn, heard() as events:
         conn.execute("SELECT 1")
         ps_lab.edge.cut()
@@ -185,7 +186,7 @@ def test_opentelemetry(ps_lab: Lab) -> None:
     """Events are counted, an outage's time is a histogram; the current span gets the route and the events."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
     from ps_core.otel import instrument
 
@@ -194,6 +195,7 @@ def test_opentelemetry(ps_lab: Lab) -> None:
     stop = instrument(provider)
     try:
         with TracerProvider().get_tracer("tests").start_as_current_span("request") as span:
+            assert isinstance(span, ReadableSpan)
             emit(Event(name=Name.ROUTE, endpoint="replica", reason="read"))
             emit(Event(name=Name.OUTAGE_CLOSED, endpoint="primary", seconds=1.5))
             with connect(ps_lab.url, autocommit=True) as conn:
@@ -204,11 +206,14 @@ def test_opentelemetry(ps_lab: Lab) -> None:
     emit(Event(name=Name.ROUTE, endpoint="replica", reason="after the end"))
     data = reader.get_metrics_data()
     assert data is not None
-    metrics = {metric.name: list(metric.data.data_points) for metric in data.resource_metrics[0].scope_metrics[0].metrics}
+    metrics: dict[str, list[Any]] = {
+        metric.name: list(metric.data.data_points) for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
     counted = {point.attributes["ps_postgres.event"]: point.value for point in metrics["ps_postgres.events"]}
     assert counted == {"route": 1, "outage_closed": 1, "retry": 1}
     (outage,) = metrics["ps_postgres.outage.duration"]
     assert (outage.sum, outage.attributes["db.system.name"]) == (1.5, "postgresql")
+    assert span.attributes is not None
     assert span.attributes["ps_postgres.reason"] == "read"
     assert [event.name for event in span.events] == ["ps_postgres.outage_closed", "ps_postgres.retry"]
     provider.shutdown()

@@ -51,9 +51,9 @@ BEHIND = (
 )
 READ_ONLY = "refused: READ ONLY"
 PINNING = {"stream", "COPY FROM", "COPY (query) TO", "pipeline"}
-"""Of these, writes in autocommit have no room for a question."""
+"""Ways whose writes in autocommit have no room for a question."""
 UNKNOWN = {"several statements", "BEGIN … COMMIT in one text", "COMMIT AND CHAIN"}
-"""Of these, nobody knows what they do."""
+"""Ways of which it is not known what they do."""
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def places(ps_lab: Lab) -> Iterator[dict[str, Place]]:
 def foreign(places: dict[str, Place]) -> Iterator[Callable[[], None]]:
     """Foreign clients of the poolers, who look on all the time, and when they are called."""
     with ExitStack() as stack:
-        clients = []
+        clients: list[tuple[psycopg.Connection[Any], psycopg.Connection[Any], list[Any]]] = []
         for name in ("primary", "replica"):
             conninfo = ps_core.conninfo(places[name].state.endpoint)
             pair = [stack.enter_context(psycopg.connect(**conninfo, autocommit=True, prepare_threshold=None)) for _ in range(2)]
-            clients.append((*pair, pair[0].execute(SEEN).fetchall()))
+            clients.append((pair[0], pair[1], pair[0].execute(SEEN).fetchall()))
         met: list[Any] = []
         over = threading.Event()
 
@@ -156,7 +156,7 @@ def refused(way: Way, place: Place, state: str) -> str | None:
     return None
 
 
-def both(values: list[Any], names: str) -> Any:
+def both(values: list[Any], names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(names, values, ids=[value.name for value in values])
 
 

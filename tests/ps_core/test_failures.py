@@ -162,7 +162,7 @@ def test_pooler_passes_on_a_server_state() -> None:
 
 @pytest.mark.parametrize(("text", "kind"), EDGE)
 def test_while_connecting(text: str, kind: Kind) -> None:
-    """While connecting only the text tells; nothing ran."""
+    """While connecting, only the text says what failed; nothing ran."""
     failure = classify(connect_error(text))
     assert (failure.kind, failure.ran, failure.usable) == (kind, Ran.NO, False)
 

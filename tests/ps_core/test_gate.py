@@ -133,7 +133,8 @@ def test_recovery_ends_when_nobody_is_in() -> None:
     gate._leave_place(None)
     assert gate._places == 3
     gate._leave_place("connection_lost")
-    assert (gate._taken, gate._places) == (0, None)
+    left: tuple[int, int | None] = (gate._taken, gate._places)
+    assert left == (0, None)
     assert {gate._enter().way for _ in range(10)} == {GO}
     gate._leave_place(None)
     assert gate._places is None, "there is no outage to recover from"
@@ -152,7 +153,7 @@ def test_queue_is_served_in_order() -> None:
 
 
 def test_loss_empties_the_queue() -> None:
-    """Who waits for a place is told to ask again; who has given up is told nothing."""
+    """A caller that waits for a place is told to ask again; one that has given up is told nothing."""
     gate = recovering(gate_at())
     tickets = [gate._enter() for _ in range(4)]
     gate._give_up(tickets[2])
@@ -261,7 +262,12 @@ async def test_waits_as_long_as_it_may_in_asyncio(monkeypatch: pytest.MonkeyPatc
     """The same in asyncio."""
     seen: list[float | None] = []
     usual = asyncio.timeout
-    monkeypatch.setattr("asyncio.timeout", lambda delay: seen.append(delay) or usual(0))
+
+    def at_once(delay: float | None) -> asyncio.Timeout:
+        seen.append(delay)
+        return usual(0)
+
+    monkeypatch.setattr("asyncio.timeout", at_once)
     gate = gate_at()
     gate.report_loss()
     gate._enter()
@@ -330,7 +336,7 @@ async def test_queue(event: str, probes: bool, in_asyncio: bool) -> None:
 
 @pytest.mark.parametrize("in_asyncio", [False, True], ids=["sync", "asyncio"])
 async def test_leaves_the_queue(in_asyncio: bool) -> None:
-    """Who waits no longer for a place is passed over."""
+    """A caller that waits no longer for a place is passed over."""
     gate = recovering(gate_at())
     assert [gate._enter().way for _ in range(2)] == [GO, GO]
     with pytest.raises(TimeoutError):

@@ -21,6 +21,7 @@ from ps_core.context import Tracker, current_token
 from ps_core.errors import ConfigurationError, ReplicaBehind
 from ps_core.topology import Consistency, Topology
 from ps_lab import Lab
+from ps_lab.routes import Path
 from tests.ps_core.wire import sending
 
 URL = "postgresql://app.br4nch:s3cret@x.horizon.psdb.cloud"
@@ -48,7 +49,7 @@ def test_states(level: Consistency) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("value", ["read-your-writes", "Monotonic", "", None, False, True, 0, ["none"]])
 def test_refused(value: Any) -> None:
-    """What is no level is refused with those that there are, wherever it stands; None is not taken for "none"."""
+    """An unknown level is refused with a list of the levels, wherever it stands; None is not taken for "none"."""
     with pytest.raises(ConfigurationError, match=r"^consistency: write 'monotonic', 'read_your_writes' or 'none', not "):
         Topology.from_url(URL, consistency=value)
     topology = Topology.from_url(URL)
@@ -171,10 +172,10 @@ def opened(ps_lab: Lab, table: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(Functions, "is_due", lambda *_: False)  # once a minute, a message asks for more
     with ExitStack() as stack:
 
-        def open_connection(level: Consistency, to: str = "primary", *, autocommit: bool = True) -> Connection[Any]:
+        def open_connection(level: Consistency, to: Path = "primary", *, autocommit: bool = True) -> Connection[Any]:
             made: Any = ps_core.connect(
                 ps_lab.url,
-                to=to,  # type: ignore[arg-type]
+                to=to,
                 bouncer="write-pool",
                 replica_bouncer="read-pool",
                 consistency=level,
@@ -192,7 +193,7 @@ def read(conn: Connection[Any]) -> None:
 
 
 def several_reads(conn: Connection[Any]) -> None:
-    """Of a transaction."""
+    """Read several times in a transaction."""
     with conn.transaction():
         conn.execute("SELECT 5")
         conn.execute("SELECT 6")
@@ -242,7 +243,7 @@ def by_text(conn: Connection[Any]) -> None:
 
 
 def sets(conn: Connection[Any]) -> None:
-    """As Django does with each connection that is new."""
+    """Do what Django does with each new connection."""
     conn.execute("SELECT set_config('a.b', 'c', false)")
 
 
@@ -397,7 +398,7 @@ def test_on_replica(
 
 
 def test_bytes(ps_lab: Lab, opened: Callable[..., Connection[Any]]) -> None:
-    """Of a read on a replica, levels differ by the position, and by the guard of those who have written."""
+    """A read on a replica differs between levels by the position, and by the guard of those who have written."""
     sizes = []
     for level in LEVELS:
         conn = opened(level, "replica")
@@ -446,7 +447,7 @@ READS = [read, several_reads, stream, copy_to, pipeline, bound_by_server, rolled
 def test_backward(
     ps_lab: Lab, opened: Callable[..., Connection[Any]], way: Callable[[Connection[Any]], None], level: Consistency
 ) -> None:
-    """Who has read what others wrote is refused by a replica that is older, at "monotonic", in whatever way it was read."""
+    """A replica refuses a caller who has read newer writes of others, at "monotonic", in whatever way they were read."""
     primary, replica = opened(level), opened(level, "replica")
     ps_lab.set_replay_delay(60)
     try:

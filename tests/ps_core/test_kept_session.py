@@ -847,7 +847,9 @@ def test_nothing_is_prepared_under_a_search_path(ps_lab: Lab, connect: Connect) 
         for _ in range(4):
             for schema in ("kept_a", "kept_b"):
                 conn.execute(f"SET search_path = {schema}")
-                assert conn.execute("SELECT * FROM item WHERE name = %s", (schema,)).fetchone()[0] == schema
+                row = conn.execute("SELECT * FROM item WHERE name = %s", (schema,)).fetchone()
+                assert row is not None
+                assert row[0] == schema
         assert not conn._prepared._names
     finally:
         ps_lab.sql("DROP SCHEMA kept_a CASCADE")
@@ -955,7 +957,9 @@ def test_pipeline_at_a_held_level(ps_lab: Lab, connect: Connect) -> None:
         with conn.pipeline():
             conn.execute("SELECT 1")
             end()
-        assert conn.execute(sees).fetchone()[1] == left
+        row = conn.execute(sees).fetchone()
+        assert row is not None
+        assert row[1] == left
         conn.rollback()
 
 

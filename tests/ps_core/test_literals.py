@@ -9,6 +9,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import adapt, sql
+from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.types.json import Jsonb
 from psycopg.types.numeric import Float4, FloatDumper, IntNumeric, Oid
@@ -75,7 +76,7 @@ class Colour(enum.IntEnum):
     RED = 3
 
 
-def transformer(*registered: tuple[Any, type]) -> adapt.Transformer:
+def transformer(*registered: tuple[Any, type]) -> Transformer:
     adapters = adapt.AdaptersMap(psycopg.adapters)
     for cls, dumper in registered:
         adapters.register_dumper(cls, dumper)
@@ -178,7 +179,7 @@ def test_template_strings() -> None:
     pytest.importorskip("psycopg._tstrings", reason="psycopg 3.2 has none")
     from psycopg._compat import Interpolation
 
-    class Item(Interpolation):  # type: ignore[misc]
+    class Item(Interpolation[Any]):
         conversion = None
 
         def __init__(self, value: Any, format_spec: str = "") -> None:

@@ -133,7 +133,7 @@ async def test_how_a_text_ends_in_asyncio(ps_lab: Lab, primary: EndpointState, t
 
 def test_stock(ps_lab: Lab, table: str) -> None:
     """What these texts do with stock psycopg."""
-    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.primary), autocommit=True) as conn:  # type: ignore[arg-type]
+    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.primary), autocommit=True) as conn:
         for end in ENDS:
             conn.execute(f"INSERT INTO {table} VALUES (1){end}")
     assert count(ps_lab, table) == len(ENDS)

@@ -45,7 +45,7 @@ async def test_an_idle_connection_that_was_cut_heals_async(ps_lab: Lab, primary:
 def test_a_cursor_that_was_cut_is_over_with_its_transaction(
     ps_lab: Lab, primary: EndpointState, table: str, connect: Connect
 ) -> None:
-    """As with psycopg, every use raises its OperationalError until the rollback; nothing runs on its own meanwhile."""
+    """Every use raises OperationalError until the rollback, as with psycopg; nothing runs on its own meanwhile."""
     conn = connect(primary)
     cursor: Any = conn.cursor("cut")
     cursor.execute(MANY)

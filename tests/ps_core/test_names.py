@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from functools import partial
+from typing import Any
 
 import pytest
 from psycopg import pq
@@ -27,11 +29,13 @@ TOPOLOGY = Topology.from_url(URL)
         ("xyzzy", "there is no setting xyzzy: write one of bouncer, replica_bouncer, "),
     ],
 )
-def test_keywords_of_a_topology(name, message):
+def test_keywords_of_a_topology(name: str, message: str) -> None:
     """`from_url` and `from_env` refuse a keyword that is no setting; as Python does, also by a TypeError."""
-    for make in (Topology.from_url, lambda _, **settings: Topology.from_env({"PS_URL": URL}, **settings)):
+    settings: dict[str, Any] = {name: "a"}
+    makes = (partial(Topology.from_url, URL, **settings), partial(Topology.from_env, {"PS_URL": URL}, **settings))
+    for make in makes:
         with pytest.raises(UnknownSetting, match=f"^{re.escape(message)}") as caught:
-            make(URL, **{name: "a"})
+            make()
         assert isinstance(caught.value, ConfigurationError)
         assert isinstance(caught.value, TypeError)
     if name == "xyzzy":
@@ -40,11 +44,12 @@ def test_keywords_of_a_topology(name, message):
 
 
 @pytest.mark.parametrize("setting", TopologySettings.__annotations__)
-def test_settings_are_their_own_nearest(setting):
+def test_settings_are_their_own_nearest(setting: str) -> None:
     """Each setting that ends in another letter is refused for itself, as a keyword, a parameter and a variable."""
     wrong = setting[:-1] + "x"
+    settings: dict[str, Any] = {wrong: "a"}
     with pytest.raises(UnknownSetting, match=rf"did you mean {setting}\?"):
-        Topology.from_url(URL, **{wrong: "a"})
+        Topology.from_url(URL, **settings)
     with pytest.raises(UnknownSetting, match=rf"there is no setting ps_{wrong}: did you mean ps_{setting}\?"):
         Topology.from_url(f"{URL}?ps_{wrong}=a")
     variable = f"PS_{setting.upper()}S"
@@ -65,7 +70,7 @@ def test_settings_are_their_own_nearest(setting):
         ("PS_REPLICA_SHARES", "PS_REPLICA_SHARE"),
     ],
 )
-def test_misspelled_variables(variable, meant):
+def test_misspelled_variables(variable: str, meant: str) -> None:
     """A variable that is nearly a setting is refused, but for an empty one, which is not set."""
     with pytest.raises(UnknownSetting, match=rf"there is no variable {variable}: did you mean {meant}\?$"):
         Topology.from_env({"PS_URL": URL, variable: "a"})
@@ -99,12 +104,12 @@ def test_misspelled_variables(variable, meant):
         "MY_PS_BOUNCERS",
     ],
 )
-def test_variables_of_others(variable):
+def test_variables_of_others(variable: str) -> None:
     """What is not nearly a setting belongs to somebody else."""
     assert Topology.from_env({"PS_URL": URL, variable: "1"}) == TOPOLOGY
 
 
-def test_process_environment(monkeypatch):
+def test_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's environment is looked at, too."""
     monkeypatch.setenv("PS_URL", URL)
     monkeypatch.setenv("PS_REPLICA_BOUNCERS", "read-pool")
@@ -132,7 +137,7 @@ def test_process_environment(monkeypatch):
         (TOPOLOGY.primary, {"statement_timeout": 1}, "an Endpoint is complete: give statement_timeout to Topology.from_url"),
     ],
 )
-def test_keywords_of_connect(target, options, message):
+def test_keywords_of_connect(target: Any, options: dict[str, Any], message: str) -> None:
     """`connect` and `connect_async` refuse what is neither a setting nor psycopg's, before they connect."""
     with pytest.raises(UnknownSetting, match=f"^{re.escape(message)}") as caught:
         connect(target, **options)
@@ -142,9 +147,9 @@ def test_keywords_of_connect(target, options, message):
 
 
 @pytest.mark.parametrize("target", [URL, TOPOLOGY, TOPOLOGY.primary])
-def test_psycopg_keywords(target):
+def test_psycopg_keywords(target: Any) -> None:
     """Each keyword of psycopg's and of the installed libpq is taken, and left for psycopg; settings are taken out."""
-    options = {option.keyword.decode(): "1" for option in pq.Conninfo.get_defaults()}
+    options: dict[str, Any] = {option.keyword.decode(): "1" for option in pq.Conninfo.get_defaults()}
     options |= {"autocommit": True, "prepare_threshold": 1, "context": None, "row_factory": None, "cursor_factory": None}
     options["connect_timeout"] = "1s"
     left = {**options, "bouncer": "write-pool", "lock_timeout": "1s"} if target is URL else dict(options)

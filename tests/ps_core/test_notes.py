@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ps_core import Connection
     from ps_core._endpoint import EndpointState
     from ps_lab import Lab
+    from ps_lab.routes import Path
 
 pytestmark = pytest.mark.fast
 
@@ -92,7 +93,7 @@ def test_note(name: str, in_force: InForce, parts: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "in_force"), [row[1:] for row in SILENT], ids=[row[0] for row in SILENT])
 def test_no_note(name: str, in_force: InForce) -> None:
-    """Of what is not known to be ours nothing is said."""
+    """An error that is not known to be ours has no note."""
     assert limit_note(name, in_force) is None
 
 
@@ -192,7 +193,7 @@ def test_every_way(primary: EndpointState, way: Callable[[Any], object]) -> None
 
 
 @pytest.mark.parametrize("to", ["primary", "replica", "direct"])
-def test_limits_of_the_server(ps_lab: Lab, table: str, to: str) -> None:
+def test_limits_of_the_server(ps_lab: Lab, table: str, to: Path) -> None:
     """57014, 25P04, 25P03 and 55P03 of each endpoint; the values are the settings'."""
     settings: dict[str, Any] = {"statement_timeout": "100ms", "transaction_timeout": "200ms", "lock_timeout": "60ms"}
     with connect(ps_lab.url, to=to, bouncer="write-pool", replica_bouncer="read-pool", **settings) as conn:
@@ -247,7 +248,12 @@ def test_user_cancels(ps_lab: Lab, primary: EndpointState) -> None:
         text = "SELECT 3, pg_sleep(20)"
         statement = Doing(raised, conn.execute, text)
         wait_until(lambda: running(ps_lab, text), "statement")
-        wait_until(lambda: conn.cancel_safe() or statement.done, "the cancel request to arrive")
+
+        def is_told() -> bool:
+            conn.cancel_safe()
+            return statement.done
+
+        wait_until(is_told, "the cancel request to arrive")
         error = statement.end()
         assert error.sqlstate == "57014"
         assert notes(error) == ""

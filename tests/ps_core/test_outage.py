@@ -94,7 +94,7 @@ def test_outage_is_no_storm(ps_lab: Lab, record_property: object) -> None:
 
 
 STATEMENTS = int(os.environ.get("PS_STATEMENTS", "3000"))
-"""Of `test_tenants_never_see_each_other`."""
+"""How many statements `test_tenants_never_see_each_other` runs."""
 
 
 def test_tenants_never_see_each_other(ps_lab: Lab) -> None:

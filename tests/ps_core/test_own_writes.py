@@ -76,15 +76,16 @@ class SQLAlchemy(Framework):
     """An engine."""
 
     def __init__(self, stack: ExitStack, lab: Lab) -> None:
-        self.engine = ps_sqlalchemy.create_engine(lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+        self.engine: Any = ps_sqlalchemy.create_engine(lab.url, bouncer="write-pool", replica_bouncer="read-pool")
         stack.callback(self.engine.dispose)
 
     @contextmanager
     def _at(self, engine: sa.Engine, autocommit: bool) -> Iterator[Any]:
         options = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
         with engine.connect().execution_options(**options) as conn:
-            yield conn.connection.driver_connection
-            conn.connection.driver_connection.commit()
+            driver: Any = conn.connection.driver_connection
+            yield driver
+            driver.commit()
 
     def primary(self, autocommit: bool) -> Any:
         return self._at(self.engine, autocommit)
@@ -135,7 +136,7 @@ class Django(Framework):
 
         def raw() -> None:
             with ps_django.reading():
-                assert [group.id for group in Group.objects.raw("SELECT ways.kept() AS id, '' AS name")] == [1]
+                assert [group.pk for group in Group.objects.raw("SELECT ways.kept() AS id, '' AS name")] == [1]
 
         return [cursor, raw]
 

@@ -418,9 +418,8 @@ def test_what_a_plan_says() -> None:
     """Each way of opening is the caller's transaction, one of ours, or none."""
     statement = analyse(READ)
     said = {
-        before: (plan.begin, plan.own_begin, plan.own_guard, plan.read_only, plan.is_accompanied)
-        for before in Before
-        if (plan := Plan(statement, before))
+        plan.before: (plan.begin, plan.own_begin, plan.own_guard, plan.read_only, plan.is_accompanied)
+        for plan in (Plan(statement, before) for before in Before)
     }
     assert said == {
         Before.NOTHING: (False, False, False, False, False),

@@ -17,7 +17,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 
 SHOWN = "SELECT pg_is_in_recovery(), current_setting('statement_timeout')"
-SIDES = {"bouncer": "write-pool", "replica_bouncer": "read-pool", "statement_timeout": "1500ms"}
+SIDES: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool", "statement_timeout": "1500ms"}
 
 
 @pytest.mark.parametrize("pool_class", [psycopg_pool.ConnectionPool, psycopg_pool.NullConnectionPool])
@@ -84,7 +84,7 @@ def test_pool_opened_in_a_block(ps_lab: Lab) -> None:
     seen: list[Any] = []
 
     def configure(conn: Connection[Any]) -> None:
-        seen.append(conn.execute(LEFT).fetchone()[0] or None)
+        seen.extend(left or None for (left,) in conn.execute(LEFT))
         conn.commit()
 
     with deadline(SHORT), local_settings({"app.tenant": "7"}):
@@ -113,7 +113,7 @@ async def test_async_pool_opened_in_a_block(ps_lab: Lab) -> None:
     seen: list[Any] = []
 
     async def configure(conn: AsyncConnection[Any]) -> None:
-        seen.append((await (await conn.execute(LEFT)).fetchone())[0] or None)
+        seen.extend([left or None async for (left,) in await conn.execute(LEFT)])
         await conn.commit()
 
     pool = psycopg_pool.AsyncConnectionPool(
@@ -159,7 +159,7 @@ def test_connect_is_the_classes_own(ps_lab: Lab) -> None:
     assert ps_core.connect == Connection.connect
     assert ps_core.connect_async == AsyncConnection.connect
     where = {name: str(value) for name, value in ps_core.conninfo(ps_lab.topology.direct).items()}
-    named = {name: where[name] for name in ("host", "port", "user", "password", "dbname")}
+    named: dict[str, Any] = {name: where[name] for name in ("host", "port", "user", "password", "dbname")}
     for conn in (
         Connection.connect(ps_lab.url, **SIDES),
         Connection.connect(conninfo=ps_lab.url, to="replica", **SIDES),

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg._cursor_base import BaseCursor
-from psycopg._pipeline import BasePipeline
+from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # psycopg imports it there
 from psycopg._queries import PostgresClientQuery
 from psycopg.adapt import Transformer
 
@@ -69,6 +69,7 @@ OVERRIDDEN = {
 CALLED = {
     "BaseConnection._notice_handler": "(wself, res)",
     "BaseConnection._notify_handler": "(wself, pgn)",
+    "BaseConnection._set_autocommit_gen": "(self, value)",
     "BaseCursor._check_results": "(self, results)",
     "BaseCursor._set_results": "(self, results)",
     "BaseCursor._check_copy_result": "(self, result)",
@@ -80,7 +81,7 @@ CALLED = {
     "PostgresClientQuery.validate_and_reorder_params": "(parts, vars, order)",
     "Transformer.get_dumper": None,
 }
-"""Methods that are called; None: C, which tells no signature."""
+"""Methods that are called; None: C, which has no signature."""
 
 READ = {
     "connection": (
@@ -111,7 +112,7 @@ OF_LATER_RELEASES = {"_pipeline_nolock"}
 """Not there yet in 3.2.1."""
 
 OF_TEMPLATES = {"_chunks", "_convert_template", "_process_client_variable"}
-"""Of template strings: there from psycopg 3.3 on."""
+"""Names for template strings: there from psycopg 3.3 on."""
 
 NAMES = {name.partition(".")[2] for name in (*OVERRIDDEN, *CALLED)} | {name for names in READ.values() for name in names}
 

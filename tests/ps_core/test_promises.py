@@ -177,9 +177,8 @@ def test_isolation_of_the_role(ps_lab: Lab, counted: None, connect: Connect, lev
 
 def test_serializable_role_reads_on_the_primary(ps_lab: Lab, connect: Connect) -> None:
     """No standby can be SERIALIZABLE: once that is known of the role, its sessions stay on the primary."""
-    engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+    engine: Any = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
     recovering = sa.text("select pg_is_in_recovery()")
-    assert engine.replica is not None
     with ps_sqlalchemy.Session(engine) as session:
         assert session.scalar(recovering) is True
     for state in engine.replica.ps_replicas.states:
@@ -208,7 +207,9 @@ def test_texts_of_several_statements_carry_everything(ps_lab: Lab, connect: Conn
         cursor = conn.execute(text)
         while cursor.description is None:
             assert cursor.nextset()
-        assert cursor.fetchone()[:2] == ("7s", "42")
+        row = cursor.fetchone()
+        assert row is not None
+        assert row[:2] == ("7s", "42")
 
 
 def test_chained_transactions_carry_everything(ps_lab: Lab, connect: Connect) -> None:

@@ -252,7 +252,7 @@ def test_size(databases: int, cookies: int) -> None:
     ],
 )
 def test_wanted_by_browsers(name: str, given: dict[str, Any], wanted: list[str]) -> None:
-    """What a browser drops without a word."""
+    """What a browser drops silently."""
     assert wanted_by_browsers(name, **given) == wanted
 
 

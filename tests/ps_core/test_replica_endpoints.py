@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,13 @@ def both(lab: Lab, **settings: Any) -> Topology:
     return Topology.from_url(
         lab.url, bouncer="write-pool", replica_bouncer="read-pool", direct_replica=True, replica_weights=[1, 1e-9], **settings
     )
+
+
+def who(conn: Connection[Any]) -> tuple[Any, ...]:
+    """Return whether a transaction is read only, whether a replica answers, and the port."""
+    row: tuple[Any, ...] | None = conn.execute(WHO).fetchone()
+    assert row is not None
+    return row
 
 
 def fresh(topology: Topology) -> Replicas:
@@ -52,16 +59,16 @@ def test_goes_on_with_the_other_endpoint_and_comes_back(ps_lab: Lab) -> None:
     bouncer, other = replicas.states
     with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
         with down(ps_lab):
-            assert conn.execute(WHO).fetchone()[:2] == ("on", True)
+            assert who(conn)[:2] == ("on", True)
             assert conn.state is other
             assert replicas.out == (bouncer,)
             with Connection.open(replicas.first(), replicas=replicas, autocommit=True) as second:
-                assert second.execute(WHO).fetchone()[:2] == ("on", True)
+                assert who(second)[:2] == ("on", True)
                 assert second.state is other
         wait_until(lambda: replicas.choose() is bouncer, "a probe of the bouncer")
         with Connection.open(bouncer, replicas=replicas, autocommit=True) as third:
             assert third.state is bouncer
-        assert replicas.out == ()
+        assert not replicas.out
 
 
 def test_falls_back_to_the_primary_read_only_and_returns(ps_lab: Lab) -> None:
@@ -70,11 +77,11 @@ def test_falls_back_to_the_primary_read_only_and_returns(ps_lab: Lab) -> None:
     (bouncer,) = replicas.states
     with Connection.open(bouncer, replicas=replicas, autocommit=True) as conn:
         with down(ps_lab):
-            assert conn.execute(WHO).fetchone()[:2] == ("on", False)
+            assert who(conn)[:2] == ("on", False)
             assert conn.state is replicas.fallback
             with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
                 conn.execute("CREATE TABLE never (id int)")
-        wait_until(lambda: conn.execute(WHO).fetchone()[1] is True, "a read on a replica")
+        wait_until(lambda: who(conn)[1] is True, "a read on a replica")
         assert conn.state is bouncer
 
 
@@ -120,7 +127,8 @@ def test_fallback_capped(ps_lab: Lab) -> None:
     """No more connections than allowed go to the primary at once; one that is closed makes room."""
     shared = fresh(ps_lab.topology)
     replicas, unlimited = shared.limited_to(1), shared.limited_to(None)
-    state, options = replicas.states[0], {"policy": ps_core.RetryPolicy(max_elapsed=3), "autocommit": True}
+    state = replicas.states[0]
+    options: dict[str, Any] = {"policy": ps_core.RetryPolicy(max_elapsed=3), "autocommit": True}
     with down(ps_lab):
         with Connection.open(state, replicas=replicas, **options) as first:
             assert first.state is replicas.fallback
@@ -139,9 +147,9 @@ def test_a_read_transaction_moves_while_it_only_read(ps_lab: Lab) -> None:
     with Connection.open(replicas.first(), replicas=replicas) as conn:
         conn.execute(WHO)
         with down(ps_lab):
-            assert conn.execute(WHO).fetchone()[1] is False
+            assert who(conn)[1] is False
         conn.commit()
-        wait_until(lambda: conn.execute(WHO).fetchone()[1] is True, "a read on a replica")
+        wait_until(lambda: who(conn)[1] is True, "a read on a replica")
         conn.commit()
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         conn.execute(WHO)
@@ -196,7 +204,7 @@ def test_nothing_writes_on_the_fallback(ps_lab: Lab, table: str, autocommit: boo
             named.execute("SELECT write_one()")
             named.fetchall()
 
-    ways = {
+    ways: dict[str, Callable[[Any], object]] = {
         "execute": lambda conn: conn.execute(insert),
         "executemany": lambda conn: conn.cursor().executemany(f"INSERT INTO {table} VALUES (%s, %s)", [(1, "a"), (2, "b")]),
         "stream": lambda conn: list(conn.cursor().stream(f"{insert} RETURNING id")),
@@ -215,8 +223,10 @@ def test_nothing_writes_on_the_fallback(ps_lab: Lab, table: str, autocommit: boo
     assert shared.fallback is not None
     endpoint = shared.fallback.endpoint
     errors = psycopg.errors
-    refused = (errors.ReadOnlySqlTransaction, errors.ActiveSqlTransaction, errors.NoActiveSqlTransaction, errors.SyntaxError)
-    refused += (psycopg.NotSupportedError,)  # several transactions
+    refused: tuple[type[psycopg.Error], ...] = (
+        *(errors.ReadOnlySqlTransaction, errors.ActiveSqlTransaction, errors.NoActiveSqlTransaction, errors.SyntaxError),
+        psycopg.NotSupportedError,  # several transactions
+    )
     ps_lab.sql(f"CREATE OR REPLACE FUNCTION write_one() RETURNS int LANGUAGE sql AS '{insert}; SELECT 1'")
     with ps_core.connect(endpoint, autocommit=autocommit, binding=binding) as conn:
         wrote = []

@@ -54,7 +54,7 @@ def test_open_gate_lets_everybody_pass() -> None:
 
 
 def test_one_probes_and_the_others_wait() -> None:
-    """Of many callers one tries at a time while the endpoint is down, and all pass when it is up."""
+    """One of many callers tries at a time while the endpoint is down, and all pass when it is up."""
     gate = OutageGate("primary")
     gate.report_loss()
     up = threading.Event()
@@ -132,7 +132,7 @@ def test_comes_back_gradually() -> None:
 
 
 def test_place_is_not_lost() -> None:
-    """Who gives up in the moment in which a place is given leaves it to the next one; a new loss sends the queue to the probe."""
+    """A caller that gives up as it is given a place leaves it to the next one; a new loss sends the queue to the probe."""
     gate = OutageGate("primary")
     gate.report_loss()
     with gate.turn(1):
@@ -151,7 +151,7 @@ def test_place_is_not_lost() -> None:
 
 
 def test_waiter_gives_up() -> None:
-    """Who waits longer than it may gets a TimeoutError, and the probe goes on."""
+    """A caller that waits longer than it may gets a TimeoutError, and the probe goes on."""
     gate = OutageGate("primary")
     gate.report_loss()
     with gate.turn(1), pytest.raises(TimeoutError, match="primary"):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -115,7 +116,7 @@ def test_refused(ps_lab: Lab, state: str, server: bool, asynchronous: bool) -> N
                 for form in FORMS.values():
                     for name, way in WAYS.items():
                         if name != "named cursor" or state != "autocommit":  # which the server refuses there, whatever it reads
-                            assert refused(lambda way=way, text=text, form=form: way(conn, form(text))) == message(text)
+                            assert refused(partial(way, conn, form(text))) == message(text)
         assert statements(sent.messages) == []
         assert conn.execute("SELECT 1").fetchone() == (1,)
 
@@ -127,10 +128,10 @@ def test_refused_in_a_pipeline(ps_lab: Lab, autocommit: bool, asynchronous: bool
     with connected(ps_lab.topology.primary, asynchronous=asynchronous, autocommit=autocommit) as conn:
         with sending(conn) as sent, conn.pipeline():
             for text in STATEMENTS:
-                assert refused(lambda text=text: conn.execute(text)) == message(text)
+                assert refused(partial(conn.execute, text)) == message(text)
             found = conn.execute("SELECT 1")
             for text in STATEMENTS:
-                assert refused(lambda text=text: conn.execute(text)) == message(text)
+                assert refused(partial(conn.execute, text)) == message(text)
             assert found.fetchone() == (1,)
         assert not any(text in one for text in STATEMENTS for one in sent.messages)
 
@@ -187,7 +188,7 @@ def test_nothing_reached_a_server(ps_lab: Lab) -> None:
             *("SELECT pg_advisory_lock(1018)", "LISTEN told", "CREATE TEMP TABLE kept (a int)", "PREPARE one AS SELECT 1"),
             "DECLARE held CURSOR WITH HOLD FOR SELECT 1",
         ):
-            refused(lambda text=text: conn.execute(text))
+            refused(partial(conn.execute, text))
         for _ in range(20):
             assert conn.execute(
                 "SELECT (SELECT count(*) FROM pg_listening_channels() c WHERE c = 'told'),"
@@ -223,12 +224,16 @@ def test_on_replicas(ps_lab: Lab) -> None:
         with pytest.raises(MayWrite, match="cannot execute this in a read-only transaction"):
             conn.execute('SELECT "pg_advisory_lock"(1017)')
         for text in (CHANNEL, TEMPORARY, HELD_CURSOR, PREPARED, LIBRARY):
-            assert refused(lambda text=text: conn.execute(text)) == message(text, "replica")
+            assert refused(partial(conn.execute, text)) == message(text, "replica")
 
 
 def test_forms_of_the_setting(ps_lab: Lab) -> None:
     """`ps_core.connect(session_state=...)`, and the URL."""
-    for url, settings in ((ps_lab.url, {"session_state": "allow"}), (f"{ps_lab.url}&ps_session_state=allow", {})):
+    forms: tuple[tuple[str, dict[str, Any]], ...] = (
+        (ps_lab.url, {"session_state": "allow"}),
+        (f"{ps_lab.url}&ps_session_state=allow", {}),
+    )
+    for url, settings in forms:
         with ps_core.connect(url, bouncer="write-pool", autocommit=True, **settings) as conn:
             conn.execute(CHANNEL)
     with ps_core.connect(f"{ps_lab.url}&ps_pooled=false", autocommit=True) as conn:

@@ -207,7 +207,7 @@ def test_hijacked_for_sure(hijacked: Topology) -> None:
     """Unqualified, each of them fails: the schema in front is in force on every path."""
     for endpoint in (hijacked.primary, hijacked.direct, *hijacked.replicas):
         for query in ("SELECT pg_is_in_recovery()", "SELECT 'a'::text", "SELECT '1'::pg_catalog.oid = '1'::pg_catalog.oid"):
-            with psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True) as conn, pytest.raises(psycopg.Error):  # type: ignore[arg-type]
+            with psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True) as conn, pytest.raises(psycopg.Error):
                 conn.execute(query)
 
 
@@ -216,7 +216,7 @@ def test_hijacked_for_sure(hijacked: Topology) -> None:
 )
 def test_hijacked_texts(hijacked: Topology, text: str) -> None:
     """Each whole text without parameters is answered as it is to a role that has set nothing."""
-    with psycopg.connect(**ps_core.conninfo(hijacked.direct), autocommit=True) as conn:  # type: ignore[arg-type]
+    with psycopg.connect(**ps_core.conninfo(hijacked.direct), autocommit=True) as conn:
         assert conn.execute(text.encode()).fetchall()
 
 
@@ -301,7 +301,7 @@ def test_hijacked_lookups(ps_lab: Lab, hijacked: Topology, check: str) -> None:
     if check == "marker":
         assert ps_lab.sql('SELECT count(*), bool_and(committed) FROM "o""wn".ps_commit_marker') == [(1, True)]
         assert ps_lab.sql("SELECT count(*) FROM hijack.ps_commit_marker") == [(0,)]
-        with Connection.open(state) as conn, psycopg.connect(**ps_core.conninfo(hijacked.direct), autocommit=True) as donor:  # type: ignore[arg-type]
+        with Connection.open(state) as conn, psycopg.connect(**ps_core.conninfo(hijacked.direct), autocommit=True) as donor:
             lookup = commit.lookup_of_marker("5f1f1c0e-0000-4000-8000-000000000000", 'o"wn', "on")
             answer = waiting.wait(conn._look_up_gen(donor, lookup, float("inf")), donor.fileno())
             assert answer is Outcome.ROLLED_BACK

@@ -1,4 +1,4 @@
-"""What a text tells."""
+"""What the text of a statement shows."""
 
 import re
 
@@ -306,7 +306,7 @@ def test_transactions(text: str, expected: tuple[bool, ...]) -> None:
     "text", ["lock t", "set a = 1", "SHOW a", "notify a", "listen a", "fetch c", "checkpoint", "begin", "savepoint a"]
 )
 def test_takes_no_snapshot(text: str) -> None:
-    """As PostgreSQL's PlannedStmtRequiresSnapshot says."""
+    """The statements that PostgreSQL's PlannedStmtRequiresSnapshot names."""
     assert not analyse(text).takes_snapshot
     assert analyse("select 1").takes_snapshot
 
@@ -584,8 +584,8 @@ def test_touches_session(text: str) -> None:
     assert analyse(text).touches_session is (text in TOUCHES)
 
 
-def test_identifiers_of_any_letters():
-    """As PostgreSQL's scanner has it, every character beyond ASCII is a letter, and so is _; names go on with digits and $."""
+def test_identifiers_of_any_letters() -> None:
+    """Every character beyond ASCII is a letter, as in PostgreSQL's scanner, and so is _; names go on with digits and $."""
     for code in (*range(0x3000), 0xFFFF, 0x10000, 0x10FFFF):
         character = chr(code)
         letter = character == "_" or code > 0x7F or character.isalpha()

@@ -3,6 +3,7 @@
 import math
 import pickle
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.fast
         (None, None),
     ],
 )
-def test_duration(value, seconds):
+def test_duration(value: Any, seconds: float | None) -> None:
     """A duration is read in seconds, to whole milliseconds; None and "off" are none."""
     assert parse_duration(value, name="x") == seconds
 
@@ -43,14 +44,14 @@ def test_duration(value, seconds):
         *(0, -1, 86400.1, math.nan, math.inf, 10**400, True, timedelta(seconds=2), b"2s"),
     ],
 )
-def test_no_duration(value):
+def test_no_duration(value: Any) -> None:
     """What is no duration is refused by the setting's name, with what to write."""
     with pytest.raises(ConfigurationError, match=r'^lock_timeout: .*is not a duration.*"2s" or "500ms"'):
         parse_duration(value, name="lock_timeout")
 
 
 @pytest.mark.parametrize(("seconds", "ms"), [(2.0, 2000), (2.3, 2300), (0.0015, 2), (0.0001, 1), (0.0, 1)])
-def test_format_ms(seconds, ms):
+def test_format_ms(seconds: float, ms: int) -> None:
     """Milliseconds are whole and never the zero that would turn the timeout off."""
     assert format_ms(seconds) == ms
 
@@ -72,7 +73,7 @@ def test_format_ms(seconds, ms):
         (Timeouts(idle_in_transaction="1min"), 180004, {"idle_in_transaction_session_timeout": 60000}),
     ],
 )
-def test_settings(timeouts, version, settings):
+def test_settings(timeouts: Timeouts, version: int, settings: dict[str, int]) -> None:
     """The server gets what it knows and what can fire, in a fixed order."""
     assert list(timeouts.settings(server_version=version).items()) == list(settings.items())
 
@@ -85,7 +86,7 @@ def test_settings(timeouts, version, settings):
         (Timeouts(transaction=3), ""),
     ],
 )
-def test_startup_options(timeouts, options):
+def test_startup_options(timeouts: Timeouts, options: str) -> None:
     """Startup options leave out transaction_timeout, which older servers refuse."""
     assert timeouts.startup_options() == options
 
@@ -99,13 +100,13 @@ def test_startup_options(timeouts, options):
         ({"idle_in_transaction": "30"}, "idle_in_transaction_timeout: '30' is not a duration"),
     ],
 )
-def test_timeouts_that_cannot_work(arguments, message):
+def test_timeouts_that_cannot_work(arguments: dict[str, Any], message: str) -> None:
     """Values that the server would not honour are refused."""
     with pytest.raises(ConfigurationError, match=message):
         Timeouts(**arguments)
 
 
-def test_timeouts_are_values():
+def test_timeouts_are_values() -> None:
     """Equal however written, hashable, and the same after pickling."""
     written = Timeouts(statement="2s", transaction="3000ms", idle_in_transaction="0.5min", connect=5)
     assert written == POOLED

@@ -1,8 +1,11 @@
 """Endpoints and topologies, by tables: what each URL leads to, the three forms of a setting, and what is refused."""
 
 import pickle
+import re
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from psycopg import pq
@@ -22,7 +25,7 @@ PLAIN = "postgresql://app:s3cret@db.internal"
 OTHER = "postgresql://app.r3plica%7Creplica:0ther@y.horizon.psdb.cloud/postgres"
 
 
-def paths(topology):
+def paths(topology: Topology) -> list[str]:
     """The endpoints as `user@host:port`, a `*` before those that are pooled."""
     return [
         f"{'*' if endpoint.pooled else ''}{endpoint.user}@{endpoint.host.partition('.')[0]}:{endpoint.port}"
@@ -92,12 +95,12 @@ def paths(topology):
         ("postgresql://u@%2Frun%2Fpg:7/d", {}, ["*u@/run/pg:7", "*u@/run/pg:7"]),
     ],
 )
-def test_paths(url, settings, expected):
+def test_paths(url: str, settings: dict[str, Any], expected: list[str]) -> None:
     """Each URL, with its settings, leads to these endpoints."""
     assert paths(Topology.from_url(url, **settings)) == expected
 
 
-def test_endpoints_know_their_work():
+def test_endpoints_know_their_work() -> None:
     """Names, roles and timeouts follow from the path."""
     topology = Topology.from_url(
         PLANETSCALE, replica_bouncer="read-pool", direct_replica=True, statement_timeout="1s", lock_timeout=7, connect_timeout=9
@@ -117,7 +120,7 @@ def test_endpoints_know_their_work():
     ("url", "identity"),
     [(PLANETSCALE, "br4nch"), (LAB, "br4nch"), (PLAIN + "/shop", "db.internal/shop"), ("postgresql:///d", "/d")],
 )
-def test_identity(url, identity):
+def test_identity(url: str, identity: str) -> None:
     """A topology is known by its branch, else by host and database."""
     assert Topology.from_url(url).identity == identity
 
@@ -149,20 +152,21 @@ FORMS = {
 }
 
 
-def test_every_setting_has_three_forms():
+def test_every_setting_has_three_forms() -> None:
     """The table of parsers, the keywords' types and this test know the same settings."""
     assert set(FORMS) == set(_PARSERS) == set(TopologySettings.__annotations__)
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_three_forms(name):
+def test_three_forms(name: str) -> None:
     """Keyword, URL parameter and environment variable give equal topologies."""
     value, text = FORMS[name]
     base = PLANETSCALE + ":7001" if name in ("direct_port", "pooled_port") else PLANETSCALE
     if name == "replica_weights":
         base += "?ps_direct_replica=true"
     parameter = f"ps_{name}={text.translate({ord(c): f'%{ord(c):02X}' for c in '%&, '})}"
-    keyword = Topology.from_url(base, **{name: value})
+    settings: dict[str, Any] = {name: value}
+    keyword = Topology.from_url(base, **settings)
     assert Topology.from_url(f"{base}{'&' if '?' in base else '?'}{parameter}") == keyword
     assert Topology.from_env({"PS_URL": base, f"PS_{name.upper()}": text}) == keyword
     keywords = "host=x.horizon.psdb.cloud user=app.br4nch password=s3cret" + (" port=7001" if ":7001" in base else "")
@@ -173,27 +177,28 @@ def test_three_forms(name):
         assert keyword != Topology.from_url(base)
 
 
-def test_retry_timeout():
+def test_retry_timeout() -> None:
     """It is the length of the policy, which is the default one where nothing is set; a policy that is given wins."""
     assert policy_for(RETRY_TIMEOUT) == RetryPolicy()
     assert policy_for("5s") == RetryPolicy(max_elapsed="5s")
     for never in (0, "0", "0s"):
         assert policy_for(never).attempts == 0
-    for settings, given, wanted in (
+    cases: tuple[tuple[dict[str, Any], RetryPolicy | None, float], ...] = (
         ({}, None, 30),
         ({"retry_timeout": "5s"}, None, 5),
         ({"retry_timeout": "5s"}, RetryPolicy(max_elapsed=7), 7),
-    ):
+    )
+    for settings, given, wanted in cases:
         topology = Topology.from_url(PLANETSCALE, replica_bouncer="read-pool", **settings)
         for to in ("primary", "replica", "direct"):
             assert target_of(topology, to, given, {}).policy.max_elapsed == wanted
 
 
-def test_precedence():
+def test_precedence() -> None:
     """A keyword beats the URL, and the URL, in any of its spellings, beats the environment."""
     env = {"PS_URL": PLANETSCALE, "PS_BOUNCER": "env", "PS_CONNECT_TIMEOUT": "7s", "PS_APPLICATION_NAME": "env", "PS_POOLED": ""}
 
-    def seen(topology):
+    def seen(topology: Topology) -> tuple[str, float | None, str | None]:
         return topology.primary.user, topology.primary.timeouts.connect, topology.primary.application_name
 
     url = PLANETSCALE + "?ps_bouncer=url&connect_timeout=8&application_name=libpq"
@@ -208,7 +213,7 @@ def test_precedence():
     )
 
 
-def test_environment(monkeypatch):
+def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's environment is the default, PS_URL goes before DATABASE_URL, and other PS_ variables are left alone."""
     monkeypatch.delenv("PS_URL", raising=False)
     monkeypatch.setenv("DATABASE_URL", PLANETSCALE)
@@ -264,12 +269,12 @@ COMMON = {
         ),
     ],
 )  # fmt: skip
-def test_conninfo(url, settings, primary, direct):
+def test_conninfo(url: str, settings: dict[str, Any], primary: dict[str, Any], direct: dict[str, Any]) -> None:
     """psycopg gets every parameter, libpq reads them back, and only endpoints without a pooler have startup options."""
     topology = Topology.from_url(url, **settings)
     expected = {**COMMON, **primary}
     for endpoint, conninfo in ((topology.primary, expected), (topology.direct, {**expected, **direct})):
-        found = endpoint.conninfo()
+        found: dict[str, Any] = endpoint.conninfo()
         assert found.pop("fallback_application_name", None) == (None if endpoint.pooled else "ps-postgres")
         assert found == {name: value for name, value in conninfo.items() if value is not None}
         assert conninfo_to_dict(make_conninfo(**found)) == {name: str(value) for name, value in found.items()}
@@ -288,7 +293,7 @@ def test_conninfo(url, settings, primary, direct):
         (PLAIN + "?sslrootcert=system", {"sslrootcert": "system"}),
     ],
 )
-def test_tls_defaults(url, tls):
+def test_tls_defaults(url: str, tls: dict[str, str]) -> None:
     """psdb.cloud is verified against the system's roots unless the URL says otherwise; elsewhere libpq's defaults hold."""
     topology = Topology.from_url(url, replica_urls=[url])
     for endpoint in (topology.primary, *topology.replicas, topology.direct):
@@ -306,7 +311,7 @@ def test_tls_defaults(url, tls):
         (PLANETSCALE + "?sslnegotiation=direct", None),
     ],
 )
-def test_direct_negotiation(url, refused):
+def test_direct_negotiation(url: str, refused: str | None) -> None:
     """TLS without asking first needs a mode that insists on TLS."""
     if refused:
         with pytest.raises(ConfigurationError, match=f"sslnegotiation=direct with {refused}: write sslmode=verify-full"):
@@ -315,7 +320,7 @@ def test_direct_negotiation(url, refused):
         assert Topology.from_url(url).primary.conninfo()["sslnegotiation"] == "direct"
 
 
-def test_target_session_attrs_stay_with_the_primary():
+def test_target_session_attrs_stay_with_the_primary() -> None:
     """What the URL demands of the primary's session is not demanded of a replica's."""
     topology = Topology.from_url(PLANETSCALE + "?target_session_attrs=read-write", replica_bouncer="a", direct_replica=True)
     found = [
@@ -378,21 +383,49 @@ def test_target_session_attrs_stay_with_the_primary():
         (PLANETSCALE + "?options=-c%20search_path%3Da", {}, "options cannot pass a transaction pooler.*ALTER ROLE"),
     ],
 )  # fmt: skip
-def test_refusals(url, settings, message):
+def test_refusals(url: str, settings: dict[str, Any], message: str) -> None:
     """What cannot work is refused at start-up with what to write instead, and without the password."""
     with pytest.raises(ConfigurationError, match=message) as caught:
         Topology.from_url(url, **settings)
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("options", ["-c=", "-c =x", "--=x", "-c a=1 -c=2", "-c a=1  --=", "-c", r"-c \=x", "-c a=1\t-c\t=b"])
+def test_no_setting_without_a_name(options: str) -> None:
+    """Such options are refused wherever they come from: some PgBouncers spin on them (CVE-2026-107349)."""
+    ways: tuple[dict[str, str], ...] = (
+        {"ps_pooled": "false", "options": options},
+        {"ps_direct_url": f"postgresql://d/?options={quote(options)}"},
+    )
+    for given in ways:
+        with pytest.raises(ConfigurationError, match="write -c NAME=VALUE"):
+            Topology.from_url(f"postgresql://h/d?{urlencode(given, quote_via=quote)}")
+
+
+@pytest.mark.parametrize("options", ["", "-c a=", "-ca=1", "--a=-c", r"-c a=b\ -c=", "-c a=x-c="])
+def test_settings_with_names(options: str) -> None:
+    """What has a name is taken, whatever its value."""
+    found = Topology.from_url(f"postgresql://h/d?options={quote(options)}", pooled=False).primary.conninfo()
+    assert str(found["options"]).endswith(options)
+
+
+@pytest.mark.parametrize("settings", [{"lock_timeout": None}, {"statement_timeout": None, "idle_in_transaction_timeout": None}])
+def test_our_own_options_have_names(settings: dict[str, Any]) -> None:
+    """No setting, or none of them, becomes an option without a name."""
+    topology = Topology.from_url("postgresql://h/d", pooled=False, **settings)
+    for endpoint in (topology.primary, topology.direct):
+        for option in str(endpoint.conninfo().get("options", "")).split("-c ")[1:]:
+            assert re.fullmatch(r"[a-z_]+=\w+ ?", option)
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_weight(weight):
+def test_weight(weight: float) -> None:
     """A weight that is no share is refused."""
     with pytest.raises(ConfigurationError, match="weight of primary"):
         replace(Topology.from_url(PLANETSCALE).primary, weight=weight)
 
 
-def test_topologies_are_values():
+def test_topologies_are_values() -> None:
     """Equal, hashable, the same after pickling, and written without secrets."""
     topology = Topology.from_url(PLANETSCALE + "?sslpassword=s3cret", replica_urls=[OTHER])
     again = pickle.loads(pickle.dumps(topology))
@@ -406,13 +439,22 @@ def test_topologies_are_values():
     assert topology.primary.render().startswith("postgresql://app.br4nch:***@x.horizon.psdb.cloud:6432/postgres?")
 
 
-def test_parameters_of_an_endpoint_have_no_order():
+def test_parameters_of_an_endpoint_have_no_order() -> None:
     """Endpoints with the same parameters are equal in whatever order they were written."""
-    common = {"name": "primary", "role": "primary", "host": "h", "port": 1, "user": "u", "password": "", "dbname": "d"}
-    one, two = (
-        Endpoint(**common, pooled=True, timeouts=Timeouts(), params=params)
-        for params in ((("sslmode", "require"), ("gssencmode", "disable")), {"gssencmode": "disable", "sslmode": "require"})
+    given: tuple[Any, ...] = (
+        (("sslmode", "require"), ("gssencmode", "disable")),
+        {"gssencmode": "disable", "sslmode": "require"},
     )
+    common: dict[str, Any] = {
+        "name": "primary",
+        "role": "primary",
+        "host": "h",
+        "port": 1,
+        "user": "u",
+        "password": "",
+        "dbname": "d",
+    }
+    one, two = (Endpoint(**common, pooled=True, timeouts=Timeouts(), params=params) for params in given)
     assert one == two
 
 

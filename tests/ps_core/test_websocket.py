@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ps_core import ConfigurationError, Topology
@@ -10,7 +12,7 @@ from ps_core._websocket import Target, local_parameters, target_of
 pytestmark = pytest.mark.fast
 
 URL = "postgresql://app.br4nch:s3cret@eu.pg.psdb.cloud/postgres"
-HOST = {"host": "eu.pg.psdb.cloud", "port": 6432}
+HOST: dict[str, Any] = {"host": "eu.pg.psdb.cloud", "port": 6432}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,9 @@ HOST = {"host": "eu.pg.psdb.cloud", "port": 6432}
         ({"channel_binding": "prefer"}, 443, {"PGCHANNELBINDING": "require"}, None, None),
     ],
 )
-def test_target(params, https_port, environ, url, authorities):
+def test_target(
+    params: dict[str, Any], https_port: int, environ: dict[str, str], url: str | None, authorities: str | None
+) -> None:
     """Where it leads, and whose word is taken for the server."""
     target = target_of({**HOST, **params}, https_port, environ)
     assert target.authorities == authorities
@@ -51,7 +55,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
-def test_refused(name, value):
+def test_refused(name: str, value: str) -> None:
     """What a WebSocket cannot have is refused, with the reason and without a secret."""
     with pytest.raises(ConfigurationError, match=r"websocket.*: |websocket.* needs ") as caught:
         target_of({**HOST, name: value}, 443, {})
@@ -74,13 +78,13 @@ VARIABLES = {
 
 
 @pytest.mark.parametrize(("name", "value"), VARIABLES.items())
-def test_refused_variables(name, value):
+def test_refused_variables(name: str, value: str) -> None:
     """So is what libpq would take from its own variables; the message names the variable."""
     with pytest.raises(ConfigurationError, match=name):
         target_of(HOST, 443, {name: value})
 
 
-def test_local_parameters():
+def test_local_parameters() -> None:
     """Libpq gets the Unix socket, and says nothing of TLS, whatever its own variables say; the rest goes on."""
     params = {
         **HOST,
@@ -110,17 +114,18 @@ def test_local_parameters():
     assert "requirepeer" not in local_parameters(params, folder="/tmp/ps-x", number=3, user=None)
 
 
-def test_every_endpoint_is_checked(monkeypatch):
+def test_every_endpoint_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """At construction, for each endpoint, those with URLs of their own included."""
     topology = Topology.from_url(URL, transport="websocket", replica_bouncer="read-pool", https_port=8443)
     for endpoint in (topology.primary, *topology.replicas, topology.direct):
         assert (endpoint.transport, endpoint.https_port, endpoint.sslmode) == ("websocket", 8443, "verify-full")
         with pytest.raises(ConfigurationError, match=r"ps_core\.conninfo"):
             endpoint.conninfo()
-    for settings in (
+    refused: tuple[dict[str, Any], ...] = (
         {"replica_urls": "postgresql://app@192.0.2.1/postgres"},
         {"direct_url": "postgresql://app@/postgres?host=/run/postgresql"},
-    ):
+    )
+    for settings in refused:
         with pytest.raises(ConfigurationError, match="websocket"):
             Topology.from_url(URL, transport="websocket", **settings)
     with pytest.raises(ConfigurationError, match="sslmode=verify-full"):
@@ -132,6 +137,6 @@ def test_every_endpoint_is_checked(monkeypatch):
         Topology.from_url(URL, transport="wss")
 
 
-def test_same_target_same_socket():
+def test_same_target_same_socket() -> None:
     """Targets are compared by what they say."""
     assert target_of(HOST, 443, {}) == Target(host=HOST["host"], https_port=443, port=6432, authorities=None)

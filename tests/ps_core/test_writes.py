@@ -164,7 +164,7 @@ def test_autocommit(ps_lab: Lab, state: EndpointState, connect: Connect, write: 
 @pytest.mark.parametrize("autocommit", [True, False])
 @pytest.mark.parametrize("work", READS)
 def test_reads(state: EndpointState, connect: Connect, work: Callable[[Connection[Any]], None], autocommit: bool) -> None:
-    """Who only read has no news for the next request."""
+    """A request that only read has no news for the next one."""
     conn = connect(state, autocommit=autocommit)
     with use_token(None) as tracker:
         work(conn)
@@ -217,7 +217,7 @@ def test_lost_commit_is_looked_up(
 
 
 def test_lost_commit_without_an_id(ps_lab: Lab, state: EndpointState, connect: Connect) -> None:
-    """A text of several statements brings no id back: nobody can tell."""
+    """A text of several statements brings no id back: the outcome is unknown."""
     conn = connect(state)
     (error,) = lose_commit(ps_lab, conn, several)
     assert isinstance(error, CommitOutcomeUnknown)
@@ -310,10 +310,12 @@ def test_attempts(ps_lab: Lab, primary: EndpointState, attempts: int) -> None:
         conn.close()
 
 
-def test_late_answer_is_taken(ps_lab: Lab, primary: EndpointState, connect: Connect) -> None:
+def test_late_answer_is_taken(ps_lab: Lab, primary: EndpointState, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is there when the deadline is long over is an answer: the connection stays."""
     conn = connect(primary)
-    conn.wait = partial(conn.wait, interval=20)  # until the answer is there: psycopg looks up after 0.1 s also without one
+    monkeypatch.setattr(
+        conn, "wait", partial(conn.wait, interval=20)
+    )  # until the answer is there: psycopg looks up after 0.1 s also without one
     with ps_lab.edge.delay(0.6), deadline(0.3):
         assert conn.execute("SELECT 7").fetchone() == (7,)
     conn.rollback()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 MANAGE = """
 import multiprocessing, os, sys
@@ -27,7 +28,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def start(folder: Path, *command: str, stdin: int | None = None, **environment: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *command: str, stdin: Any = None, **environment: str) -> "subprocess.Popen[str]":
     """Start Python with a command there; `stdin=subprocess.PIPE` is for talking to it."""
     paths = os.pathsep.join([str(folder), *(path for path in sys.path if path)])
     return subprocess.Popen(

@@ -13,7 +13,7 @@ from ps_lab.processes import wait_until
 @pytest.mark.parametrize("event", ["switchover", "crash_primary"])
 def test_requests_go_through_a_change_of_the_primary(ps_lab: Lab, event: str) -> None:
     """Reads on both aliases see no error while the primary changes; acknowledged orders are there exactly once."""
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     product = Product.objects.create(name="event", price=1, stock=1000)
     ps_lab.wait_replicas_caught_up()

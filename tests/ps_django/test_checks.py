@@ -16,6 +16,7 @@ from django.test import override_settings
 
 import ps_django
 from ps_core import Token, use_token
+from ps_core._documentation import link
 from ps_core.consistency import MAX_BRANCHES
 from ps_django.checks import _of_version, check_databases, check_settings
 from ps_django.config import endpoint_of
@@ -36,6 +37,11 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(settings, "MIDDLEWARE", ["ps_django.middleware.ConsistencyMiddleware"])
         patch.setattr(settings, "DATABASES", ps_django.databases(URL, bouncer="write-pool", replica_bouncer="read-pool"))
         yield patch
+
+
+def linked(message: Any) -> str:
+    """Return what a hint ends with."""
+    return f" {link('django-checks', message.id)}"
 
 
 def ids(found: list[Any]) -> set[str]:
@@ -147,16 +153,18 @@ def of_sources(patch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str
     from django.apps import AppConfig, apps
 
     def config(folder: Path) -> AppConfig:
-        return type("Config", (AppConfig,), {"name": "application", "path": str(folder)})("application", pytest)
+        kind: type[AppConfig] = type("Config", (AppConfig,), {"name": "application", "path": str(folder)})
+        return kind("application", pytest)
 
     patch.setattr(apps, "get_app_configs", lambda: [config(folder) for folder in folders])
     found = check_settings()
     assert ids(found) <= {"W014"}
+    assert all(str(message.hint).endswith(linked(message)) for message in found)
     told = [message.msg.partition(" uses ") for message in found]
     assert {what for _, _, what in told} <= {
         "what needs a session, and 'default' is pooled by transaction: a session advisory lock and LISTEN are refused there."
     }
-    return [(place, str(message.hint)) for (place, _, _), message in zip(told, found, strict=True)]
+    return [(place, str(message.hint).removesuffix(linked(message))) for (place, _, _), message in zip(told, found, strict=True)]
 
 
 OURS = "Use connections['direct'] there, or pg_advisory_xact_lock() in atomic()."
@@ -213,7 +221,7 @@ def test_sources_without(patch: pytest.MonkeyPatch, tmp_path: Path, text: str) -
 
 
 def test_sources_of_packages(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of an installed package, the first place is told, and what can be done about it; of the project's own, each file, once."""
+    """An installed package is reported once, with what can be done about it; the project's own files, each once."""
     package, project = tmp_path / "lib" / "site-packages" / "locks", tmp_path / "shop"
     for folder in (package, package / "inner", project):
         folder.mkdir(parents=True)
@@ -224,7 +232,7 @@ def test_sources_of_packages(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_derived_backends(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A backend that derives from ours is checked as ours; one that does not, or that there is not, is left alone."""
+    """A backend that derives from ours is checked as ours; one that does not, or does not exist, is left alone."""
     engine = tmp_path / "derived_backend"
     engine.mkdir()
     (engine / "__init__.py").touch()
@@ -316,7 +324,7 @@ def test_pooled_by_session(ps_lab: Lab) -> None:
 
 
 def test_old_server(ps_lab: Lab) -> None:
-    """A server without `transaction_timeout` is found, by the number that it tells."""
+    """A server without `transaction_timeout` is found, by its version number."""
     assert ids([*_of_version("default", 160_004)]) == {"W010"}
     assert ids([*_of_version("default", 170_000)]) == set()
     assert "W010" not in ids(check_databases(databases=["direct"]))

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import connections
 
 import ps_django
+from ps_core._documentation import link
 from ps_core.errors import ConfigurationError
 from ps_django.backend import base
 from ps_django.checks import check_settings
@@ -116,7 +117,9 @@ class Counting(base.DatabaseWrapper):
         """Return ours, with such a class."""
         params, counted = super().get_connection_params(), self.counted
 
-        class Cursor(params["cursor_factory"]):  # type: ignore[misc]
+        base: Any = params["cursor_factory"]
+
+        class Cursor(base):  # type: ignore[misc]
             def execute(self, query: str, *args: Any) -> Any:
                 counted.append(query)
                 return super().execute(query, *args)
@@ -204,11 +207,12 @@ def test_checks(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
         "'direct' has options of ps_django, and its ENGINE 'django.db.backends.postgresql' is not derived from"
         " 'ps_django.backend'.",
         "Write ORIGINAL_BACKEND = 'ps_django.backend' for django_tenants.postgresql_backend, POSTGRES_EXTRA_DB_BACKEND_BASE ="
-        " 'ps_django.backend' for psqlextra.backend; else ENGINE = 'ps_django.backend', or a backend that is derived from it.",
+        " 'ps_django.backend' for psqlextra.backend; else ENGINE = 'ps_django.backend', or a backend that is derived from it. "
+        + link("django-checks", "ps_django.E016"),
     )
     entries["direct"]["ENGINE"] = "django.contrib.gis.db.backends.postgis"
     (message,) = check_settings()
-    assert str(message.hint).endswith("; else ENGINE = 'ps_django.postgis', or a backend that is derived from it.")
+    assert "; else ENGINE = 'ps_django.postgis', or a backend that is derived from it. " in str(message.hint)
     entries["direct"]["ENGINE"] = "ps_django.backend"
     entries["replica"]["ENGINE"] = "tests.ps_django.derived"
     with pytest.raises(ConfigurationError) as caught:

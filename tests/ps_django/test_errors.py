@@ -74,7 +74,7 @@ def _named_halfway(connection: Any, lab: Lab) -> None:
 def _iterator_halfway(connection: Any, lab: Lab) -> None:
     from django.db.models import F, Value
 
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     with transaction.atomic(using=connection.alias):
         products = Product.objects.using(connection.alias)
@@ -147,7 +147,7 @@ def _after_cut(work: Callable[[Any, Any], None]) -> Way:
     return way
 
 
-def _named_after_cut(work: Callable[[Any], None]) -> Way:
+def _named_after_cut(work: Callable[[Any], object]) -> Way:
     def way(connection: Any, lab: Lab) -> None:
         with transaction.atomic(using=connection.alias), connection.chunked_cursor() as cursor:
             cursor.execute("SELECT * FROM generate_series(1, 5)")
@@ -261,7 +261,7 @@ def test_errors(ps_lab: Lab, stock: str, name: str, threaded: bool) -> None:
             assert (type(again), again.args, again.diag.message_primary) == (
                 type(error),
                 error.args,
-                error.diag.message_primary,  # type: ignore[attr-defined]
+                error.diag.message_primary,
             )
 
 

@@ -21,7 +21,7 @@ WHERE = "SELECT pg_is_in_recovery()"
 @pytest.fixture
 def shop(ps_lab: Lab) -> Iterator[Any]:
     """The products, of which there is none."""
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION dj_product(named text) RETURNS text LANGUAGE sql AS"
@@ -35,7 +35,7 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
 
 
 def copy_in(cursor: Any) -> None:
-    """As django-pgbulk does."""
+    """Do what django-pgbulk does."""
     with cursor.copy(COPY) as copy:
         copy.write_row(("copy", 1, 1))
 

@@ -200,7 +200,7 @@ def run(command: BaseCommand, body: Callable[[], Any], *, called: bool = False) 
 
     command.handle = handle  # type: ignore[method-assign]
     command.requires_system_checks = []
-    command.missing_args_message = None  # type: ignore[assignment]
+    command.missing_args_message = None  # type: ignore[attr-defined]
     if called:
         command.execute(force_color=False, no_color=True, skip_checks=True)
     else:
@@ -279,24 +279,29 @@ def test_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.on
 
 
+WRAPPER: Any = BaseDatabaseWrapper
+STOCK: Any = base.DatabaseWrapper
+CREATION: Any = BaseDatabaseCreation
+"""With their private names, which the stubs have not."""
+
 PRIVATE: dict[str, tuple[Any, str]] = {
     "execute": (BaseCommand.execute, "(self, *args, **options)"),
     "run_from_argv": (BaseCommand.run_from_argv, "(self, argv)"),
     "ManagementUtility.execute": (ManagementUtility.execute, "(self)"),
-    "_cursor": (BaseDatabaseWrapper._cursor, "(self, name=None)"),
-    "_commit": (BaseDatabaseWrapper._commit, "(self)"),
-    "_rollback": (BaseDatabaseWrapper._rollback, "(self)"),
-    "_savepoint_commit": (BaseDatabaseWrapper._savepoint_commit, "(self, sid)"),
-    "_prepare_cursor": (BaseDatabaseWrapper._prepare_cursor, "(self, cursor)"),
-    "_nodb_cursor": (base.DatabaseWrapper._nodb_cursor, "(self)"),
-    "_close": (base.DatabaseWrapper._close, "(self)"),
-    "_configure_role": (base.DatabaseWrapper._configure_role, "(self, connection)"),
-    "_create_test_db": (BaseDatabaseCreation._create_test_db, "(self, verbosity, autoclobber, keepdb=False)"),
+    "_cursor": (WRAPPER._cursor, "(self, name=None)"),
+    "_commit": (WRAPPER._commit, "(self)"),
+    "_rollback": (WRAPPER._rollback, "(self)"),
+    "_savepoint_commit": (WRAPPER._savepoint_commit, "(self, sid)"),
+    "_prepare_cursor": (WRAPPER._prepare_cursor, "(self, cursor)"),
+    "_nodb_cursor": (STOCK._nodb_cursor, "(self)"),
+    "_close": (STOCK._close, "(self)"),
+    "_configure_role": (STOCK._configure_role, "(self, connection)"),
+    "_create_test_db": (CREATION._create_test_db, "(self, verbosity, autoclobber, keepdb=False)"),
     "destroy_test_db": (
         BaseDatabaseCreation.destroy_test_db,
         "(self, old_database_name=None, verbosity=1, keepdb=False, suffix=None)",
     ),
-    "_destroy_test_db": (BaseDatabaseCreation._destroy_test_db, "(self, test_database_name, verbosity)"),
+    "_destroy_test_db": (CREATION._destroy_test_db, "(self, test_database_name, verbosity)"),
 }
 
 
@@ -311,7 +316,7 @@ def test_private_names_of_django(name: str) -> None:
 def test_private_attributes_of_django() -> None:
     """The same for what is no function: the state of the test environment, the alias of no database, a local variable, pools."""
     assert NO_DB_ALIAS == "__no_db__"
-    assert isinstance(base.DatabaseWrapper._connection_pools, dict)
+    assert isinstance(STOCK._connection_pools, dict)
     assert "subcommand" in ManagementUtility.execute.__code__.co_varnames
     was_set_up = path.in_test_environment()
     if was_set_up:

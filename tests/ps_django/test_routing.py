@@ -44,7 +44,7 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
     """A product with two orders, on the replicas too."""
     from django.contrib.auth.models import Group, User
 
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     product = Product.objects.create(name="cup", price=1, stock=1)
     for number in (1, 2):
@@ -60,6 +60,15 @@ def shop(ps_lab: Lab) -> Iterator[Any]:
     Group.objects.all().delete()
 
 
+def type_asked_anew() -> Any:
+    """Return a content type that is not in the cache."""
+    from django.contrib.admin.models import LogEntry
+    from django.contrib.contenttypes.models import ContentType
+
+    ContentType.objects.clear_cache()
+    return ContentType.objects.get_for_model(LogEntry)
+
+
 def aliases(work: Callable[[], Any]) -> list[str]:
     """Return the endpoints that answered, in order."""
     with CaptureQueriesContext(connections[DEFAULT]) as one, CaptureQueriesContext(connections[REPLICA]) as two:
@@ -69,11 +78,9 @@ def aliases(work: Callable[[], Any]) -> list[str]:
 
 def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """What is read in a reading context, and who answers."""
-    from django.contrib.admin.models import LogEntry
     from django.contrib.auth.models import Permission, User
-    from django.contrib.contenttypes.models import ContentType
 
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     return {
         "all": (REPLICA, lambda _: list(Product.objects.all())),
@@ -92,7 +99,7 @@ def ways() -> dict[str, tuple[str, Callable[[Any], Any]]]:
         "permissions": (REPLICA, lambda _: User.objects.all()[0].has_perm("shop.add_order")),
         "generic foreign key's type": (
             REPLICA,
-            lambda _: (ContentType.objects.clear_cache(), ContentType.objects.get_for_model(LogEntry)),
+            lambda _: type_asked_anew(),
         ),
         "permission's content type": (REPLICA, lambda _: Permission.objects.select_related("content_type").first()),
         "refresh_from_db of an instance from the primary": (REPLICA, lambda p: p.refresh_from_db()),
@@ -124,7 +131,7 @@ def test_lazy_loads(shop: Any, mode: Any, later: str) -> None:
     """What is loaded when it is needed goes where reads go by then; deferred fields of peers, where the first came from."""
     from django.contrib.auth.models import Group, User
 
-    from ps_cli.shop.models import Order
+    from ps_demo.shop.models import Order
 
     def with_mode(rows: Any) -> list[Any]:
         return list(rows if mode is None else rows.fetch_mode(mode))
@@ -250,7 +257,7 @@ def test_share(shop: Any) -> None:
 
 def test_threads(shop: Any) -> None:
     """What one thread's block says is not said to another (behaviour of multidb-router)."""
-    barrier, found = threading.Barrier(2, timeout=20), {}
+    barrier, found = threading.Barrier(2, timeout=20), dict[str, Any]()
 
     def work(name: str, block: Any) -> None:
         with block:
@@ -334,7 +341,7 @@ class Second:
 
 def test_several_databases(ps_lab: Lab) -> None:
     """Routers behind ours choose the database, ours its endpoint."""
-    from ps_cli.shop.models import Order, Product
+    from ps_demo.shop.models import Order, Product
 
     entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
     other = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
@@ -384,7 +391,7 @@ def test_weights(ps_lab: Lab) -> None:
     entries = ps_django.databases(
         ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", direct_replica=True, replica_weights="0,1"
     )
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     with pytest.MonkeyPatch.context() as patch, ps_django.reading():
         patch.setattr(settings, "DATABASES", entries)
@@ -403,7 +410,7 @@ def test_weights(ps_lab: Lab) -> None:
     ],
 )
 def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
-    """A setting that there is not, or a value that cannot work, is refused with what to write."""
+    """An unknown setting or an invalid value is refused with what to write."""
     with pytest.raises(ConfigurationError, match=word):
         Settings.parse(given)
 

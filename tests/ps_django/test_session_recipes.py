@@ -103,7 +103,7 @@ def observed(alias: str) -> list[tuple[Any, ...]]:
 
 
 def path_of_project(sender: Any, connection: Any, **kwargs: Any) -> None:
-    """As most handlers are."""
+    """A handler as most are."""
     with connection.cursor() as cursor:
         cursor.execute("SET search_path TO datamart, public")
 
@@ -228,13 +228,13 @@ def test_set_before_the_direct_path(ps_lab: Lab) -> None:
 
 def routed(primary: str = "default") -> tuple[bool, Any]:
     """Return whether a read of the ORM went to the replica, and the tenant that it saw there."""
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     read = Product.objects.annotate(
         replica=RawSQL("pg_is_in_recovery()", ()), tenant=RawSQL("nullif(current_setting('app.tenant', true), '')", ())
     )
     with ps_django.reading():
-        found = read.values_list("replica", "tenant").first()
+        found: tuple[bool, Any] | None = read.values_list("replica", "tenant").first()
     assert found is not None
     return found
 
@@ -242,7 +242,7 @@ def routed(primary: str = "default") -> tuple[bool, Any]:
 @pytest.fixture
 def product() -> Iterator[None]:
     """A row to read."""
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     one = Product.objects.create(name="recipe", price="1", stock=1)
     yield

@@ -19,7 +19,7 @@ from ps_lab.processes import wait_until
 @pytest.fixture
 def products() -> Iterator[Any]:
     """The shop's products: none yet."""
-    from ps_cli.shop.models import Product
+    from ps_demo.shop.models import Product
 
     Product.objects.all().delete()
     with use_token(None):
@@ -104,7 +104,7 @@ def test_functions_that_run_later() -> None:
     for function in (work, works, all_works):
         for give in (run_transaction, run_transaction(using="default"), partial(run_transaction, using="default")):
             with pytest.raises(TypeError, match="sync_to_async"):
-                give(function)  # type: ignore[operator]
+                give(function)
 
 
 @pytest.mark.parametrize("block", [ps_django.reading, ps_django.using_replica])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.db import InternalError, connections, models, transaction
 from django.db.models.deletion import Collector
-from django.db.utils import ConnectionDoesNotExist
+from django.utils.connection import ConnectionDoesNotExist
 
 from ps_core import use_token
 from ps_lab import Lab
@@ -26,16 +26,16 @@ def tables(ps_lab: Lab, site: None) -> Iterator[SimpleNamespace]:
 
     class Vessel(models.Model):
         Meta = meta
-        name = models.CharField(max_length=20, unique=True)
-        size = models.IntegerField(default=1)
+        name: models.CharField[str, str] = models.CharField(max_length=20, unique=True)
+        size: models.IntegerField[int, int] = models.IntegerField(default=1)
 
     class Cup(Vessel):
         Meta = meta
-        handles = models.IntegerField(default=1)
+        handles: models.IntegerField[int, int] = models.IntegerField(default=1)
 
     class Sip(models.Model):
         Meta = meta
-        vessel = models.ForeignKey(Vessel, models.CASCADE, related_name="sips", null=True)
+        vessel: models.ForeignKey[Any, Any] = models.ForeignKey(Vessel, models.CASCADE, related_name="sips", null=True)
 
     class Owner(models.Model):
         Meta = meta
@@ -52,6 +52,12 @@ def tables(ps_lab: Lab, site: None) -> Iterator[SimpleNamespace]:
     for name in ("vessel", "cup", "sip", "owner", "owner_vessels"):
         del apps.all_models["shop"][name]
     apps.clear_cache()
+
+
+def _collect(vessel: models.Model) -> object:
+    collector = Collector(using="replica")
+    collector.collect([vessel])
+    return collector.delete()
 
 
 @pytest.fixture
@@ -128,7 +134,7 @@ METHODS: dict[str, Work] = {
     "Model.delete, of a child": lambda m: m.cup.delete(using="replica"),
     "Model.asave": lambda m: _run(m.Cup(name="a").asave(using="replica")),
     "Model.adelete": lambda m: _run(m.vessel.adelete(using="replica")),
-    "Collector": lambda m: (collector := Collector(using="replica"), collector.collect([m.vessel]), collector.delete()),
+    "Collector": lambda m: _collect(m.vessel),
     "related: create": lambda m: m.vessel.sips.create(),
     "related: get_or_create": lambda m: m.vessel.sips.get_or_create(pk=77),
     "related: update_or_create": lambda m: m.vessel.sips.update_or_create(pk=77),
@@ -216,7 +222,7 @@ def test_subquery_of_another_database(m: SimpleNamespace) -> None:
 FIRST = """
 import sys, django
 django.setup()
-from ps_cli.shop.models import Product
+from ps_demo.shop.models import Product
 Product.objects.using("replica").update_or_create(name="first", defaults={"price": 1, "stock": 1})
 print(Product.objects.using("direct").get(name="first").stock)
 """
@@ -241,7 +247,11 @@ def test_alias_of_the_instance(ps_lab: Lab, m: SimpleNamespace) -> None:
 
 
 def test_no_such_alias(m: SimpleNamespace) -> None:
-    """An alias that there is not is an error, as on stock."""
-    for work in (lambda: m.Vessel.objects.using("nowhere").create(name="a"), lambda: m.vessel.delete(using="nowhere")):
+    """An unknown alias is an error, as on stock."""
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: m.Vessel.objects.using("nowhere").create(name="a"),
+        lambda: m.vessel.delete(using="nowhere"),
+    )
+    for work in ways:
         with pytest.raises(ConnectionDoesNotExist, match="nowhere"):
             work()

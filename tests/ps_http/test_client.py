@@ -106,7 +106,7 @@ def test_bodies_with_semicolons(client: Driven, table: str) -> None:
 
 
 def test_many_parameters(ps_lab: Lab, client: Driven) -> None:
-    """As many as the protocol counts; with one more nothing is sent."""
+    """The largest number that the protocol can count works; with one more nothing is sent."""
     most = 65_535
     assert client.execute(f"select 0 in ({','.join(['%s'] * most)})", [1] * most).scalar() is False
     with ps_lab.round_trips() as counted, pytest.raises(psycopg.NotSupportedError, match=r"65,536 parameters.*array"):

@@ -70,8 +70,9 @@ def test_fetching(run: Runs, conn: Any) -> None:
     with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
         run(cursor.fetchone())
     assert run(cursor.execute("select n, n::text as t from generate_series(1, %s) n order by 1", [6])) is cursor
-    assert [column[:2] for column in cursor.description] == [("n", 23), ("t", 25)]
-    assert all(len(column) == 7 for column in cursor.description)
+    description: Any = cursor.description
+    assert [column[:2] for column in description] == [("n", 23), ("t", 25)]
+    assert all(len(column) == 7 for column in description)
     assert (cursor.rowcount, cursor.rownumber) == (6, 0)
     assert run(cursor.fetchone()) == (1, "1")
     assert run(cursor.fetchmany()) == [(2, "2")]

@@ -91,7 +91,8 @@ def run_ours(conn: dbapi.Connection, text: str, value: Any) -> Outcome:
 @pytest.mark.timeout(600)
 def test_values(ps_lab: Lab, everything: bool) -> None:
     """Both let their caller see the same values, types, counts, errors and stored data."""
-    place, wrong, why = ps_lab.topology.primary, [], {}
+    place, wrong = ps_lab.topology.primary, []
+    why: dict[Any, Any] = {}
     pairs = itertools.islice(itertools.product(FORMS.items(), VALUES.items()), 0, None, 1 if everything else STEP)
     with (
         schema_of(ps_lab) as registered,

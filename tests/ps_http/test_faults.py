@@ -97,7 +97,13 @@ def test_unavailable(ps_lab: Lab, client: Driven, impatient: Driven, table: str)
         assert caught.value.request_id
         assert numbers(ps_lab, table) == []
         tried: list[Event] = []
-        ended = subscribe(lambda event: (tried.append(event), len(tried) == 3 and ps_lab.edge.resume())[0])
+
+        def heard(event: Event) -> None:
+            tried.append(event)
+            if len(tried) == 3:
+                ps_lab.edge.resume()
+
+        ended = subscribe(heard)
         try:
             client.execute(f"insert into {table} values (1)")
         finally:
@@ -243,7 +249,7 @@ def test_time_is_over_while_the_body_is_sent(ps_lab: Lab, table: str, monkeypatc
 
 
 def test_deadline_while_another_probes(ps_lab: Lab, client: Driven) -> None:
-    """Whoever waits for the endpoint to come back waits no longer than their deadline."""
+    """Callers wait for the endpoint to come back no longer than their deadline."""
     client.execute("select 1")
     gate = client.client._site.primary.gate
     gate.report_loss()

@@ -50,7 +50,7 @@ def test_threads(ps_lab: Lab) -> None:
     with ps_http.Client(ps_lab.url, bouncer="write-pool") as client:
 
         def ask(n: int) -> bool:
-            return client.execute("select %s, pg_sleep(0.01)", [n]).one()[0] == n
+            return bool(client.execute("select %s, pg_sleep(0.01)", [n]).one()[0] == n)
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(ask, range(80)))
@@ -62,7 +62,7 @@ async def test_tasks(ps_lab: Lab) -> None:
     async with ps_http.AsyncClient(ps_lab.url, bouncer="write-pool") as client:
 
         async def ask(n: int) -> bool:
-            return (await client.execute("select %s, pg_sleep(0.01)", [n])).one()[0] == n
+            return bool((await client.execute("select %s, pg_sleep(0.01)", [n])).one()[0] == n)
 
         assert all(await asyncio.gather(*map(ask, range(40))))
         task = asyncio.create_task(client.execute("select pg_sleep(30), 4711"))

@@ -180,11 +180,11 @@ def test_registered_types_stay() -> None:
     before = psycopg.adapters
     assert "psycopg" in sys.modules
     try:
-        psycopg.adapters = type(before)(before)  # type: ignore[misc]
+        psycopg.adapters = type(before)(before)
         psycopg.adapters.register_dumper(bytes, Own)
         psycopg.adapters.register_loader("interval", OwnInterval)
         adapting = Adapting()
     finally:
-        psycopg.adapters = before  # type: ignore[misc]
+        psycopg.adapters = before
     assert adapting.query("select %s", [b"x"]).params == ("own",)
     assert adapting.load([types["interval"].oid], [["1 day"]]) == [("own",)]

@@ -139,6 +139,17 @@ def test_wrong_password(connect: Connect) -> None:
             connect(port, suffix, password="wrong")
 
 
+@pytest.mark.parametrize("bouncer", ["local", "write-pool", "read-pool"])
+def test_wrong_password_first(ps_lab: Lab, connect: Connect, bouncer: str) -> None:
+    """A bouncer whose first login fails serves the next ones: what PgBouncer 1.25 with SCRAM secrets does not."""
+    suffix = "" if bouncer == "local" else bouncer
+    ps_lab.bouncers[bouncer].stop()
+    ps_lab.bouncers[bouncer].start()
+    with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
+        connect("pooled", suffix, password="wrong")
+    assert connect("pooled", suffix).execute("SELECT 1").fetchone() == (1,)
+
+
 def test_bouncer_down(ps_lab: Lab, connect: Connect) -> None:
     """A bouncer that is gone is PlanetScale's "failed to connect to upstream"; restarted, it serves."""
     ps_lab.bouncers["read-pool"].stop()
@@ -396,7 +407,8 @@ def test_clients_that_go_away(ps_lab: Lab, connect: Connect) -> None:
 
 def test_cut_answers(ps_lab: Lab) -> None:
     """A connection breaks when the server has answered the message that holds a text: it ran, and nobody is told."""
-    with psycopg.connect(**ps_lab.topology.primary.conninfo(), autocommit=True) as conn:
+    primary: dict[str, Any] = ps_lab.topology.primary.conninfo()
+    with psycopg.connect(**primary, autocommit=True) as conn:
         conn.execute("CREATE TABLE answer (n int)")
         with ps_lab.edge.cut_answers("primary", containing="INSERT"):
             conn.execute("SELECT 1")
@@ -413,7 +425,8 @@ def test_cut_answers(ps_lab: Lab) -> None:
 
 def test_a_flush_that_nobody_waits_for_is_no_round_trip(ps_lab: Lab) -> None:
     """psycopg leaves a pipeline with one: behind the answer, it takes no round trip, and what follows takes its own."""
-    with psycopg.connect(**ps_lab.topology.direct.conninfo(), autocommit=True) as conn:
+    direct: dict[str, Any] = ps_lab.topology.direct.conninfo()
+    with psycopg.connect(**direct, autocommit=True) as conn:
         pgconn = conn.pgconn
         pgconn.enter_pipeline_mode()
         for _ in range(5):

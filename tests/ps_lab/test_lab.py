@@ -120,7 +120,8 @@ def test_credential_rotation(ps_lab: Lab) -> None:
             try:
                 with psycopg.connect(**conninfo(topology)) as conn:  # type: ignore[arg-type]
                     results.append(conn.execute("SELECT current_user").fetchone() == ("second",))
-            except psycopg.OperationalError:
+            # PgBouncer 1.25 leaves it to the server to refuse a dropped role, and closes then: two results, says psycopg.
+            except (psycopg.OperationalError, psycopg.InternalError):
                 results.append(False)
         return results
 

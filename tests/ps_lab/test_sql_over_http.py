@@ -29,6 +29,7 @@ def login(url: str, **headers: str) -> Login:
         ("postgres://u|x:p@h:6432/d/e", "u|x", "p", "d", "h:6432", "", ""),
         ("postgresql://%C3%A9:%3A%40@h/%64", "é", ":@", "d", None, "", ""),
         ("postgresql://u:p@h/d?options=-c%20a%3D1&search_path=x", "u", "p", "d", None, "", "-c a=1 -c search_path=x"),
+        ("postgresql://u:p@h/d?=1&search_path=x", "u", "p", "d", None, "", "-c search_path=x"),  # never an empty -c=
         ("postgresql://u:p@h/d?x=a+b%5C&connect_timeout=5&channel_binding=require", "u", "p", "d", None, "", r"-c x=a\ b\\"),
     ],
 )

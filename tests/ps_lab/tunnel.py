@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as aio_connect
@@ -18,6 +18,8 @@ from websockets.sync.client import connect
 
 from ps_lab import Lab
 from tests.ps_lab.conftest import parameters
+
+T = TypeVar("T")
 
 
 def context(lab: Lab) -> ssl.SSLContext:
@@ -32,11 +34,14 @@ def url(lab: Lab, query: str = "") -> str:
 
 def dial(lab: Lab, query: str = "", **options: Any) -> AbstractContextManager[SyncConnection]:
     """Open a WebSocket to the edge, closed after the block."""
-    return connect(url(lab, query), ssl=context(lab), **{"proxy": None, "ping_interval": None, "close_timeout": 2, **options})
+    opened: AbstractContextManager[SyncConnection] = connect(
+        url(lab, query), ssl=context(lab), **{"proxy": None, "ping_interval": None, "close_timeout": 2, **options}
+    )
+    return opened
 
 
 class Tunnel:
-    """A folder with a socket that libpq takes as `host`, carried by a loop in a thread; what is asked of it is asked of its last WebSocket.
+    """A folder with a socket that libpq takes as `host`, carried by a loop in a thread. It speaks for its last WebSocket.
 
     A loop, not threads: one thread that reads and one that writes the same TLS connection harm each other.
     """
@@ -99,7 +104,7 @@ class Tunnel:
         assert self._websocket is not None
         return self._websocket
 
-    def _run[T](self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

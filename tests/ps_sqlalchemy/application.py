@@ -42,14 +42,14 @@ class Base(DeclarativeBase):
 
 
 class Kind(enum.Enum):
-    """Of a book."""
+    """Kinds of books."""
 
     PROSE = 1
     VERSE = 2
 
 
 class Author(Base):
-    """Who wrote books."""
+    """An author of books."""
 
     __tablename__ = "app_author"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -346,7 +346,7 @@ def test_error_in_autocommit(ps_lab: Lab, ahead: Token) -> None:
 
 
 def test_listeners_of_the_replica_count_wherever_it_is(ps_lab: Lab, ahead: Token, unknown: Token) -> None:
-    """What listens to `engine.replica` hears of its connections on the primary, and they need no place of the primary's pool."""
+    """Listeners on `engine.replica` receive its connections on the primary, which need no place in the primary's pool."""
     with engine_for(ps_lab, pool_size=1, max_overflow=0, pool_timeout=1, replica_pool_size=5) as engine, engine.connect():
 
         @event.listens_for(engine.replica, "connect")
@@ -375,7 +375,7 @@ class Plugin(CreateEnginePlugin):
 
 @pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
 def test_plugins_and_pool_events(ps_lab: Lab, made: str) -> None:
-    """What plugins and `pool_events` let listen hears of each side once."""
+    """Listeners that plugins and `pool_events` add receive the events of each side once."""
     from sqlalchemy.dialects import plugins
 
     plugins.register("ps_test", __name__, "Plugin")

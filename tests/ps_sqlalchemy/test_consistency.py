@@ -152,9 +152,14 @@ def test_run_transaction_refuses_nesting(engine: Engine, items: type[Item]) -> N
         run_transaction(factory, lambda _: run_transaction(factory, lambda _: None))
     with factory() as session, session.begin(), pytest.raises(RuntimeError, match="in a transaction"):
         run_transaction(session, lambda _: None)
-    calls = []
+    calls: list[int] = []
+
+    def broken(session: Any) -> None:
+        calls.append(1)
+        session.execute(sa.insert(items).values(id=1, note=None))
+
     with pytest.raises(sa.exc.IntegrityError):
-        run_transaction(factory, lambda session: (calls.append(1), session.execute(sa.insert(items).values(id=1, note=None))))
+        run_transaction(factory, broken)
     assert len(calls) == 1
 
 
@@ -190,7 +195,8 @@ async def test_nothing_runs_again_after_the_commit(ps_lab: Lab, engine: Engine, 
 
 async def test_functions_that_run_when_the_transaction_is_over(ps_lab: Lab, engine: Engine) -> None:
     """An async function in `run_transaction`, and a generator function in either, is refused with what to write."""
-    factory = sessionmaker(engine)
+    factory: Any = sessionmaker(engine)
+    made: Any
 
     async def work(session: Any) -> None:
         """Would never be awaited."""
@@ -202,14 +208,14 @@ async def test_functions_that_run_when_the_transaction_is_over(ps_lab: Lab, engi
         yield
 
     with ps_lab.round_trips() as trips:
-        for fn in (work, partial(work)):
+        for made in (work, partial(work)):
             with pytest.raises(TypeError, match="await arun_transaction"):
-                run_transaction(factory, fn)
-        for fn in (generate, agenerate):
+                run_transaction(factory, made)
+        for made in (generate, agenerate):
             with pytest.raises(TypeError, match="generator function"):
-                run_transaction(factory, fn)
+                run_transaction(factory, made)
             with pytest.raises(TypeError, match="generator function"):
-                await arun_transaction(factory, fn)  # type: ignore[arg-type]
+                await arun_transaction(factory, made)
     assert trips.count == 0
 
 

@@ -79,7 +79,7 @@ def test_names_the_server(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
 @asynchronously
 @pytest.mark.parametrize("by", ["dialect.connect", "dialect.dbapi.connect", "dialect.loaded_dbapi.connect, named"])
 def test_connects_by_itself(ps_lab: Lab, kind: str, asynchronous: bool, by: str) -> None:
-    """What a listener connects with is a connection of ours to that server, which is healed."""
+    """A listener connects with a connection of ours to that server, which is replaced when it is lost."""
     with engine_for(ps_lab.url, kind, asynchronous) as engine:
         asked = []
 
@@ -178,7 +178,7 @@ def test_another_drivers_creator_is_refused(ps_lab: Lab) -> None:
 @kinds
 @asynchronously
 def test_changed_user_holds_for_that_connection(ps_lab: Lab, kind: str, asynchronous: bool) -> None:
-    """A listener's user connects, also when the connection is healed; the next one is who they are without it."""
+    """A listener's user connects, also when the connection is replaced; the next one is who they are without it."""
     other = sa.make_url(ps_lab.create_role("do_connect_other"))
     try:
         with engine_for(ps_lab.url, kind, asynchronous) as engine:

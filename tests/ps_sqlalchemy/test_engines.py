@@ -5,7 +5,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -23,13 +23,16 @@ from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, engine_for, plain_url
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 URL = "postgresql://app.branch:secret@host/db"
 
 asynchronously = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyncio"])
 
 
 def test_replica_shares_the_compiled_cache_and_hears_the_engine(ps_lab: Lab) -> None:
-    """A statement is compiled once for both sides, and what listens to the engine hears of both."""
+    """A statement is compiled once for both sides, and listeners on the engine receive both."""
     with engine_for(ps_lab) as engine:
         statements, connections = [], []
         event.listen(engine, "before_cursor_execute", lambda conn, *_: statements.append(conn.engine is engine))
@@ -92,7 +95,7 @@ def test_what_a_session_would_keep(ps_lab: Lab, asynchronous: bool) -> None:
     dropped = sa.Table(
         "taken_along", sa.MetaData(), sa.Column("a", sa.Integer), prefixes=["TEMPORARY"], postgresql_on_commit="DROP"
     )
-    words = {
+    words: dict[str, Callable[[Any], object]] = {
         "a session advisory lock": lambda conn: conn.execute(lock),
         "what LISTEN asks for": lambda conn: conn.execute(text("LISTEN told")),
         "a temporary object": made.create,
@@ -191,8 +194,9 @@ def test_options_by_side(ps_lab: Lab) -> None:
 @pytest.mark.fast
 def test_creator_is_refused(option: str) -> None:
     """What would connect past the topology is refused."""
+    options: dict[str, Any] = {option: None}
     with pytest.raises(ConfigurationError, match=option):
-        ps_sqlalchemy.create_engine(URL, **{option: None})
+        ps_sqlalchemy.create_engine(URL, **options)
 
 
 @pytest.mark.fast
@@ -200,7 +204,9 @@ def test_fallback_share_needs_a_pool() -> None:
     """A share of a pool without a size is refused; with one, it is a number of connections."""
     with pytest.raises(ConfigurationError, match="replica_fallback"):
         ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, poolclass=sa.NullPool)
-    engine = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback=0.25, pool_size=8, max_overflow=4)
+    engine: Any = ps_sqlalchemy.create_engine(
+        URL, replica_bouncer="read-pool", replica_fallback=0.25, pool_size=8, max_overflow=4
+    )
     url = (
         sa.make_url(URL)
         .set(drivername="postgresql+ps")
@@ -209,7 +215,7 @@ def test_fallback_share_needs_a_pool() -> None:
     with pytest.raises(ConfigurationError, match="replica_fallback"):
         sa.create_engine(url, poolclass=sa.NullPool)
     assert ps_sqlalchemy.replica_of(sa.create_engine(url, pool_size=8, max_overflow=4)).ps_replicas.max_fallback == 3
-    unlimited = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback="primary")
+    unlimited: Any = ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", replica_fallback="primary")
     shared = replicas_of(engine.topology)
     assert shared is not None
     # A number of this engine's own: neither the set nor another engine is bound by it.
@@ -254,7 +260,7 @@ def test_checkout_is_bounded_by_the_deadline(ps_lab: Lab) -> None:
             engine.connect()
         with deadline(5), pytest.raises(sa.exc.TimeoutError, match="QueuePool limit"):
             engine.connect()
-        assert engine.pool.timeout() == 0.1  # type: ignore[attr-defined]
+        assert engine.pool.timeout() == 0.1
 
 
 def test_checkout_is_bounded_by_the_deadline_in_asyncio(ps_lab: Lab) -> None:
@@ -405,7 +411,7 @@ def test_url_alone_has_all_sides(ps_lab: Lab, asynchronous: bool) -> None:
     json = sa.select(sa.literal({"a": 1}, sa.JSON))
 
     def work() -> None:
-        sides = {"primary": engine, "replica": engine.replica, "direct": engine.direct}
+        sides: dict[str, Any] = {"primary": engine, "replica": engine.replica, "direct": engine.direct}
         for role, side in sides.items():
             assert (side.pool.size(), side.pool._max_overflow, side.pool._recycle) == (3, 1, 77)
             assert side.hide_parameters
@@ -442,7 +448,7 @@ def test_made_for_asyncio_alone(ps_lab: Lab) -> None:
 @pytest.mark.parametrize("made", ["by create_engine", "from a URL"])
 @pytest.mark.parametrize("size", [1, 5])
 def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) -> None:
-    """As many threads as the pool has places read, and then write, all at once."""
+    """Threads, as many as the pool has places, read and then write, all at once."""
     options: Any = {"pool_size": size, "max_overflow": 0, "pool_timeout": 3}
     engine = (
         ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", **options)
@@ -469,7 +475,7 @@ def test_sessions_need_one_place_of_a_pool(ps_lab: Lab, made: str, size: int) ->
 
 
 def test_listeners_of_an_engine_under_options(ps_lab: Lab) -> None:
-    """What listens to `engine.execution_options()` hears of its own replica, not of the engine's; so do options of options."""
+    """Listeners on `engine.execution_options()` receive events of its own replica, not the engine's, also options of options."""
     with engine_for(ps_lab) as engine:
         heard: list[str] = []
         optioned: Any = engine.execution_options(logging_token="a")
@@ -519,7 +525,7 @@ def test_cursor_factory_of_the_users(ps_lab: Lab) -> None:
     """Another class of cursors works in transactions, where the first connection asks what SQLAlchemy wants to know, too."""
     with engine_for(ps_lab, connect_args={"cursor_factory": psycopg.ClientCursor}) as engine, engine.connect() as conn:
         assert conn.scalar(text("SELECT 1")) == 1
-        assert type(conn.connection.cursor()) is psycopg.ClientCursor  # type: ignore[comparison-overlap]
+        assert type(conn.connection.cursor()) is psycopg.ClientCursor
 
 
 def test_pre_ping_works(ps_lab: Lab) -> None:
@@ -562,7 +568,8 @@ def test_handle_error_is_for_failures_that_users_see(ps_lab: Lab) -> None:
         heard: list[str] = []
         event.listen(engine, "handle_error", lambda context: heard.append(type(context.original_exception).__name__))
         with Session(engine) as session:
-            assert session.scalar(sa.select(sa.func.sa_writes(), sa.literal("handle_error"))) > 0
+            found: Any = session.scalar(sa.select(sa.func.sa_writes(), sa.literal("handle_error")))
+            assert found > 0
         assert heard == []
         with Session(engine) as session, pytest.raises(sa.exc.ProgrammingError):
             session.execute(text("SELECT nothing"))
@@ -574,7 +581,7 @@ def test_handle_error_is_for_failures_that_users_see(ps_lab: Lab) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_first_connection_is_lost(ps_lab: Lab, kind: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What SQLAlchemy asks an engine's first connection is asked again where that is lost."""
-    lost = []
+    lost: list[str] = []
 
     def losing(self: Any, query: Any, params: Any = None, **options: Any) -> Any:
         if not lost and asked in str(query):

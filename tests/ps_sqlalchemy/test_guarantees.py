@@ -30,7 +30,7 @@ SENT = {
     ],
     NONE: ["BEGIN; settings; INSERT; id", "COMMIT", "settings; read only; SELECT"],
 }
-"""Of a session that writes and another that reads: a round trip each."""
+"""A session that writes and another that reads take a round trip each."""
 
 
 @pytest.fixture(params=[*LEVELS, "URL"])
@@ -127,7 +127,7 @@ def test_cookies(ps_lab: Lab, levelled: tuple[Engine, Consistency], items: type[
     def ask(method: str, cookie: str = "") -> str | None:
         given: list[tuple[str, str]] = []
         environ = {"REQUEST_METHOD": method, "wsgi.url_scheme": "http", "HTTP_COOKIE": cookie}
-        served(environ, lambda _, headers: given.extend(headers))  # type: ignore[arg-type,return-value]
+        served(environ, lambda _, headers: given.extend(headers))  # type: ignore[arg-type]
         return dict(given).get("Set-Cookie")
 
     assert ask("GET") is None

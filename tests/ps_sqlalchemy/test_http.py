@@ -43,7 +43,7 @@ class Base(orm.DeclarativeBase):
 
 
 class Thing(Base):
-    """Of every type."""
+    """A table with a column of every type."""
 
     __tablename__ = "http_thing"
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
@@ -257,7 +257,7 @@ def test_isolation_levels(ps_lab: Lab, http: sa.Engine) -> None:
             with pytest.raises(ConfigurationError, match=r"snapshot.*http_batch"):
                 connection.execution_options(isolation_level=level)
         with pytest.raises(sa.exc.ArgumentError):
-            connection.execution_options(isolation_level="CHAOS")  # type: ignore[arg-type] # refused
+            connection.execution_options(isolation_level="CHAOS")  # refused
     of_engine = sa.create_engine(http.url, isolation_level="READ UNCOMMITTED")
     for _ in range(2):
         with of_engine.connect() as connection:
@@ -397,6 +397,7 @@ def test_options(http: sa.Engine, stock: sa.Engine) -> None:
             with odd.connect() as connection:  # it has come back to its pool
                 assert connection.scalar(sa.select(sa.literal(1))) == 1
         odd.dispose()
+    assert found[0] is not None
     assert "mine" in found[0]
     assert len(set(found)) == 1
 
@@ -500,7 +501,8 @@ def test_batch_refuses(ps_lab: Lab, http: sa.Engine, stock: sa.Engine, no_things
         batch.execute(sa.insert(Thing).values(name="after"))
     with stock.connect() as connection:
         assert connection.scalars(sa.select(Thing.name).order_by(Thing.id)).all() == ["before", "after"]
-    for mistake in ({"isolation": "chaos"}, {}):
+    mistakes: tuple[dict[str, Any], ...] = ({"isolation": "chaos"}, {})
+    for mistake in mistakes:
         with pytest.raises(ConfigurationError, match="isolation" if mistake else "http_batch"):
             with http_batch(http if mistake else stock, **mistake):
                 pass
@@ -577,7 +579,7 @@ def test_batch_has_a_block(http: sa.Engine, stock: sa.Engine, things: None) -> N
 
 
 def test_batch_is_heard(http: sa.Engine, no_things: None) -> None:
-    """What listens to the engine hears of each statement before and after it, and may change it."""
+    """Listeners on the engine receive each statement before and after it runs, and may change it."""
     heard: list[str] = []
 
     @sa.event.listens_for(http, "before_cursor_execute", retval=True)

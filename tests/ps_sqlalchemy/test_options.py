@@ -20,7 +20,7 @@ from ps_sqlalchemy.options import EngineOptions, _options_of, _shared_by_replica
 pytestmark = pytest.mark.fast
 
 URL = "postgresql://app.branch:s3cret@x.psdb.cloud/d"
-REPLICA = {"replica_bouncer": "read-pool"}
+REPLICA: dict[str, Any] = {"replica_bouncer": "read-pool"}
 
 both = pytest.mark.parametrize("create", [ps_sqlalchemy.create_engine, ps_sqlalchemy.create_async_engine])
 
@@ -111,7 +111,7 @@ def test_refusals(create: Callable[..., Any], options: dict[str, Any], message: 
 
 @both
 def test_misspelled_before_the_rest(create: Callable[..., Any]) -> None:
-    """Of a misspelled setting it is said that it is one, not what is amiss without it."""
+    """A misspelled setting is reported as one, not by what is missing without it."""
     with pytest.raises(UnknownSetting, match=r"did you mean direct_port\?"):
         create("postgresql://app:s3cret@host:7002/d", direct_replica=True, direct_prot=7001, pooled_port=7002)
 
@@ -143,17 +143,18 @@ def test_what_sqlalchemy_takes() -> None:
 
 
 def test_options_arrive() -> None:
-    """Options of one side alone reach its pool, also those of a class of one's own; others reach the dialect."""
+    """Options of one side alone reach its pool, also those of your own pool class; others reach the dialect."""
+    of_pool: dict[str, Any] = {"replica_of_pool": 2}
     engine = ps_sqlalchemy.create_engine(
         URL,
         **REPLICA,
+        **of_pool,
         json_serializer=repr,
         replica_poolclass=Pool,
-        replica_of_pool=2,
         replica_pool_size=3,
         direct_poolclass=pool.NullPool,
     )
-    assert engine.dialect._json_serializer is repr  # type: ignore[attr-defined]
+    assert engine.dialect._json_serializer is repr
     assert engine.replica is not None
     assert isinstance(engine.replica.pool, Pool)
     assert (engine.replica.pool.of_pool, engine.replica.pool.size()) == (2, 3)

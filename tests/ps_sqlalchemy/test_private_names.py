@@ -67,7 +67,7 @@ READ = {
 }
 """What is read or set of an object."""
 ELSEWHERE = {"_attributes", "_begin", "_is_asyncio", "_events", "_connection", "_sa_propagate_class_events"}
-"""Of classes that are ours as well."""
+"""Names of classes that are ours as well."""
 NAMES = {name.partition(".")[2] for name in SIGNATURES} | {name for names in READ.values() for name in names} | ELSEWHERE
 
 

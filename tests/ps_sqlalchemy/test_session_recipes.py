@@ -135,7 +135,7 @@ def compare(lab: Lab, recipe: Recipe, expected: tuple[Any, ...] | None, look: Ca
 
 
 def connect_committed(engine: sa.Engine) -> None:
-    """As SQLAlchemy's documentation says for alternate search paths (docs: "Setting Alternate Search Paths on Connect")."""
+    """The recipe of SQLAlchemy's documentation for alternate search paths (docs: "Setting Alternate Search Paths on Connect")."""
 
     @event.listens_for(engine, "connect", insert=True)
     def set_search_path(dbapi_connection: Any, connection_record: Any) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -133,7 +133,7 @@ def test_replica_share(engine: Engine) -> None:
         with using_replica(), Session(engine) as session:
             assert on_replica(session)
         set_replica_share(0.5)
-        first = []
+        first: list[Any] = []
         for _ in range(60):
             with Session(engine) as session:
                 sides = set()
@@ -419,7 +419,7 @@ class OfMaker(AsyncSession):
 
 
 class StrangersFirst(sa.ext.asyncio.AsyncSession):
-    """As SQLModel's AsyncSession: it names its sync class, and reaches for what that has more."""
+    """The same as SQLModel's AsyncSession: it names its sync class, and reaches for what that has more."""
 
     sync_session_class: type[orm.Session] = Plain
 
@@ -477,7 +477,7 @@ async def test_sync_session_class(ps_lab: Lab, items: type[Item], made: str) -> 
             assert isinstance(session.sync_session, Session)
             if made not in ("SQLAlchemy's", "one of ours", "a function", "a sessionmaker", "a sessionmaker of ours"):
                 assert isinstance(session.sync_session, Plain)
-                assert await session.run_sync(lambda sync: sync.count()) == 1  # type: ignore[attr-defined]
+                assert await session.run_sync(lambda sync: sync.count()) == 1
     finally:
         await engine.dispose()
 
@@ -551,7 +551,8 @@ def test_sync_session_class_refused(given: Any, message: str) -> None:
 
         sync_session_class = given if isinstance(given, type) else staticmethod(given)  # type: ignore[assignment]
 
-    for make in (lambda: AsyncSession(sync_session_class=given), Own):
+    makes: tuple[Callable[[], object], ...] = (lambda: AsyncSession(sync_session_class=given), Own)
+    for make in makes:
         with pytest.raises(ConfigurationError, match=message):
             make()
     if isinstance(given, type | orm.sessionmaker):
@@ -570,7 +571,7 @@ async def test_serializable_is_the_primarys(ps_lab: Lab, made: str, *, of_all: b
     """At SERIALIZABLE, which PostgreSQL has on no standby, sessions of every kind read on the primary, and the log says why."""
     url = f"{ps_lab.url}&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
     level = {"isolation_level": "SERIALIZABLE"}
-    given = level if of_all else {}
+    given: dict[str, Any] = level if of_all else {}
     if made == "by create_engine":
         engine: Any = ps_sqlalchemy.create_engine(url, **given)
         aengine: Any = ps_sqlalchemy.create_async_engine(url, **given)
@@ -631,7 +632,7 @@ def test_isolation_level_of_the_replicas(ps_lab: Lab, items: type[Item], name: s
 
 
 def test_serializable_on_a_replica(engine: Engine) -> None:
-    """Who asks a replica itself for SERIALIZABLE is told by the server what to write."""
+    """A caller who asks a replica itself for SERIALIZABLE is told by the server what to write."""
     replica = engine.execution_options(isolation_level="SERIALIZABLE").replica  # type: ignore[attr-defined]
     with replica.connect() as conn, pytest.raises(sa.exc.NotSupportedError, match=r"(?s)hot standby.*REPEATABLE READ"):
         conn.execute(text("SELECT 1"))

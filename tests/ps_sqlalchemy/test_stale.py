@@ -33,7 +33,7 @@ Json = sa.JSON()
 
 
 class Array:
-    """As numpy's: `==` gives an array, which has no truth."""
+    """A type like numpy's: `==` gives an array, which has no truth."""
 
     def __init__(self, values: list[float]) -> None:
         self.values = values
@@ -100,7 +100,7 @@ class Point(MutableComposite):
 
 
 class Base(orm.DeclarativeBase):
-    """Of this file."""
+    """The base of this file's classes."""
 
 
 class Row(Base):
@@ -461,7 +461,7 @@ def test_merged_onto_own_write(engine: Engine, number: int) -> None:
 
 
 def test_session_that_is_gone(ps_lab: Lab, engine: Engine, number: int) -> None:
-    """Nobody has to close the session that read."""
+    """The session that read need not be closed."""
     row = from_replica(Session(engine), number)
     gc.collect()
     change(ps_lab, number)
@@ -525,7 +525,8 @@ def by_hook(session: Session, number: int) -> Any:
 def by_frozen_result(session: Session, number: int) -> Any:
     frozen = session.execute(select(Row).where(Row.id == number)).freeze()
     session.close()
-    return orm.loading.merge_frozen_result(session, select(Row), frozen, load=False)().scalar_one()
+    merge: Any = orm.loading.merge_frozen_result
+    return merge(session, select(Row), frozen, load=False)().scalar_one()
 
 
 def by_late_fetch(session: Session, number: int) -> Any:

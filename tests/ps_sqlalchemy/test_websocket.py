@@ -58,7 +58,7 @@ def test_asyncio(ps_lab: Lab) -> None:
     """The same with asyncio."""
 
     async def work() -> None:
-        engine = ps_sqlalchemy.create_async_engine(ps_lab.url, **SETTINGS)
+        engine: Any = ps_sqlalchemy.create_async_engine(ps_lab.url, **SETTINGS)
         for side, in_recovery in ((engine, False), (engine.replica, True), (engine.direct, False)):
             async with side.connect() as connection:
                 assert (await connection.execute(ROLE)).scalar() is in_recovery

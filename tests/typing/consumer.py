@@ -75,7 +75,7 @@ class Product(Base):
 
 
 class Own(Session):
-    """A class of one's own."""
+    """A session class of a project's own."""
 
     def only_mine(self) -> None:
         """What only it has."""

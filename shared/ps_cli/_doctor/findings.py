@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from ps_core._documentation import link
 from ps_core.consistency import CLOCK_SKEW
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
 
 Severity = Literal["error", "warning", "note"]
 
-DOCS: Final = "docs/doctor.md"
 LAGS: Final = 1.0
 """Seconds of replication lag from which reads that follow a write go to the primary so often that it shows."""
 FAR: Final = 0.020
@@ -304,7 +304,7 @@ class Finding:
     @property
     def docs(self) -> str:
         """Where the documentation says more."""
-        return f"{DOCS}#{self.id.lower()}"
+        return link("doctor", self.id)
 
 
 def finding(number: str, path: str | None = None, **fields: object) -> Finding:
@@ -405,7 +405,7 @@ def _private(host: str) -> str:
 
 
 def _on_the_way(path: PathSeen) -> Finding | None:
-    """Return what ends the path before anything is said to a server."""
+    """Return what ends the path before anything is sent to a server."""
     endpoint = path.endpoint
     private = _private(endpoint.host)
     if path.dns_error:

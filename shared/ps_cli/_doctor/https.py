@@ -53,7 +53,7 @@ class Way:
     host: str
     port: int
     roots: str
-    """As libpq's `sslrootcert`."""
+    """The same as libpq's `sslrootcert`."""
     proxy: SplitResult | None
     """With its user and password: not for showing."""
 

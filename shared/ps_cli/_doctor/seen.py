@@ -21,7 +21,7 @@ class Setup:
 
     endpoints: tuple[Endpoint, ...]
     fallback: float = 1.0
-    """As `Topology.replica_fallback`."""
+    """The same as `Topology.replica_fallback`."""
     pool_size: int | None = None
     """Connections of one worker to one endpoint, at most; None: not known."""
     signing_key: Literal["set", "empty", "insecure"] | None = None
@@ -42,7 +42,7 @@ class TlsSeen:
 
     offered: bool
     protocol: str = ""
-    """As in "TLSv1.3"."""
+    """The version, such as "TLSv1.3"."""
     fault: Literal["", "chain", "name", "date", "handshake", "roots"] = ""
     """What verify-full would refuse, by the roots that the endpoint names, or the system's; "handshake": there was none; "roots":
     they cannot be read."""
@@ -61,7 +61,7 @@ class HttpsSeen:
     proxy: str = ""
     """The proxy that leads there, for showing: without its user and password; "": none."""
     addresses: tuple[str, ...] = ()
-    """Of the host; () behind a proxy, which looks for them itself."""
+    """The host's addresses; () behind a proxy, which resolves the name itself."""
     dns_error: str = ""
     port_error: str = ""
     proxy_error: str = ""
@@ -93,7 +93,7 @@ class SessionSeen:
     """What the server said to a client that was let in."""
 
     version: int
-    """As in 180004."""
+    """The number that the server reports, such as 180004."""
     role: str
     in_recovery: bool
     read_only: bool
@@ -123,13 +123,13 @@ class PathSeen:
 
     endpoint: Endpoint
     addresses: tuple[str, ...] = ()
-    """Of the host; a Unix socket's folder is its own."""
+    """The host's addresses; a Unix socket's folder stands for itself."""
     dns_error: str = ""
     port_error: str = ""
     tls: TlsSeen | None = None
-    """Of PostgreSQL's port; None: not tried."""
+    """TLS on PostgreSQL's port; None if it was not tried."""
     https: HttpsSeen | None = None
-    """Of the host's port for HTTPS: the way itself with `transport="websocket"`, and else the other one; None: not tried."""
+    """The host's HTTPS port: the path itself with `transport="websocket"`, else the alternative; None if it was not tried."""
     refusal: str | None = None
     """Why there was no session, in the driver's words; None: there was one, or it was not tried."""
     refusal_rule: str = ""

@@ -1138,11 +1138,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 routine=bytes(routine or b"").decode(),
                 by_server=error.sqlstate is not None and not is_made_by_pooler(error),
             )
-        row: list[str | None] = []
+        row: tuple[str | None, ...] = ()
         if result.ntuples:
-            values = [result.get_value(0, column) for column in range(result.nfields)]
-            row = [None if value is None else bytes(value).decode(self.pgconn._encoding) for value in values]
-        return Reply(tag=bytes(result.command_status or b"").decode(), row=tuple(row))
+            encoding, values = self.pgconn._encoding, [result.get_value(0, column) for column in range(result.nfields)]
+            row = tuple([None if value is None else bytes(value).decode(encoding) for value in values])
+        return Reply(bytes(result.command_status or b"").decode(), row)
 
     def _settle_gen(self, unknown: CommitOutcomeUnknown) -> Generator[Lookup, Outcome, None]:
         """Yield the lookups that are needed, take what each proves, and do what `commit` does then: return, or raise."""

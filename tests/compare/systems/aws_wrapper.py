@@ -4,7 +4,7 @@ Failover: https://github.com/aws/aws-advanced-python-wrapper/blob/main/docs/exam
 own dialect, and with the application's second try after `FailoverSuccessError`, as in
 https://github.com/aws/aws-advanced-python-wrapper/blob/main/docs/using-the-python-wrapper/SqlAlchemySupport.md
 Read/write splitting: SQLAlchemy's own, which that page recommends. What the plugins say here is in `attempts`; `srw` is not among
-them, since it tells endpoints by host and port, and here they differ in the user's name.
+them, since it distinguishes endpoints by host and port, and here they differ in the user's name.
 """
 
 import socket

@@ -19,7 +19,7 @@ REMARK = "reads on replicas outside flushes; a connection is tested when it is b
 
 
 class RoutingSession(Session):
-    """As documented: flushes, updates and deletes go to the leader, everything else to a follower."""
+    """SQLAlchemy's recipe: flushes, updates and deletes go to the leader, everything else to a follower."""
 
     engines: dict[str, Engine]
 

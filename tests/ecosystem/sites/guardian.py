@@ -22,7 +22,7 @@ class Document(models.Model):
 
 @csrf_exempt
 def documents(request: HttpRequest, pk: int | None = None) -> JsonResponse:
-    """Log in with a document of one's own; give a permission to a group, take one back; tell what may be seen."""
+    """Log in with your own document; give a permission to a group, take one back; return what may be seen."""
     user = request.user
     if request.method == "POST" and pk is None:
         user = get_user_model().objects.create_user(request.POST["name"])

@@ -22,7 +22,7 @@ class Book(models.Model):
 
 
 class BookResource(resources.ModelResource):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
     class Meta:
         model = Book

@@ -33,7 +33,7 @@ class Pages(pagination.PageNumberPagination):
 
 
 class Products(viewsets.ModelViewSet[Product]):
-    """As the documentation of both has it."""
+    """Copied from the documentation of both."""
 
     queryset = Product.objects.all()
     serializer_class = ProductSerializer

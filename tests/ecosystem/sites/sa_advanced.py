@@ -21,7 +21,7 @@ class Author(BigIntAuditBase):
 
 
 class Authors(SQLAlchemySyncRepository[Author]):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
     model_type = Author
 

@@ -30,7 +30,7 @@ class Base(orm.DeclarativeBase):
 
 
 class User(SQLAlchemyBaseUserTableUUID, Base):
-    """As the documentation of fastapi-users has it."""
+    """Copied from the documentation of fastapi-users."""
 
 
 class Note(Base):
@@ -45,21 +45,21 @@ Base.metadata.create_all(direct)
 
 
 class UserManager(fastapi_users.UUIDIDMixin, fastapi_users.BaseUserManager[Any, uuid.UUID]):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
     reset_password_token_secret = verification_token_secret = SECRET
 
 
 class UserRead(schemas.BaseUser[uuid.UUID]):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
 
 class UserCreate(schemas.BaseUserCreate):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
 
 class UserUpdate(schemas.BaseUserUpdate):
-    """As its documentation has it."""
+    """Copied from its documentation."""
 
 
 class NoteAdmin(sqladmin.ModelView, model=Note):

@@ -62,7 +62,7 @@ READ, WRITE = "SELECT ways.kept()", "INSERT INTO ways.item DEFAULT VALUES"
 FORMS: Final[dict[str, Callable[[str], Any]]] = {
     "str": str,
     "bytes": str.encode,
-    "Composable": lambda text: sql.SQL("{}").format(sql.SQL(text)),  # type: ignore[arg-type] # a test's own text
+    "Composable": lambda text: sql.SQL("{}").format(sql.SQL(text)),  # a test's own text
 }
 if sys.version_info >= (3, 14):
     FORMS["Template"] = lambda text: eval(f"t{text!r}")

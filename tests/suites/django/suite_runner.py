@@ -1,4 +1,4 @@
-"""Django's test runner, which tells what became of each test."""
+"""Django's test runner, which says what became of each test."""
 
 import json
 import os

@@ -22,7 +22,7 @@ class Writing(PSDialectHttp):
     """`postgresql+ps_http` that writes, too, each statement committed by itself: else the tests had no tables to read."""
 
     supports_statement_cache = True
-    execution_ctx_cls = PGExecutionContext_psycopg
+    execution_ctx_cls: Any = PGExecutionContext_psycopg
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         connection = super().connect(*cargs, **cparams)

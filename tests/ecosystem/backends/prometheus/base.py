@@ -1,4 +1,4 @@
-"""As docs/howto/derived-backends.md has it."""
+"""The backend of docs/howto/derived-backends.md."""
 
 from django_prometheus.db.backends.postgresql import base as prometheus
 

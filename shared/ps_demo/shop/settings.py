@@ -10,7 +10,7 @@ for _entry in DATABASES.values():
 DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
 
 INSTALLED_APPS = [
-    "ps_cli.shop",
+    "ps_demo.shop",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -37,7 +37,7 @@ TEMPLATES = [
         },
     }
 ]
-ROOT_URLCONF = "ps_cli.shop.urls"
+ROOT_URLCONF = "ps_demo.shop.urls"
 STATIC_URL = "static/"
 ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

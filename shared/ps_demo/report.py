@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ps_cli._figures import FAILED, REPLICA, RETRIED, WRITE, by_phase, count, measure, phases, problems
+from ps_demo.figures import FAILED, REPLICA, RETRIED, WRITE, by_phase, count, measure, phases, problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
-    from ps_cli._figures import Event, Outcome
+    from ps_demo.figures import Event, Outcome
 
 __all__ = ["conclude"]
 

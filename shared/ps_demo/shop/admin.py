@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from ps_cli.shop.models import Order, Product
+from ps_demo.shop.models import Order, Product
 
 admin.site.register(Product, list_display=("name", "price", "stock"), search_fields=("name",))
 admin.site.register(

@@ -12,8 +12,8 @@ from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from ps_cli._figures import FAILED, KINDS, REPLICA, RETRIED, WRITE, Recording, add_up
 from ps_core.events import Event
+from ps_demo.figures import FAILED, KINDS, REPLICA, RETRIED, WRITE, Recording, add_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
@@ -31,7 +31,8 @@ LEDGERS: Final = {"SQLAlchemy": "pgbench_history", "Django": "shop_order"}
 """The applications, and the table in which each one's writes leave their references."""
 
 SHARE_OF_WRITES: Final = 0.25
-"""Of the operations of every other client. The rest only read, and so show what readers notice while writers wait."""
+"""The share of writes in the operations of every other client. The rest only read,
+and so show what readers notice while writers wait."""
 PAUSE: Final = 0.02
 """Seconds between two operations of a client, on average. Applications, servers and poolers share one machine: without it, the
 figures would tell of the queue for its processors."""
@@ -55,7 +56,7 @@ class Customers(Protocol):
 
 
 def _sqlalchemy(url: str, clients: int) -> Customers:
-    from ps_cli.bank import Bank
+    from ps_demo.bank import Bank
     from ps_sqlalchemy import create_engine
 
     return Bank(create_engine(url, **SETTINGS, pool_size=clients))
@@ -63,7 +64,7 @@ def _sqlalchemy(url: str, clients: int) -> Customers:
 
 def _django(url: str, clients: int) -> Customers:
     set_up_django(url, SETTINGS)
-    from ps_cli.shop.customers import Shop
+    from ps_demo.shop.customers import Shop
 
     return Shop()
 
@@ -74,7 +75,7 @@ def set_up_django(url: str, settings: dict[str, Any]) -> None:
     for name in [name for name in os.environ if name.startswith("PS_")]:
         del os.environ[name]
     os.environ |= {f"PS_{name.upper()}": value for name, value in {"url": url, **settings}.items()}
-    os.environ["DJANGO_SETTINGS_MODULE"] = "ps_cli.shop.settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = "ps_demo.shop.settings"
 
     import django
 
@@ -226,7 +227,7 @@ class Application:
         return list(self._progress)
 
     def wait(self) -> Any:
-        """Wait until the application has taken its next step, and return what it tells: nothing, in the demo."""
+        """Wait until the application has taken its next step, and return its report: nothing, in the demo."""
         return self._receive(PREPARING)
 
     def go_on(self, message: object = None) -> None:

@@ -1,4 +1,4 @@
-"""`ps-postgres demo --soak`: random faults under load from both applications, and checks of what must never happen."""
+"""The soak: random faults under load from both applications, and checks of what must never happen."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import psycopg
 from rich.live import Live
 
-from ps_cli import _soak_faults
-from ps_cli._clients import Application
-from ps_cli._figures import FAILED, WRITE, count
-from ps_cli._soak_checks import (
+from ps_core import conninfo
+from ps_core.failures import Kind, classify
+from ps_demo.clients import Application
+from ps_demo.figures import FAILED, WRITE, count
+from ps_lab import Lab
+from ps_lab.processes import wait_until
+from tests.soak import faults
+from tests.soak.checks import (
     Connections,
     History,
     Ledger,
@@ -25,12 +29,8 @@ from ps_cli._soak_checks import (
     judge_settings,
     judge_usage,
 )
-from ps_cli._soak_report import Done, report
-from ps_cli._soak_work import ACCOUNTS, NAMES, STOPPING, serve
-from ps_core import conninfo
-from ps_core.failures import Kind, classify
-from ps_lab import Lab
-from ps_lab.processes import wait_until
+from tests.soak.clients import ACCOUNTS, NAMES, STOPPING, serve
+from tests.soak.report import Done, report
 
 if TYPE_CHECKING:
     import argparse
@@ -59,11 +59,10 @@ CREATE TABLE soak_register (client int PRIMARY KEY, version int NOT NULL)
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run the soak; return the exit status: 1 after any violation."""
-    folder = args.output / "soak"
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds = args.soak * 60
+    args.output.mkdir(parents=True, exist_ok=True)
+    seconds = args.minutes * 60
     with ExitStack() as stack:
-        console.print(f"seed {args.seed}, {args.soak:g} minutes", highlight=False)
+        console.print(f"seed {args.seed}, {args.minutes:g} minutes", highlight=False)
         lab = stack.enter_context(Lab(transport=args.transport))
         lab.sql(TABLES)
         lab.sql("INSERT INTO soak_account SELECT id, %s FROM generate_series(1, %s) id", BALANCE, ACCOUNTS)
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         violations["connections"] = judge_connections(_connections(lab))
     return report(
         console,
-        folder,
+        args.output,
         Done(
             seed=args.seed,
             seconds=seconds,
@@ -229,14 +228,14 @@ class _Soak:
             return {application.name: application.result(STOPPING + 20) for application in self.applications}
 
     def _break(self, seed: int, until: float) -> None:
-        for fault in _soak_faults.plan(seed):
+        for fault in faults.plan(seed):
             self.doing = ""
             if time.monotonic() + fault.pause >= until:
                 break
             self._wait(fault.pause)
             self.doing = str(fault)
             began = time.monotonic()
-            _soak_faults.make(fault, self.lab, self._wait)
+            faults.make(fault, self.lab, self._wait)
             self.faults.append((str(fault), began, time.monotonic()))
         self._wait(until - time.monotonic())
 

@@ -162,7 +162,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of the operations of one phase, in seconds."""
+    """How long the operations of one phase took, in seconds."""
 
     p50: float
     p99: float

@@ -8,11 +8,11 @@ from django.db import close_old_connections, connections, models
 from django.db.models import BooleanField, F, Func, TextField, Value
 
 import ps_django
-from ps_cli._soak_checks import Answer, Write
 from ps_django.transaction import run_transaction
+from tests.soak.checks import Answer, Write
 
 if TYPE_CHECKING:
-    from ps_cli._soak_checks import Read, Transfer
+    from tests.soak.checks import Read, Transfer
 
 __all__ = ["Site"]
 

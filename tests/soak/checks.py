@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ps_cli._figures import KINDS, add_up
+from ps_demo.figures import KINDS, add_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,7 +127,7 @@ class Ledger:
 
     begun: int = 0
     unknown: set[int] = field(default_factory=set)
-    """Of which nobody could tell whether they were committed, and that was said."""
+    """Writes whose outcome could not be determined, and which raised an error that says so."""
     refused: set[int] = field(default_factory=set)
     """That were said not to be committed."""
 

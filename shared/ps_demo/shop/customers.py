@@ -10,7 +10,7 @@ from django.db import close_old_connections, transaction
 from django.db.models import BooleanField, F, Func
 
 import ps_django
-from ps_cli.shop.models import Order, Product
+from ps_demo.shop.models import Order, Product
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

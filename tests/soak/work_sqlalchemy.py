@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Select, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from ps_cli._soak_checks import Answer, Write
 from ps_sqlalchemy import (
     AsyncSession,
     Session,
@@ -18,9 +17,10 @@ from ps_sqlalchemy import (
     run_transaction,
     sessionmaker,
 )
+from tests.soak.checks import Answer, Write
 
 if TYPE_CHECKING:
-    from ps_cli._soak_checks import Read, Transfer
+    from tests.soak.checks import Read, Transfer
 
 __all__ = ["AsyncBank", "Bank"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ps_cli._clients import set_up_django
-from ps_cli._figures import FAILED, REPLICA, WRITE, add_up
-from ps_cli._soak_checks import Answer, History, Ledger, Read, Register, Transfer, Usage, Write, judge_settings
 from ps_core.context import current_token, use_token
 from ps_core.errors import CommitOutcomeUnknown
+from ps_demo.clients import set_up_django
+from ps_demo.figures import FAILED, REPLICA, WRITE, add_up
+from tests.soak.checks import Answer, History, Ledger, Read, Register, Transfer, Usage, Write, judge_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableSequence
@@ -49,7 +49,7 @@ class Client:
         self.ledger = Ledger()
         self.register = Register()
         self.history = History(1.0)
-        self._random = Random(f"{seed}/{number}")  # noqa: S311 - chooses rows, guards nothing
+        self._random = Random(f"{seed}/{number}")
         self._token: str | None = None
         self._wrote = False
 
@@ -183,10 +183,10 @@ class _Tasks:
 def _make(name: str, url: str, clients: int) -> _Application:
     if name == "Django":
         set_up_django(url, SETTINGS)
-        from ps_cli._soak_site import Site
+        from tests.soak.work_django import Site
 
         return _Threads(Site())
-    from ps_cli._soak_bank import AsyncBank, Bank
+    from tests.soak.work_sqlalchemy import AsyncBank, Bank
 
     return _Threads(Bank(url, clients, SETTINGS)) if name == "SQLAlchemy" else _Tasks(AsyncBank(url, clients, SETTINGS))
 

@@ -8,5 +8,5 @@ __all__ = ["ShopConfig"]
 class ShopConfig(AppConfig):
     """Products and orders."""
 
-    name = "ps_cli.shop"
+    name = "ps_demo.shop"
     label = "shop"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ps_cli._figures import FAILED, WRITE
+from ps_demo.figures import FAILED, WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from ps_cli._figures import Event, Recording
+    from ps_demo.figures import Event, Recording
 
 __all__ = ["draw"]
 

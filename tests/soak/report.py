@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ps_cli._figures import FAILED, REPLICA, WRITE, count
-from ps_cli._picture import READS, WRITES
+from ps_demo.figures import FAILED, REPLICA, WRITE, count
+from ps_demo.picture import READS, WRITES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ps_cli._soak_checks import Histogram, History, Usage
+    from tests.soak.checks import Histogram, History, Usage
 
 __all__ = ["Done", "report"]
 

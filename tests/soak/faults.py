@@ -42,7 +42,7 @@ KINDS: Final[dict[str, tuple[int, float, float, tuple[str | None, ...]]]] = {
     "backend killed": (1, 0, 0, ("",)),
     "PAUSE": (2, 0.3, 3, ("",)),
 }
-"""Of each kind: how often it is chosen, how many seconds it lasts at least and at most, and what it may be done to."""
+"""For each kind of fault: how often it is chosen, how many seconds it lasts at least and at most, and what it may be done to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Fault:
 
 def plan(seed: int) -> Iterator[Fault]:
     """Yield the faults of a seed, without end."""
-    random = Random(f"faults/{seed}")  # noqa: S311 - breaks things, guards nothing
+    random = Random(f"faults/{seed}")
     weights = [weight for weight, *_ in KINDS.values()]
     while True:
         (kind,) = random.choices(list(KINDS), weights)

@@ -9,14 +9,18 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 from sqlalchemy import text
 
-from ps_cli._clients import Client, Retries
-from ps_cli._figures import (
+from ps_cli.main import main
+from ps_demo import demo
+from ps_demo.clients import Client, Retries
+from ps_demo.demo import add_parser
+from ps_demo.figures import (
     FAILED,
     REPLICA,
     RETRIED,
@@ -32,8 +36,7 @@ from ps_cli._figures import (
     percentile,
     phases,
 )
-from ps_cli._report import conclude
-from ps_cli.demo import add_parser
+from ps_demo.report import conclude
 from ps_lab.processes import wait_until
 from ps_sqlalchemy import Session, create_engine
 
@@ -71,7 +74,7 @@ def test_percentile(ordered: list[float], percent: float, expected: float) -> No
 
 @pytest.mark.fast
 def test_no_operations() -> None:
-    """Of no operations there are no figures."""
+    """No operations have no figures."""
     assert measure([]) is None
 
 
@@ -242,7 +245,7 @@ def test_what_a_client_records(ps_lab: Lab, engine: Engine) -> None:
 
 def test_shop_is_whole(ps_lab: Lab) -> None:
     """Django finds nothing wrong with the site, and its migrations make what its models say."""
-    environ = {**os.environ, "PS_URL": ps_lab.url, "DJANGO_SETTINGS_MODULE": "ps_cli.shop.settings"}
+    environ = {**os.environ, "PS_URL": ps_lab.url, "DJANGO_SETTINGS_MODULE": "ps_demo.shop.settings"}
     for command in (["check"], ["makemigrations", "--check", "--dry-run"]):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "django", *command],
@@ -253,6 +256,14 @@ def test_shop_is_whole(ps_lab: Lab) -> None:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.fast
+def test_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where something that the demo needs is not installed, it says what, and which extra has it."""
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "matplotlib: not installed; pip install 'ps-postgres[demo]'\n"
 
 
 @pytest.mark.tools

@@ -10,15 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ps_cli._figures import FAILED, RETRIED, SETTLING, WRITE, Event, Outcome, count, judge
+from ps_demo.figures import FAILED, RETRIED, SETTLING, WRITE, Event, Outcome, count, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console, RenderableType
 
-    from ps_cli._clients import Application
-    from ps_cli._figures import Recording
+    from ps_demo.clients import Application
+    from ps_demo.figures import Recording
     from ps_lab import Lab
 
 __all__ = ["add_parser", "run"]
@@ -45,12 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--clients", type=_between(2, 64), default=8, help="clients of each application (2 to 64; default 8)")
     parser.add_argument("--seed", type=int, default=1, help="what the clients' choices follow from (default 1)")
     parser.add_argument(
-        "--soak",
-        type=_minutes,
-        metavar="MINUTES",
-        help="instead, random faults for so many minutes (0.1 to 1440), everything checked; the report goes into DIR/soak",
-    )
-    parser.add_argument(
         "--transport", choices=["tcp", "websocket"], help="what carries the applications' connections (default tcp)"
     )
     parser.add_argument("--no-plot", action="store_true", help="make no picture")
@@ -67,32 +61,18 @@ def _between(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0.1 <= minutes <= 1440:
-        raise argparse.ArgumentTypeError(f"write a number of minutes from 0.1 to 1440, not {text!r}")
-    return minutes
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the demo; return the exit status."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        print(f"{', '.join(missing)}: not installed; pip install 'ps-postgres[lab,sqlalchemy,django]'", file=sys.stderr)
+        print(f"{', '.join(missing)}: not installed; pip install 'ps-postgres[demo]'", file=sys.stderr)
         return 2
     from rich.console import Console
 
-    from ps_cli._clients import ApplicationError
+    from ps_demo.clients import ApplicationError
 
     console = Console()
     try:
-        if args.soak is not None:
-            from ps_cli import soak
-
-            return soak.run(args, console)
         return _run(args, console)
     except ApplicationError as exc:
         console.print(str(exc), style="bold red", markup=False)
@@ -103,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:
-    from ps_cli._clients import LEDGERS, Application
-    from ps_cli._report import conclude
+    from ps_demo.clients import LEDGERS, Application
+    from ps_demo.report import conclude
     from ps_lab import Lab
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -139,7 +119,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
             }
         status = conclude(console, outcomes, course.events)
     if not args.no_plot:
-        from ps_cli._picture import draw
+        from ps_demo.picture import draw
 
         path = (args.output / FIGURE).resolve()
         draw(path, recordings, course.events, course.start)

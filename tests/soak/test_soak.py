@@ -1,8 +1,7 @@
-"""`demo --soak`: each of its checks by a history that violates it, and a short soak on real servers."""
+"""The soak: each of its checks by a history that violates it, and a short soak on real servers."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from ps_cli._soak_checks import (
+from ps_core.errors import CommitOutcomeUnknown
+from tests.soak.__main__ import arguments
+from tests.soak.checks import (
     MORE_DESCRIPTORS,
     MORE_MEMORY,
     POOL_SIZE,
@@ -33,11 +34,9 @@ from ps_cli._soak_checks import (
     judge_settings,
     judge_usage,
 )
-from ps_cli._soak_faults import APART, KINDS, plan
-from ps_cli._soak_report import Done, report
-from ps_cli._soak_work import TIMEOUTS, Client
-from ps_cli.demo import add_parser
-from ps_core.errors import CommitOutcomeUnknown
+from tests.soak.clients import TIMEOUTS, Client
+from tests.soak.faults import APART, KINDS, plan
+from tests.soak.report import Done, report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -244,10 +243,8 @@ def test_report_of_a_violation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("minutes", ["0", "0.05", "1441", "nan", "long"])
 def test_refused_minutes(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no length of a soak is refused with the range that is."""
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
     with pytest.raises(SystemExit):
-        parser.parse_args(["demo", "--soak", minutes])
+        arguments().parse_args(["--minutes", minutes])
     assert "write a number of minutes from 0.1 to 1440" in capsys.readouterr().err
 
 
@@ -255,7 +252,7 @@ def test_refused_minutes(minutes: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_soak(tmp_path: Path) -> None:
     """A short soak finds no violation, and its report tells of faults and of each application's work."""
     done = subprocess.run(
-        [sys.executable, "-m", "ps_cli", "demo", "--soak", "0.2", "--clients", "3", "--seed", "1", "--output", str(tmp_path)],
+        [sys.executable, "-m", "tests.soak", "--minutes", "0.2", "--clients", "3", "--seed", "1", "--output", str(tmp_path)],
         check=False,
         capture_output=True,
         text=True,
@@ -263,7 +260,7 @@ def test_soak(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
-    facts = json.loads((tmp_path / "soak" / "report.json").read_text())
+    facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["passed"]
     assert facts["faults"]
     assert facts["foreign_looks"] > 0
@@ -272,6 +269,6 @@ def test_soak(tmp_path: Path) -> None:
         assert application["reads"] > 0
         assert application["reads_failed"] == 0
         assert application["transfers_acknowledged"] > 0
-    assert (tmp_path / "soak" / "report.md").read_text().startswith("# Soak: passed")
+    assert (tmp_path / "report.md").read_text().startswith("# Soak: passed")
     for picture in ("latency.png", "throughput.png"):
-        assert (tmp_path / "soak" / picture).read_bytes().startswith(b"\x89PNG\r\n")
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG\r\n")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Account", "Bank", "Branch", "History"]
 
 SCALE: Final = 10
-"""As pgbench's `--scale`: so many branches."""
+"""The same as pgbench's `--scale`: the number of branches."""
 ACCOUNTS_PER_BRANCH: Final = 100_000
 
 
