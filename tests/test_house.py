@@ -296,6 +296,6 @@ def test_errors_in_docstrings(package: str) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 said, _, listed = (ast.get_docstring(node) or "").partition("\nRaises:\n")
-                if re.search(r"^:raises|\bRaises[: ]?`", said, re.M) or not all(map(_ENTRY.match, listed.split("\n"))):
+                if re.search(r"^:raises|\bRaises[: ]?`", said, re.MULTILINE) or not all(map(_ENTRY.match, listed.split("\n"))):
                     wrong.append(f"{module}: {node.name}")
     assert not wrong
