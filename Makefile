@@ -5,8 +5,8 @@
 .PHONY: test-suite-sqlalchemy
 .PHONY: test-applications test-browser test-ecosystem test-postgis test-websocket example-django example-django-pairs
 
-FAULTS = answer_cut backend_killed behind bouncer_killed cancellation commit_in_flight crash demoted_primary edge_cut edge_hangs \
-	fork replica_gone switchover timeouts use_after_loss
+FAULTS = answer_cut behind cancellation commit_in_flight demoted_primary edge_hangs every_phase fork replica_gone timeouts \
+	use_after_loss
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
@@ -85,7 +85,7 @@ example-django-pairs: .venv/ready
 	PYTHONPATH=docs/examples .venv/bin/python -m django_shop.run --pairs $(or $(PAIRS),2000)
 
 bench: .venv/ready
-	.venv/bin/python -m tests.benchmarks.bench
+	.venv/bin/python -m tests.benchmarks.bench $(ARGS)
 
 # A thousand connections, a switchover and an outage; the cost of a read by concurrency: docs/generated/scale.md.
 scale: .venv/ready

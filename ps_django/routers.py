@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections, router
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaRouter"]
 
+_MODULES: Final = sys.modules
+
 
 class ReplicaRouter:
     """Put it first in `DATABASE_ROUTERS`. Routers behind it choose among databases, this one among a database's endpoints.
@@ -37,6 +41,7 @@ class ReplicaRouter:
     def __init__(self) -> None:
         self._family = families(settings.DATABASES)
         self._replicas = {primary: _replicas_of(primary) for primary in set(self._family.values())}
+        self._situation = cache(_situation)
         stale.watch(self._family)
         _writes.lead_to_primary()
 
@@ -48,21 +53,14 @@ class ReplicaRouter:
         if replicas is None:
             return chosen
         context = current()
-        decision = decide(
-            Situation(
-                reads=True,  # Django says so
-                block=context.route,
-                on_primary=_in_transaction(primary),
-                reading=context.reading or current_settings().reads == "replica",
-                pinned=replicas.may_lack_what_was_seen,
-                in_share=shares,
-                away=replicas.are_away,
-            )
-        )
+        reading = context.reading or current_settings().reads == "replica"
+        decision = decide(self._situation(replicas, context.route, _in_transaction(primary), reading))
         alias = primary
         if decision.route is Route.REPLICA:
-            replica: Any = connections[replicas.preferred().endpoint.name]
-            alias = primary if replica.ps_forbidden else replica.alias
+            alias = replicas.preferred().endpoint.name
+            if "django.test.utils" in _MODULES:  # else it is no mirror, and nobody has to look up its wrapper
+                replica: Any = connections[alias]
+                alias = primary if replica.ps_forbidden else replica.alias
         emit_route(decision, alias)
         return alias
 
@@ -96,6 +94,19 @@ class ReplicaRouter:
 
 def _replicas_of(primary: str) -> Replicas | None:
     return replicas_of(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
+
+
+def _situation(replicas: Replicas, block: Route | None, on_primary: bool, reading: bool) -> Situation:
+    """Return what a read finds: one of a few for each set of replicas."""
+    return Situation(
+        reads=True,  # Django says so
+        block=block,
+        on_primary=on_primary,
+        reading=reading,
+        pinned=replicas.may_lack_what_was_seen,
+        in_share=shares,
+        away=replicas.are_away,
+    )
 
 
 def _in_transaction(alias: str) -> bool:

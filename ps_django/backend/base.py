@@ -158,6 +158,27 @@ class _FallingBack(CursorWrapper):
         call = super().callproc
         return self._ask(procname, lambda: call(procname, params, kparams))
 
+    # Django finds these by its `__getattr__`, at more than twice the cost, and wraps their errors in the same way.
+
+    def fetchone(self) -> Any:
+        """Return the next row, as psycopg's method."""
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchone()
+
+    def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the next rows, as psycopg's method."""
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchmany(*args, **kwargs)
+
+    def fetchall(self) -> Any:
+        """Return the other rows, as psycopg's method."""
+        with self.db.wrap_database_errors:
+            return self.cursor.fetchall()
+
+    def close(self) -> None:
+        """Close the cursor, as psycopg's method."""
+        self.cursor.close()
+
     # Django leaves the errors of what follows as they are: see `_BothErrorsWrapper`.
 
     @contextmanager
@@ -233,7 +254,7 @@ class _FallingBack(CursorWrapper):
         if name := getattr(self.cursor, "name", ""):  # Django's class, which does not follow its connection
             self.cursor.close()
             self.cursor = self.db.create_cursor(name)
-            self.close = self.db.ps_wrap_as_both(self.cursor.close)
+            self.close = self.db.ps_wrap_as_both(self.cursor.close)  # type: ignore[method-assign]
         return True
 
     def _go(self, *, away: bool) -> None:
@@ -529,11 +550,12 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
 
         It is a pool of connections on the alias's own path.
         """
-        if self._ps_decision is not None and self._ps_decision.direct:
-            return None
         options = self.settings_dict["OPTIONS"]
         wanted = options.get("pool")
-        if wanted and self.alias not in self._connection_pools:  # type: ignore[attr-defined]
+        # Django asks with each cursor.
+        if not wanted or (self._ps_decision is not None and self._ps_decision.direct):
+            return None
+        if self.alias not in self._connection_pools:  # type: ignore[attr-defined]
             usual = dict(conninfo(self.ps_state.endpoint))
 
             def connect_anew(params: dict[str, Any]) -> Any:

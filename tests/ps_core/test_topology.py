@@ -393,7 +393,11 @@ def test_refusals(url: str, settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("options", ["-c=", "-c =x", "--=x", "-c a=1 -c=2", "-c a=1  --=", "-c", r"-c \=x", "-c a=1\t-c\t=b"])
 def test_no_setting_without_a_name(options: str) -> None:
     """Such options are refused wherever they come from: some PgBouncers spin on them (CVE-2026-107349)."""
-    for given in ({"ps_pooled": "false", "options": options}, {"ps_direct_url": f"postgresql://d/?options={quote(options)}"}):
+    ways: tuple[dict[str, str], ...] = (
+        {"ps_pooled": "false", "options": options},
+        {"ps_direct_url": f"postgresql://d/?options={quote(options)}"},
+    )
+    for given in ways:
         with pytest.raises(ConfigurationError, match="write -c NAME=VALUE"):
             Topology.from_url(f"postgresql://h/d?{urlencode(given, quote_via=quote)}")
 
@@ -406,7 +410,7 @@ def test_settings_with_names(options: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"lock_timeout": None}, {"statement_timeout": None, "idle_in_transaction_timeout": None}])
-def test_our_own_options_have_names(settings: Any) -> None:
+def test_our_own_options_have_names(settings: dict[str, Any]) -> None:
     """No setting, or none of them, becomes an option without a name."""
     topology = Topology.from_url("postgresql://h/d", pooled=False, **settings)
     for endpoint in (topology.primary, topology.direct):

@@ -288,6 +288,14 @@ class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
             self._check_durable()
         return result
 
+    async def set_autocommit(self, value: bool) -> None:
+        """Like psycopg's, which waits for nothing where nothing is open."""
+        async with self.lock:
+            if self.pgconn.transaction_status == IDLE and not self._pipeline:
+                self._autocommit = bool(value)
+            else:
+                await self.wait(self._set_autocommit_gen(value))
+
     async def rollback(self) -> None:
         """Like `Connection.rollback`."""
         if not (self._has_nothing_to_end() or self._forget_lost_transaction()):

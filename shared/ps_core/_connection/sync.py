@@ -339,6 +339,14 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
             self._check_durable()
         return result
 
+    def set_autocommit(self, value: bool) -> None:
+        """Like psycopg's, which waits for nothing where nothing is open: Django calls this twice for each transaction."""
+        with self.lock:
+            if self.pgconn.transaction_status == IDLE and not self._pipeline:
+                self._autocommit = bool(value)
+            else:
+                self.wait(self._set_autocommit_gen(value))
+
     def rollback(self) -> None:
         """Roll back. Where the connection was lost, the transaction went with it, and the next statement makes a new one."""
         if not (self._has_nothing_to_end() or self._forget_lost_transaction()):
