@@ -7,7 +7,21 @@ from pathlib import Path
 import pytest
 
 from ps_lab import Lab
-from tests.benchmarks.bench import DELAYED, FAR, NEAR, TARGETS, Bench, Target, benchmark, is_met, ways_of
+from tests.benchmarks.bench import (
+    DELAYED,
+    FAR,
+    FROM,
+    NEAR,
+    README,
+    TARGETS,
+    UNTIL,
+    Bench,
+    Target,
+    benchmark,
+    filled,
+    is_met,
+    ways_of,
+)
 from tests.benchmarks.costs import Cost, Costs, order, ratios
 from tests.benchmarks.worker import UNITS, Way
 
@@ -64,6 +78,17 @@ def test_targets_are_measured() -> None:
     for target in TARGETS:
         assert {target.way, target.against} <= set(ways_of(target.unit))
         assert target.path == NEAR or target.unit in DELAYED
+
+
+@pytest.mark.fast
+def test_filled() -> None:
+    """What stands between the marks is replaced, and nothing else."""
+    text = README.read_text()
+    once = filled(text, ["| a |", "| b |"])
+    assert once.count("| a |\n| b |") == 1
+    assert filled(once, ["| c |"]) == filled(text, ["| c |"])
+    assert once.partition(FROM)[0] == text.partition(FROM)[0]
+    assert once.partition(UNTIL)[2] == text.partition(UNTIL)[2]
 
 
 @pytest.mark.tools
