@@ -112,8 +112,8 @@ def _up(replicas: int) -> None:
         signal.signal(ending, _end)
     console = Console()
     asked: socket.socket | None = None
-    with _only_one(_state_folder()) as listener:
-        try:
+    try:
+        with _only_one(_state_folder()) as listener:
             with contextlib.ExitStack() as stack:
                 with console.status("Starting ..."):
                     began = time.monotonic()
@@ -128,10 +128,10 @@ def _up(replicas: int) -> None:
             answer = f"The lab is down ({time.monotonic() - began:.1f} s)."
             print(answer)
             _answer(asked, {"text": answer})
-        except SystemExit:
-            print("The lab is down.")
-        except RuntimeError as failure:
-            raise _Problem(str(failure)) from failure
+    except SystemExit:
+        print("The lab is down.")
+    except RuntimeError as failure:
+        raise _Problem(str(failure)) from failure
 
 
 def _end(*_: object) -> None:
@@ -161,9 +161,9 @@ def _only_one(folder: Path) -> Iterator[socket.socket]:
             raise _Problem("a lab is up already: `ps-postgres lab status` shows it, `ps-postgres lab down` ends it") from None
         path = folder / SOCKET
         path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        listener.listen()
         try:
+            listener.bind(str(path))
+            listener.listen()
             yield listener
         finally:
             path.unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def test_terminated_while_it_starts(command: Command, tmp_path: Path) -> None:
     asked = command("status")
     lab.send_signal(signal.SIGTERM)
     status, text = result(lab)
-    assert (status, text.endswith("The lab is down.\n"), "Traceback" in text) == (0, True, False)
+    assert (status, text.endswith("The lab is down.\n"), "Traceback" in text) == (0, True, False), text
     status, text = result(asked)
     assert (status, "the lab ended meanwhile" in text or "no lab is up" in text) == (1, True)
 
