@@ -57,7 +57,7 @@ class StatementMemory:
 
 
 MOST_MESSAGES: Final = 1024
-"""The same as many messages of an endpoint are remembered."""
+"""How many messages of an endpoint are remembered, at most."""
 _functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
 """Those of each branch."""
 _warned: Final[set[str]] = set()
