@@ -283,3 +283,19 @@ def test_plain_english() -> None:
         for habit, pattern in habits.items()
         for found in re.finditer(pattern, text, re.MULTILINE)
     ]
+
+
+_ENTRY = re.compile(r"    \S+(, \S+)*: \S|        \S|$")
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_errors_in_docstrings(package: str) -> None:
+    """A docstring names its errors in one form: at its end `Raises:`, and below it `Class: when.`"""
+    wrong = []
+    for module, tree in modules(package).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                said, _, listed = (ast.get_docstring(node) or "").partition("\nRaises:\n")
+                if re.search(r"^:raises|\bRaises[: ]?`", said, re.MULTILINE) or not all(map(_ENTRY.match, listed.split("\n"))):
+                    wrong.append(f"{module}: {node.name}")
+    assert not wrong

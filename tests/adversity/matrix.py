@@ -104,7 +104,7 @@ def _place(row: tuple[str, ...]) -> tuple[object, ...]:
     """Return where a row stands: by endpoint, and by phase as a client goes through them; what is no phase comes after them."""
     endpoint, phase, *_ = row
     return (
-        [name for name in PATHS if name not in endpoint],
+        [name not in endpoint for name in PATHS],
         endpoint,
         _PHASES.index(phase) if phase in _PHASES else len(_PHASES),
         row,
