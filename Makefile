@@ -85,7 +85,7 @@ example-django-pairs: .venv/ready
 	PYTHONPATH=docs/examples .venv/bin/python -m django_shop.run --pairs $(or $(PAIRS),2000)
 
 bench: .venv/ready
-	.venv/bin/python -m tests.benchmarks.bench
+	.venv/bin/python -m tests.benchmarks.bench $(ARGS)
 
 # A thousand connections, a switchover and an outage; the cost of a read by concurrency: docs/generated/scale.md.
 scale: .venv/ready

@@ -35,7 +35,7 @@ OTHERWISE: Final = {
     "demoted": "`Demoted`, raised by this library",
     "replica_behind": "`ReplicaBehind`: the guard that a read carried (22023), or a position that only the primary has",
     "not_on_replica": "`NotOnReplica`: transactions that are SERIALIZABLE by the session's own SET",
-    "session_setting_refused": "`SessionSettingRefused`: the server no longer takes what was SET for the session",
+    "session_setting_refused": "`SessionSettingRefused`: the server no longer accepts what was SET for the session",
     "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
     "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
     "connection_exception": "any other SQLSTATE of class 08 that ended the connection",

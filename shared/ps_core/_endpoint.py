@@ -57,7 +57,7 @@ class StatementMemory:
 
 
 MOST_MESSAGES: Final = 1024
-"""As many messages of an endpoint are remembered."""
+"""An endpoint remembers at most this many messages."""
 _functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
 """Those of each branch."""
 _warned: Final[set[str]] = set()

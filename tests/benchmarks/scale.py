@@ -46,7 +46,8 @@ from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.benchmarks.bench import FOLDER, quartiles, spread
+from tests.benchmarks.bench import FOLDER, spread
+from tests.benchmarks.costs import quartiles
 
 READ: Final = "SELECT 1"
 ENDPOINTS: Final = ("primary", "replica")

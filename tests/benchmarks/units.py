@@ -1,14 +1,10 @@
-"""The units of work that are counted and timed, done in each of the ways that are compared.
+"""The units of work whose round trips and calls are counted, done in each of the ways that are compared.
 
 They run in a process of their own (`worker`): Django can be configured there, and the lab's edge, which is Python too, does not
 take turns with what is timed.
 """
 
-import gc
-import resource
-import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -53,8 +49,6 @@ class Way(StrEnum):
     OURS = "ours"
     TOKENS = "ours with tokens"
     """Reads on a replica carry the guard; all bring back the position."""
-    FLOOR = "floor"
-    """psycopg by hand: the timeouts and the statement in one message."""
 
 
 Work = Callable[[], object]
@@ -64,7 +58,7 @@ Unit = Callable[[str, Way, int], Work]
 
 @contextmanager
 def worker(lab: Lab) -> Iterator[ProcessPoolExecutor]:
-    """Make the table, and a process that does units of work: `submit(run, ...)`, `submit(measure, ...)`."""
+    """Make the table, and a process that does units of work: `submit(run, ...)`, `submit(calls, ...)`."""
     options: dict[str, Any] = dict(ps_core.conninfo(lab.topology.direct))
     with psycopg.connect(**options) as conn:
         conn.execute("DROP TABLE IF EXISTS benchmark")
@@ -85,59 +79,6 @@ def run(unit: str, endpoint: str, way: Way, n: int) -> bool:
         before = tracker.token
         _work(unit, endpoint, way, n)()
         return tracker.token is not None and tracker.token is not before
-
-
-def measure(unit: str, endpoint: str, ways: Sequence[Way], n: int, count: int) -> dict[Way, list[float]]:
-    """Do a unit of work `count` times in every way, in an order that rotates, and return the seconds."""
-    works = {way: _work(unit, endpoint, way, n) for way in ways}
-    seconds: dict[Way, list[float]] = {way: [] for way in ways}
-    warm_up = min(count, 20)
-    gc.collect()
-    gc.disable()
-    try:
-        for i in range(warm_up + count):
-            shift = i % len(ways)
-            for way in (*ways[shift:], *ways[:shift]):
-                with _seen(way):
-                    begin = time.perf_counter()
-                    works[way]()
-                    elapsed = time.perf_counter() - begin
-                if i >= warm_up:
-                    seconds[way].append(elapsed)
-    finally:
-        gc.enable()
-    return seconds
-
-
-def memory(way: Way, count: int) -> tuple[float, float]:
-    """Return the bytes of one connection to a replica that was used once: of the process, and Python's own.
-
-    The first by opening `count` of them, the second by opening a tenth as many more, since tracing takes memory itself.
-    """
-    opened = [_connect_and_read(way)]
-    before = _resident()
-    opened += [_connect_and_read(way) for _ in range(count)]
-    resident = (_resident() - before) / count
-    tracemalloc.start()
-    opened += [_connect_and_read(way)]
-    gc.collect()
-    before = tracemalloc.get_traced_memory()[0]
-    more = [_connect_and_read(way) for _ in range(count // 10)]
-    gc.collect()
-    return resident, (tracemalloc.get_traced_memory()[0] - before) / len(more)
-
-
-def _connect_and_read(way: Way) -> Any:
-    conn = _connect("replica", way)
-    conn.autocommit = True
-    with _seen(way):
-        conn.execute(READ).fetchall()
-    return conn
-
-
-def _resident() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 # --- in the worker ---
@@ -189,8 +130,7 @@ def _connect(endpoint: Path, way: Way) -> psycopg.Connection[Any]:
         return ps_core.connect(_endpoint(endpoint))
     if way is Way.TOKENS:
         return ps_core.connect(_topology, to=endpoint)
-    cursor = psycopg.ClientCursor if way is Way.FLOOR else psycopg.Cursor
-    return psycopg.connect(**_stock_options(endpoint), cursor_factory=cursor)
+    return psycopg.connect(**_stock_options(endpoint))
 
 
 _psycopg = cache(_connect)
@@ -205,7 +145,7 @@ def _psycopg_autocommit(statement: str) -> Unit:
         def work() -> None:
             conn.autocommit = True
             for _ in range(n):
-                _fetch(_execute_floor(conn, statement) if way is Way.FLOOR else conn.execute(statement))
+                _fetch(conn.execute(statement))
 
         return work
 
@@ -226,14 +166,7 @@ def _psycopg_transaction(statement: str, *others: str) -> Unit:
                 _fetch(conn.execute(one))
             conn.commit()
 
-        def work_by_hand() -> None:
-            conn.autocommit = True
-            _fetch(_execute_floor(conn, statements[0], begin=True))
-            for one in statements[1:]:
-                _fetch(conn.execute(one))
-            conn.execute("COMMIT")
-
-        return work_by_hand if way is Way.FLOOR and statements else work
+        return work
 
     return unit
 
@@ -250,15 +183,6 @@ def _psycopg_block(endpoint: str, way: Way, n: int) -> Work:
                 _fetch(conn.execute(READ))
 
     return work
-
-
-def _execute_floor(conn: psycopg.Connection[Any], statement: str, *, begin: bool = False) -> psycopg.Cursor[Any]:
-    # A transaction timeout that the role has by itself is only re-armed by way of zero.
-    before = [*["BEGIN"] * begin, TIMEOUTS[0], "SET LOCAL transaction_timeout=0", TIMEOUTS[1]]
-    cursor = conn.execute(";".join([*before, statement]))
-    for _ in before:
-        cursor.nextset()
-    return cursor
 
 
 def _fetch(cursor: psycopg.Cursor[Any]) -> None:
@@ -439,29 +363,21 @@ def _django_run(connection: Any, statements: Sequence[str]) -> None:
                 cursor.fetchall()
 
 
-def _by_hand(floor: Unit, unit: Unit) -> Unit:
-    """The floor of any unit is psycopg by hand."""
-    return lambda endpoint, way, n: (floor if way is Way.FLOOR else unit)(endpoint, way, n)
-
-
-_READ_FLOOR = _psycopg_autocommit(READ)
 UNITS: Final[dict[str, Unit]] = {
     READS: _psycopg_autocommit(READ),
     "psycopg: writes in autocommit": _psycopg_autocommit(WRITE),
     "psycopg: transaction of reads": _psycopg_transaction(READ),
     "psycopg: transaction of writes": _psycopg_transaction(WRITE),
     "psycopg: conn.transaction()": _psycopg_block,
-    "SQLAlchemy: session": _by_hand(_READ_FLOOR, _sqlalchemy_reads),
+    "SQLAlchemy: session": _sqlalchemy_reads,
     "SQLAlchemy: session, REPEATABLE READ": _sqlalchemy_repeatable_read,
-    "SQLAlchemy: transaction of reads": _by_hand(_psycopg_transaction(READ), _sqlalchemy_transaction(READ)),
+    "SQLAlchemy: transaction of reads": _sqlalchemy_transaction(READ),
     "SQLAlchemy: transaction of writes": _sqlalchemy_transaction(WRITE),
-    "SQLAlchemy: transaction of a write and a read": _by_hand(
-        _psycopg_transaction(WRITE, READ), _sqlalchemy_transaction(WRITE, READ)
-    ),
+    "SQLAlchemy: transaction of a write and a read": _sqlalchemy_transaction(WRITE, READ),
     "SQLAlchemy: check-out": _sqlalchemy_check_out,
-    "Django: reads": _by_hand(_READ_FLOOR, _django_autocommit(READ)),
+    "Django: reads": _django_autocommit(READ),
     "Django: writes": _django_autocommit(WRITE),
-    "Django: atomic of reads": _by_hand(_psycopg_transaction(READ), _django_atomic(READ)),
+    "Django: atomic of reads": _django_atomic(READ),
     "Django: atomic of writes": _django_atomic(WRITE),
-    "Django: atomic of a write and a read": _by_hand(_psycopg_transaction(WRITE, READ), _django_atomic(WRITE, READ)),
+    "Django: atomic of a write and a read": _django_atomic(WRITE, READ),
 }

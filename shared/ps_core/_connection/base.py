@@ -71,6 +71,7 @@ from ps_core.errors import (
 )
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify, is_made_by_pooler
+from ps_core.notices import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -1317,8 +1318,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     @staticmethod
     def _on_notice(wself: ReferenceType[BaseConnection[Any]], notice: psycopg.errors.Diagnostic) -> None:
         self = wself()
-        if self is not None and notice.source_function == SYNC_REP_ROUTINE:
+        if self is None:
+            return
+        if notice.source_function == SYNC_REP_ROUTINE:
             self._sync_wait_cancelled = True
+        elif found := kind_of(notice.message_primary or ""):
+            kind, text = found
+            emit(Event(name=Name.NOTICE, endpoint=self.state.endpoint.name, reason=kind, text=text))
 
     def _learn_gen(self) -> PQGen[None]:
         """Learn, with the first connection to the endpoint, the role's own timeouts and which functions may write.

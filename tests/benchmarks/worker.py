@@ -1,21 +1,26 @@
-"""A process that does units of work in one way, and says what CPU its side took: `python -m tests.benchmarks.cpu_units`.
+"""A process that does units of work in one way, and says what they took: `python -m tests.benchmarks.worker WAY URL POSITION`.
 
-Each way has a process of its own, so that it is set up as an application is that has nothing else. Lines of JSON lead it:
-[unit, count] is answered by [nanoseconds of CPU, nanoseconds of the clock] of doing the unit so many times.
+Each way has a process of its own, which is set up as an application that has nothing else. Lines of JSON lead it: a verb and what
+it takes; each is answered by one line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import gc
 import json
+import resource
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from contextvars import copy_context
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import django
@@ -32,15 +37,15 @@ import ps_sqlalchemy
 from ps_core.consistency import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["TABLES", "UNITS", "Way", "main"]
+__all__ = ["TABLES", "UNITS", "Unit", "Way"]
 
 POOLED: Final[dict[str, Any]] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
 LIMITS: Final[dict[str, Any]] = {"statement_timeout": 2, "transaction_timeout": 3}
 POOL: Final[Any] = {"pool_size": 20, "max_overflow": 0}
-THREADS: Final = 16
-TASKS: Final = 200
+READ: Final = "SELECT id, name, n FROM bench_author WHERE id = %s"
+UPDATE: Final = "UPDATE bench_author SET n = n + 1 WHERE id = %s"
 TABLES: Final = """
     DROP TABLE IF EXISTS bench_book, bench_author;
     CREATE TABLE bench_author (id bigint PRIMARY KEY, name text NOT NULL, n int NOT NULL) WITH (fillfactor = 50);
@@ -57,7 +62,7 @@ class Way(StrEnum):
 
     STOCK = "stock"
     SIMPLE = "stock, bound by the client"
-    """psycopg's `ClientCursor` sends simple queries, as Django does; psycopg's own cursor and SQLAlchemy send extended ones."""
+    """psycopg's `ClientCursor`, which sends simple queries, as Django does; psycopg's own cursor sends extended ones."""
     TIMEOUTS = "ours, timeouts only"
     """`consistency="none"`."""
     OWN_WRITES = "ours, read_your_writes"
@@ -70,7 +75,14 @@ class Way(StrEnum):
         return self.startswith("ours")
 
 
-_CONSISTENCY: Final = {Way.TIMEOUTS: "none", Way.OWN_WRITES: "read_your_writes", Way.TOKENS: "monotonic"}
+_CONSISTENCY: Final[dict[Way, Any]] = {
+    Way.STOCK: "none",
+    Way.SIMPLE: "none",
+    Way.TIMEOUTS: "none",
+    Way.OWN_WRITES: "read_your_writes",
+    Way.TOKENS: "monotonic",
+}
+_PACKAGES: Final = ("ps_core", "ps_sqlalchemy", "ps_django", "psycopg", "sqlalchemy", "django", "asyncio")
 
 
 class _Base(orm.DeclarativeBase):
@@ -107,28 +119,30 @@ def _stock_options(name: str) -> dict[str, Any]:
 # --- psycopg ---
 
 
-@cache
-def _psycopg(name: str, autocommit: bool = True) -> psycopg.Connection[Any]:
+def _connect(name: str, autocommit: bool = True) -> psycopg.Connection[Any]:
     if way.is_ours:
         return ps_core.connect(topology, to=name, autocommit=autocommit)  # type: ignore[call-overload, no-any-return]
     cursor = psycopg.ClientCursor if way is Way.SIMPLE else psycopg.Cursor
     return psycopg.connect(**_stock_options(name), autocommit=autocommit, cursor_factory=cursor)
 
 
+_psycopg = cache(_connect)
+
+
 def _psycopg_read() -> object:
-    return _psycopg("replica").execute("SELECT id, name, n FROM bench_author WHERE id = %s", (7,)).fetchall()
+    return _psycopg("replica").execute(READ, (7,)).fetchall()
 
 
 def _psycopg_transaction() -> None:
     conn = _psycopg("primary", False)
-    conn.execute("SELECT id, name, n FROM bench_author WHERE id = %s", (7,)).fetchall()
-    conn.execute("UPDATE bench_author SET n = n + 1 WHERE id = %s", (7,))
+    conn.execute(READ, (7,)).fetchall()
+    conn.execute(UPDATE, (7,))
     conn.commit()
 
 
 def _psycopg_many() -> None:
     conn = _psycopg("primary", False)
-    conn.cursor().executemany("UPDATE bench_author SET n = n + 1 WHERE id = %s", [(number,) for number in range(1, 101)])
+    conn.cursor().executemany(UPDATE, [(number,) for number in range(1, 101)])
     conn.commit()
 
 
@@ -242,16 +256,16 @@ def _django_settings(url: str) -> dict[str, Any]:
     if way.is_ours:
         options = {**POOLED, **LIMITS, "consistency": _CONSISTENCY[way]}
         aliases = ps_django.databases(url, **options)
-        more = {"DATABASE_ROUTERS": ["ps_django.routers.ReplicaRouter"]}
+        routers: list[Any] = ["ps_django.routers.ReplicaRouter"]
     else:
         aliases = {"default": _stock_alias("primary"), "replica": _stock_alias("replica")}
-        more = {"DATABASE_ROUTERS": ["tests.benchmarks.cpu_units.StockRouter"]}
+        routers = [_StockRouter()]
     for alias in aliases.values():
         alias["CONN_MAX_AGE"] = None
-    return {"DATABASES": aliases, "USE_TZ": True, **more}
+    return {"DATABASES": aliases, "USE_TZ": True, "DATABASE_ROUTERS": routers}
 
 
-class StockRouter:
+class _StockRouter:
     """What Django's documentation has for a replica, but for transactions: reads go there."""
 
     def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
@@ -280,84 +294,155 @@ def _django_bulk() -> object:
     return book.objects.bulk_create([book(title="made", author_id=8) for _ in range(500)])
 
 
-UNITS: Final[dict[str, Callable[[], Any]]] = {
-    "psycopg, read by key": _psycopg_read,
-    "psycopg, transaction of get and update": _psycopg_transaction,
-    "psycopg, executemany of 100": _psycopg_many,
-    "psycopg, COPY of 10 MB": _psycopg_copy,
-    "SQLAlchemy, Session.get": _sqlalchemy_get,
-    "SQLAlchemy, transaction of get and update": _sqlalchemy_transaction,
-    "SQLAlchemy, list of 100 with a relation": _sqlalchemy_list,
-    "SQLAlchemy, pool check-out": _sqlalchemy_check_out,
-    "SQLAlchemy, AsyncSession.get": _async_get,
-    "SQLAlchemy, Session.get by 16 threads": _sqlalchemy_get,
-    "SQLAlchemy, AsyncSession.get by 200 tasks": _async_get,
-    "Django, get()": _django_get,
-    "Django, atomic of get and update": _django_atomic,
-    "Django, list of 100 with a relation": _django_list,
-    "Django, bulk_create of 500": _django_bulk,
-}
-"""What is done once."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit of work, and how many do it at once."""
 
+    work: Callable[[], Any]
+    threads: int = 0
+    tasks: int = 0
+    reading: bool = False
+    """Whether it is what a request does that only reads: Django's router asks for that."""
 
-@contextmanager
-def _seen(position: int) -> Iterator[None]:
-    """A context in which this caller has seen the database as it was at the start, as a session's cookie says."""
-    if not way.is_ours:
-        yield
-        return
-    token = ps_core.Token(identity=identity_of(topology.identity), position=position, at=time.time())
-    with ps_core.use_token(None if way is Way.TIMEOUTS else token):
-        yield
+    @property
+    def at_once(self) -> int:
+        """How many are done where one is asked for."""
+        return max(1, self.threads, self.tasks)
 
+    def do(self, count: int) -> None:
+        """Do it so often, by each thread or task."""
+        with ps_django.reading() if self.reading else nullcontext():
+            self._do_here(count)
 
-def _do(unit: str, count: int) -> None:
-    work = UNITS[unit]
-    if "threads" in unit:
-        with ThreadPoolExecutor(THREADS) as pool:
-            waiting = [pool.submit(copy_context().run, lambda: [work() for _ in range(count)]) for _ in range(THREADS)]
-            for one in waiting:
-                one.result()
-    elif "tasks" in unit:
+    def _do_here(self, count: int) -> None:
+        if self.threads:
+            with ThreadPoolExecutor(self.threads) as pool:
+                waiting = [pool.submit(copy_context().run, self._do, count) for _ in range(self.threads)]
+                for one in waiting:
+                    one.result()
+        elif asyncio.iscoroutinefunction(self.work):
+            _LOOP.run_until_complete(self._do_async(count))
+        else:
+            self._do(count)
 
-        async def all_at_once() -> None:
-            await asyncio.gather(*(work() for _ in range(TASKS * count)))
-
-        _LOOP.run_until_complete(all_at_once())
-    elif asyncio.iscoroutinefunction(work):
-
-        async def one_by_one() -> None:
-            for _ in range(count):
-                await work()
-
-        _LOOP.run_until_complete(one_by_one())
-    else:
+    def _do(self, count: int) -> None:
         for _ in range(count):
-            work()
+            self.work()
+
+    async def _do_async(self, count: int) -> None:
+        async def one() -> None:
+            for _ in range(count):
+                await self.work()
+
+        await asyncio.gather(*(one() for _ in range(self.at_once)))
+
+
+UNITS: Final = {
+    "psycopg: read by key": Unit(_psycopg_read),
+    "psycopg: transaction of get and update": Unit(_psycopg_transaction),
+    "psycopg: executemany of 100": Unit(_psycopg_many),
+    "psycopg: COPY of 10 MB": Unit(_psycopg_copy),
+    "SQLAlchemy: Session.get": Unit(_sqlalchemy_get),
+    "SQLAlchemy: transaction of get and update": Unit(_sqlalchemy_transaction),
+    "SQLAlchemy: list of 100 with a relation": Unit(_sqlalchemy_list),
+    "SQLAlchemy: pool check-out": Unit(_sqlalchemy_check_out),
+    "SQLAlchemy: AsyncSession.get": Unit(_async_get),
+    "SQLAlchemy: Session.get by 16 threads": Unit(_sqlalchemy_get, threads=16),
+    "SQLAlchemy: AsyncSession.get by 200 tasks": Unit(_async_get, tasks=200),
+    "Django: get()": Unit(_django_get, reading=True),
+    "Django: atomic of get and update": Unit(_django_atomic),
+    "Django: list of 100 with a relation": Unit(_django_list, reading=True),
+    "Django: bulk_create of 500": Unit(_django_bulk),
+}
+
+
+# --- what it is told ---
+
+
+def _do(unit: str, count: int) -> tuple[float, float]:
+    """Return the nanoseconds of CPU of this process, and of the clock, of one unit.
+
+    But for the sixteen it has one thread, in which asyncio's loop runs, too.
+    """
+    cpu, clock = time.process_time_ns(), time.perf_counter_ns()
+    UNITS[unit].do(count)
+    cpu, clock = time.process_time_ns() - cpu, time.perf_counter_ns() - clock
+    done = count * UNITS[unit].at_once
+    return cpu / done, clock / done
+
+
+def _profile(unit: str, count: int) -> list[tuple[str, float, float]]:
+    """Return functions, with the calls and the nanoseconds of their own that one unit takes."""
+    profile = cProfile.Profile(time.process_time_ns, 1)
+    profile.runcall(UNITS[unit].do, count)
+    profile.create_stats()
+    stats: dict[tuple[str, int, str], tuple[int, int, int, int, Any]] = profile.stats
+    done = count * UNITS[unit].at_once
+    return [(_label(file, name), calls / done, own / done) for (file, _, name), (_, calls, own, _, _) in stats.items()]
+
+
+def _label(file: str, name: str) -> str:
+    """Name a function by package, module and name."""
+    parts = Path(file).with_suffix("").parts
+    packages = [part for part in parts if part in _PACKAGES]
+    if not packages:
+        return "others"
+    inside = parts[parts.index(packages[0]) :]
+    return f"{'.'.join(inside)}:{name}"
+
+
+def _memory(count: int) -> tuple[float, float]:
+    """Return the bytes of one connection to a replica that was used once: of the process, and Python's own.
+
+    The first by opening `count` of them, the second by opening a tenth as many more, since tracing takes memory itself.
+    """
+
+    def open_and_read(times: int) -> list[psycopg.Connection[Any]]:
+        opened = [_connect("replica") for _ in range(times)]
+        for conn in opened:
+            conn.execute(READ, (7,)).fetchall()
+        return opened
+
+    opened = open_and_read(1)
+    before = _resident()
+    opened += open_and_read(count)
+    resident = (_resident() - before) / count
+    tracemalloc.start()
+    opened += open_and_read(1)
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    opened += open_and_read(count // 10)
+    gc.collect()
+    return resident, (tracemalloc.get_traced_memory()[0] - before) / (count // 10)
+
+
+def _resident() -> int:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+_VERBS: Final[dict[str, Callable[..., object]]] = {"do": _do, "profile": _profile, "memory": _memory}
+
+
+def _seen(position: int) -> Any:
+    """A context in which this caller has seen the database as it was at the start, as a session's cookie says."""
+    token = ps_core.Token(identity=identity_of(topology.identity), position=position, at=time.time())
+    return ps_core.use_token(token if way in (Way.OWN_WRITES, Way.TOKENS) else None)
 
 
 def main() -> None:
     """Run as a command: the way, the lab's URL and a position are its arguments."""
     global way, topology  # noqa: PLW0603 - what this process is
     way, url, position = Way(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    consistency: Any = _CONSISTENCY.get(way, "none")
-    topology = ps_core.Topology.from_url(url, **POOLED, **(LIMITS if way.is_ours else {}), consistency=consistency)
+    topology = ps_core.Topology.from_url(url, **POOLED, **(LIMITS if way.is_ours else {}), consistency=_CONSISTENCY[way])
     settings.configure(**_django_settings(url))
     django.setup()
-    gc.collect()
-    gc.freeze()
     for line in sys.stdin:
-        unit, count = json.loads(line)
+        verb, *arguments = json.loads(line)
         with _seen(position):
-            gc.collect()
-            gc.disable()
-            cpu, clock = time.process_time_ns(), time.perf_counter_ns()
-            _do(unit, count)
-            cpu, clock = time.process_time_ns() - cpu, time.perf_counter_ns() - clock
-            gc.enable()
-        print(json.dumps([cpu, clock]), flush=True)
+            answer = _VERBS[verb](*arguments)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    sys.modules["tests.benchmarks.cpu_units"] = sys.modules["__main__"]  # Django imports the router by this name
     main()
