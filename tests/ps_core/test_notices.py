@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import threading
+from typing import Any
 
 import pytest
+from psycopg.rows import dict_row
 
 from ps_core import Connection, Event, connect, connect_async, subscribe
 from ps_core.events import Name
 from ps_core.notices import kind_of
 from ps_lab import Lab
+from ps_lab.pgbouncer import ADMIN
 from ps_lab.processes import wait_until
 
 WARNING = "[PGINSIGHTS] Traffic Control: budget br_1: 80 of 100"
@@ -70,10 +73,17 @@ def test_told(ps_lab: Lab, way: str, bouncer: str | None, caplog: pytest.LogCapt
 
 
 def test_wait_for_a_connection(ps_lab: Lab) -> None:
-    """PgBouncer says from 1.25 on that a client has waited for a while, and it is told while the statement waits."""
+    """PgBouncer says from 1.25 on that a client has waited for a while, here because of PAUSE; it says so after RESUME."""
     local = ps_lab.bouncers["local"]
     if local.version < (1, 25):
         pytest.skip(f"PgBouncer {local.version[0]}.{local.version[1]} does not say it")
+
+    def has_waited() -> bool:
+        with local.connect(ADMIN, "pgbouncer") as console:
+            console.row_factory = dict_row  # type: ignore[assignment]
+            pools: list[Any] = console.execute("SHOW POOLS").fetchall()
+        return any(pool["maxwait"] >= 2 for pool in pools)
+
     events: list[Event] = []
     local.reload(query_wait_notify=1)
     unsubscribe = subscribe(events.append)
@@ -84,11 +94,12 @@ def test_wait_for_a_connection(ps_lab: Lab) -> None:
             reader = threading.Thread(target=Connection.execute, args=(conn, "SELECT 1"))
             reader.start()
             try:
-                wait_until(lambda: any(event.reason == "waits_for_connection" for event in events), "the notice")
-                assert reader.is_alive()
+                wait_until(has_waited, "a client that waits")
             finally:
                 ps_lab.resume()
                 reader.join(20)
+            assert not reader.is_alive()
     finally:
         unsubscribe()
         local.reload(query_wait_notify=5)
+    assert [event.reason for event in events if event.name is Name.NOTICE] == ["waits_for_connection"]
