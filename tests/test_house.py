@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,6 +116,7 @@ def folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+@cache
 def modules(package: str) -> dict[str, ast.Module]:
     """Return the syntax trees of all files of a package, by dotted module name."""
     top = folder(package)

@@ -461,10 +461,16 @@ class Lab:
 
     def _set_replay_delay(self, server: Postgres) -> None:
         milliseconds = int(self._replay_delay * 1000)
-        server.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {milliseconds}")
-        server.sql("SELECT pg_reload_conf()")
         asked = "SELECT setting FROM pg_settings WHERE name = 'recovery_min_apply_delay'"
-        wait_until(lambda: server.sql(asked) == [(str(milliseconds),)], f"replay delay of {server.name}")
+
+        def is_set() -> bool:
+            with suppress(psycopg.errors.SerializationFailure):  # replay may cancel what a replica is asked
+                server.sql(f"ALTER SYSTEM SET recovery_min_apply_delay = {milliseconds}")
+                server.sql("SELECT pg_reload_conf()")
+                return server.sql(asked) == [(str(milliseconds),)]
+            return False
+
+        wait_until(is_set, f"replay delay of {server.name}")
 
     def _point(self, *, tell: bool = True) -> None:
         """Let the bouncers' targets, which are symbolic links, lead to the servers as they are now."""
