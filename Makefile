@@ -5,8 +5,8 @@
 .PHONY: test-suite-sqlalchemy
 .PHONY: test-applications test-browser test-ecosystem test-postgis test-websocket example-django example-django-pairs
 
-FAULTS = answer_cut backend_killed behind bouncer_killed cancellation commit_in_flight crash demoted_primary edge_cut edge_hangs \
-	fork replica_gone switchover timeouts use_after_loss
+FAULTS = answer_cut behind cancellation commit_in_flight demoted_primary edge_hangs every_phase fork replica_gone timeouts \
+	use_after_loss
 
 demo: .venv/ready
 	.venv/bin/ps-postgres demo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
@@ -41,6 +41,7 @@ class ReplicaRouter:
     def __init__(self) -> None:
         self._family = families(settings.DATABASES)
         self._replicas = {primary: _replicas_of(primary) for primary in set(self._family.values())}
+        self._situation = cache(_situation)
         stale.watch(self._family)
         _writes.lead_to_primary()
 
@@ -53,11 +54,11 @@ class ReplicaRouter:
             return chosen
         context = current()
         reading = context.reading or current_settings().reads == "replica"
-        decision = decide(_situation(replicas, context.route, _in_transaction(primary), reading))
+        decision = decide(self._situation(replicas, context.route, _in_transaction(primary), reading))
         alias = primary
         if decision.route is Route.REPLICA:
             alias = replicas.preferred().endpoint.name
-            if "django.test.utils" in _MODULES:
+            if "django.test.utils" in _MODULES:  # else it is no mirror, and nobody has to look up its wrapper
                 replica: Any = connections[alias]
                 alias = primary if replica.ps_forbidden else replica.alias
         emit_route(decision, alias)
@@ -95,9 +96,8 @@ def _replicas_of(primary: str) -> Replicas | None:
     return replicas_of(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
 
 
-@lru_cache(maxsize=256)
 def _situation(replicas: Replicas, block: Route | None, on_primary: bool, reading: bool) -> Situation:
-    """Return what a read finds: one of a few for each set of replicas, which is made once."""
+    """Return what a read finds: one of a few for each set of replicas."""
     return Situation(
         reads=True,  # Django says so
         block=block,

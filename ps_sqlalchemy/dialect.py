@@ -352,7 +352,8 @@ class PSDialect(PGDialect_psycopg):
     def _ps_on_primary(self, exc: Exception, cursor: Any, statement: str, parameters: Any, context: Any) -> Iterator[None]:
         """Let the primary answer, READ ONLY, what the replica of this connection could not, until the transaction ends.
 
-        Raises `exc` where it is none of that; or where the caller does the same in a better way, and is told.
+        Raises:
+            exc: it is none of that, or the caller does the same in a better way, and is told.
         """
         _hide_values(exc, context)
         failure = classify(exc)

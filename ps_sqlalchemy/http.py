@@ -542,9 +542,8 @@ def http_batch(
 
     Raises:
         ConfigurationError: the engine is none of this package's, or cannot be reached over HTTPS.
-
-    At the end of the block: `sqlalchemy.exc.DBAPIError` of the server's error, whose `orig` is psycopg's; of it
-    `ps_core.CommitOutcomeUnknown` where no answer tells what became of the transaction.
+        sqlalchemy.exc.DBAPIError: at the end of the block, the server refuses something; its `orig` is psycopg's error. That is
+            `ps_core.CommitOutcomeUnknown` where no answer tells what became of the transaction.
     """
     whole = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     if not isinstance(whole, sa.Engine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +35,7 @@ OTHERWISE: Final = {
     "demoted": "`Demoted`, raised by this library",
     "replica_behind": "`ReplicaBehind`: the guard that a read carried (22023), or a position that only the primary has",
     "not_on_replica": "`NotOnReplica`: transactions that are SERIALIZABLE by the session's own SET",
-    "session_setting_refused": "`SessionSettingRefused`: the server no longer takes what was SET for the session",
+    "session_setting_refused": "`SessionSettingRefused`: the server no longer accepts what was SET for the session",
     "traffic_control": "any SQLSTATE with `[PGINSIGHTS] Traffic Control:`",
     "cluster_read_only": "any SQLSTATE with `invalid statement because cluster is read-only`",
     "connection_exception": "any other SQLSTATE of class 08 that ended the connection",
@@ -79,12 +80,15 @@ class Settings(_Generated):
                 (
                     f"[`{name}`]{{#{name.replace('_', '-')}}} `ps_{name}` `PS_{name.upper()}`",
                     defaults[name],
-                    MEANT.get(name) or " ".join(documented[("TopologySettings", name)]),
+                    PAGE.sub(r"{doc}`../\1`", MEANT.get(name) or " ".join(documented[("TopologySettings", name)])),
                 )
                 for name in TopologySettings.__annotations__
             ),
         )
 
+
+PAGE: Final = re.compile(r"docs/([\w/-]+)\.md")
+"""A page, as docstrings name it."""
 
 MEANT: Final = {
     "statement_timeout": "How long one statement may run, on the primary and on replicas.",

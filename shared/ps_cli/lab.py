@@ -30,6 +30,7 @@ __all__ = ["add_parser", "run"]
 
 NEEDED: Final = ("rich", "trustme")
 SOCKET: Final = "lab.sock"
+ENDINGS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROWS = list[tuple[str, str, str]]
 
 
@@ -53,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     crash.add_argument(
         "--detection", type=_seconds, default=2.0, metavar="SECONDS", help="how long nobody notices (0 to 600, default 2)"
     )
-    verbs.add_parser("status", help="show its parts")
+    verbs.add_parser("status", help="show its parts, and the lines to paste")
     verbs.add_parser("env", help='show the environment of an application on it, for `eval "$(ps-postgres lab env)"`')
     verbs.add_parser("down", help="end it")
     parser.set_defaults(run=run)
@@ -107,8 +108,8 @@ def _up(replicas: int) -> None:
 
     from ps_lab import Lab
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda *_: sys.exit())
+    for ending in ENDINGS:
+        signal.signal(ending, _end)
     console = Console()
     asked: socket.socket | None = None
     with _only_one(_state_folder()) as listener:
@@ -122,14 +123,29 @@ def _up(replicas: int) -> None:
                 print(*_lines(lab), "", sep="\n")
                 print(f"Up after {time.monotonic() - began:.1f} s. Ctrl-C ends it.", flush=True)
                 asked = _serve(lab, listener)
+                _ignore_endings()
                 began = time.monotonic()
             answer = f"The lab is down ({time.monotonic() - began:.1f} s)."
             print(answer)
             _answer(asked, {"text": answer})
-        except (KeyboardInterrupt, SystemExit):
+        except SystemExit:
             print("The lab is down.")
         except RuntimeError as failure:
             raise _Problem(str(failure)) from failure
+
+
+def _end(*_: object) -> None:
+    _ignore_endings()
+    sys.exit()
+
+
+def _ignore_endings() -> None:
+    """Let what ends the lab be done once: another signal would interrupt that, and could not ask for more."""
+    # Blocked for this thread, also while Python ends, when handlers are gone; and not SIG_IGN, for Python prints a traceback of a
+    # signal that came just before.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    for ending in ENDINGS:
+        signal.signal(ending, lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -178,7 +194,7 @@ def _serve(lab: Lab, listener: socket.socket) -> socket.socket:
 
 def _act(lab: Lab, verb: str, *arguments: Any) -> dict[str, Any]:
     if verb == "status":
-        return {"rows": _parts(lab)}
+        return {"rows": _parts(lab), "lines": _lines(lab)}
     if verb == "env":
         return {"environment": "\n".join(_exports(lab, DATABASE_URL=lab.url))}
     action = {"switchover": lab.switchover, "crash": lab.crash_primary}[verb]
@@ -249,6 +265,7 @@ def _ask(*words: object) -> None:
         raise _Problem(answer["problem"])
     if "rows" in answer:
         Console().print(_table(answer["rows"]))
+        print(*answer["lines"], sep="\n")
     else:
         print(answer.get("environment") or answer["text"])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
-from ps_cli import doctor, lab, pgbouncer
+from ps_cli import completion, doctor, lab, pgbouncer
 from ps_demo import demo
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sub-command that the arguments (by default the process's) name; return the exit status."""
     parser = _Parser(prog="ps-postgres", description="SQLAlchemy and Django on PlanetScale for Postgres.")
+    parser.add_argument("--version", action="version", version=f"ps-postgres {version('ps-postgres')}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (demo, lab, doctor, pgbouncer):
         command.add_parser(subparsers)
+    completion.add_parser(subparsers, parser)
     args = parser.parse_args(argv)
     status: int = args.run(args)
     return status

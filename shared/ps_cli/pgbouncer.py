@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ps_core.errors import ConfigurationError
 from ps_core.pgbouncer import DEFAULT_POOL_SIZE, MAX_CLIENT_CONN, Load, application_urls, check, pgbouncer_ini, userlist
 from ps_core.topology import Topology
+from ps_lab.pgbouncer import installed_pgbouncer, release_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from ps_core.pgbouncer import Remark
 
 __all__ = ["add_parser", "run"]
+
+DEFAULT_VERSION: Final = (1, 24)
+"""What the ini is for where no PgBouncer is installed."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,7 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--listen", type=_listen, default=("127.0.0.1", 6432), metavar="WHERE", help="127.0.0.1:6432, or a Unix socket's folder"
     )
-    parser.add_argument("--pgbouncer-version", type=_version, default=(1, 24), metavar="X.Y", help="which it is for (1.24)")
+    parser.add_argument(
+        "--pgbouncer-version", type=_version, metavar="X.Y", help="which it is for (default: the one installed here, else 1.24)"
+    )
     parser.add_argument("--check", type=Path, metavar="INI", help="check this one, and write nothing")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)")
     parser.add_argument("--force", action="store_true", help="write over files that are there")
@@ -94,22 +101,35 @@ def _write(args: argparse.Namespace, topology: Topology, load: Load) -> None:
     folder: Path = args.output.absolute()
     auth_file = folder / "userlist.txt"
     host, port = args.listen
+    version, why = _version_for(args)
     texts = {
         auth_file: userlist(topology),
         folder / "pgbouncer.ini": pgbouncer_ini(
-            topology, load, auth_file=str(auth_file), listen=host, port=port, version=args.pgbouncer_version
+            topology, load, auth_file=str(auth_file), listen=host, port=port, version=version
         ),
     }
     there = [path.name for path in texts if path.exists()]
     if there and not args.force:
         raise ConfigurationError(f"{', '.join(there)} in {folder}: already there: write --force, or another --output")
+    folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         # Made anew, for what is there may be open to others.
         path.unlink(missing_ok=True)
         path.touch(mode=0o600, exist_ok=False)
         path.write_text(text)
         print(f"wrote {path}")
+    print("The ini is for PgBouncer {}.{}{}".format(*version, why))
     print("The application connects to (with its password in the place of ***):")
     for name, urls in application_urls(topology, listen=host, port=port).items():
         if urls:
             print(f"PS_{name.upper()}={','.join(url.render() for url in urls)}")
+
+
+def _version_for(args: argparse.Namespace) -> tuple[tuple[int, int], str]:
+    """Return the release that the ini is for, and why that one."""
+    if args.pgbouncer_version is not None:
+        return args.pgbouncer_version, ""
+    if (installed := installed_pgbouncer()) is None:
+        return DEFAULT_VERSION, ": none is installed here, and --pgbouncer-version names none"
+    printed = subprocess.run([installed, "--version"], check=True, capture_output=True, text=True).stdout  # noqa: S603 - found above
+    return release_of(printed), f", which is {installed}"

@@ -18,6 +18,7 @@ from ps_core.timeouts import SETTINGS, format_ms
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
+    from ps_core._message.plan import Message
     from ps_core.topology import Endpoint
 
 __all__ = ["EndpointState", "StatementMemory"]
@@ -33,6 +34,8 @@ class StatementMemory:
         self._size = size
         self._lock = threading.Lock()
         self._hashes: dict[int, None] = {}
+        self.added = 0
+        """How often something was added."""
 
     def __contains__(self, text: Hashable) -> bool:
         return bool(self._hashes) and hash(text) in self._hashes
@@ -50,8 +53,11 @@ class StatementMemory:
             self._hashes[hash(text)] = None
             if len(self._hashes) > self._size:
                 del self._hashes[next(iter(self._hashes))]
+            self.added += 1  # last: a plan that was made without it is taken for old (`EndpointState.messages`)
 
 
+MOST_MESSAGES: Final = 1024
+"""An endpoint remembers at most this many messages."""
 _functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
 """Those of each branch."""
 _warned: Final[set[str]] = set()
@@ -87,12 +93,15 @@ class EndpointState:
     """Whether at that level each statement has a snapshot of its own."""
     generation: int = 0
     """Connections of an earlier one are replaced before their next use: the server that they led to was demoted."""
+    _messages: tuple[frozenset[str], int, dict[Hashable, Message]] = field(init=False)
+    """What was known when they were composed, and messages."""
     _openings: dict[int, Script] = field(default_factory=dict)
     _told: bool = False
     """Whether it was said that the role's own timeouts are shorter than what is asked for."""
 
     def __post_init__(self) -> None:
         self.functions = _functions.setdefault(self.identity, Functions()) if self.identity else Functions()
+        self._messages = self.functions.may_write, 0, {}
         if self.gate is None:
             self.gate = OutageGate(self.endpoint.name)
         if self.endpoint.pooled and not self.endpoint.refuses_session:
@@ -117,6 +126,18 @@ class EndpointState:
         """Begin with new locks: after a fork, the threads that held them are not there."""
         self.refused_read_only.forget_threads()
         self.refused_in_batch.forget_threads()
+
+    def messages(self) -> dict[Hashable, Message]:
+        """Return messages by all that decides them, but for what the server teaches: with each of its lessons, they begin anew.
+
+        What is composed by what was known before a lesson so goes into what nobody looks into any more.
+        """
+        names, added, messages = self._messages
+        learned = self.functions.may_write, self.refused_read_only.added + self.refused_in_batch.added
+        if names is not learned[0] or added != learned[1] or len(messages) >= MOST_MESSAGES:
+            messages = {}
+            self._messages = (*learned, messages)
+        return messages
 
     def opening(self, server_version: int) -> Script:
         """Return the SET LOCALs that open a transaction here and now, for a server of `server_version` (as in 180004).

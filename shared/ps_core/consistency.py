@@ -238,7 +238,7 @@ seen may not be flushed yet."""
 def place_sql(server_version: int) -> bytes:
     """Return what asks whether the server is a standby: "on" or "t" where it is one.
 
-    `server_version`: as in 180004. PostgreSQL 14 brought the setting, which costs a quarter of a query (2 µs of the server's CPU).
+    `server_version`: as in 180004. PostgreSQL 14 brought the setting, which costs the server a quarter of a query (2 µs of CPU).
     """
     return b"SHOW in_hot_standby" if server_version >= _SHOWS_PLACE else b"SELECT pg_catalog.pg_is_in_recovery()"
 

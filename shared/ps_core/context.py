@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from ps_core._message.change import ROLE, SEARCH_PATH
 from ps_core._message.session import split_list
 from ps_core._plain_errors import ConfigurationError
-from ps_core.consistency import CLOCK_SKEW, InvalidToken, Token, merge, parts_of
+from ps_core.consistency import CLOCK_SKEW, MAX_AGE, InvalidToken, Token, merge, parts_of
 from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
 from ps_core.timeouts import Duration, parse_duration
@@ -39,6 +39,7 @@ __all__ = [
     "commit_check",
     "current",
     "current_token",
+    "current_tracker",
     "deadline",
     "ensure_tracker",
     "forget_token",
@@ -125,8 +126,8 @@ class Tracker:
             return self.wrote
         return _positions(self.token) != _positions(self._first)
 
-    def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
-        """Merge what was seen, and whether it was seen by writing.
+    def record_seen(self, token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> Token | None:
+        """Merge what was seen, and whether it was seen by writing. Return what is known now.
 
         `unknown_positions` says that the primary returned the position, and how many unknown ones there were when it was asked:
         it covers those.
@@ -141,6 +142,7 @@ class Tracker:
                 known = known.taken_by(token.at)  # this machine's clock was set back
             self.token = merge(known, token)
             self.wrote = self.wrote or wrote
+            return self.token
 
 
 def _positions(token: Token) -> dict[str, int | None]:
@@ -149,12 +151,18 @@ def _positions(token: Token) -> dict[str, int | None]:
 
 _tracker: Final[ContextVar[Tracker | None]] = ContextVar("ps_core_tracker", default=None)
 
+# As `current` below: each statement asks.
+current_tracker: Final = _tracker.get
+"""Return what notes how far the work of this context has seen the database; None: nothing does yet."""
+
 
 def current_token() -> Token | None:
     """Return how far the work of this context has seen the database; None: nothing yet, or what it saw has expired."""
     tracker = _tracker.get()
     token = None if tracker is None else tracker.token
-    return None if token is None else token.unexpired(time.time())
+    if token is None or not (token.others or time.time() - token.at > MAX_AGE):
+        return token
+    return token.unexpired(time.time())
 
 
 def has_to_ask_primary(identity: str) -> bool:
@@ -173,13 +181,13 @@ def unknown_positions() -> int:
     return 0 if tracker is None else tracker.unknown_positions
 
 
-def record_seen(token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> None:
-    """Merge a position that was seen into this context's token; `wrote`: by a transaction that wrote."""
+def record_seen(token: Token, *, wrote: bool = False, unknown_positions: int | None = None) -> Token | None:
+    """Merge a position that was seen into this context's token, and return that; `wrote`: by a transaction that wrote."""
     tracker = _tracker.get()
     if tracker is None:
         tracker = Tracker()
         _tracker.set(tracker)
-    tracker.record_seen(token, wrote=wrote, unknown_positions=unknown_positions)
+    return tracker.record_seen(token, wrote=wrote, unknown_positions=unknown_positions)
 
 
 def ensure_tracker() -> None:

@@ -55,6 +55,8 @@ class Name(StrEnum):
     """The answer to a COMMIT was lost; `reason` is what was found out: committed, rolled back, unknown."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """A caller's deadline ended its wait."""
+    NOTICE = "notice"
+    """A server or pooler said something that somebody should see; `reason` is what kind, `text` the words."""
 
 
 # The level at which it is logged, and its words.
@@ -70,6 +72,7 @@ _WORDS: Final[dict[Name, tuple[int, str]]] = {
     Name.DEMOTED: (logging.WARNING, "the server was demoted"),
     Name.COMMIT_OUTCOME: (logging.WARNING, "the answer to a COMMIT was lost"),
     Name.DEADLINE_EXCEEDED: (logging.WARNING, "the caller's deadline is over"),
+    Name.NOTICE: (logging.WARNING, "a notice"),
 }
 logging.getLogger("ps_core").addHandler(logging.NullHandler())  # where nothing is set up, a library prints nothing
 _loggers: Final = {name: logging.getLogger(f"ps_core.events.{name}") for name in Name}
@@ -88,13 +91,15 @@ class Event:
     """Which try it was, from 1."""
     seconds: float | None = None
     """How long it went on."""
+    text: str = ""
+    """What a notice says, of the kinds that `ps_core.notices` knows: one line of 300 characters at most."""
 
     def __str__(self) -> str:
         more = [] if self.attempt is None else [f"attempt {self.attempt}"]
         more += [] if self.seconds is None else [f"{self.seconds:.3f} s"]
         text = ", ".join(filter(None, (_WORDS[self.name][1], self.reason)))
         at = f"endpoint {self.endpoint!r}: " if self.endpoint else ""
-        return at + text + (f" ({', '.join(more)})" if more else "")
+        return at + text + (f" ({', '.join(more)})" if more else "") + (f": {self.text}" if self.text else "")
 
 
 class Hook(Protocol):

@@ -23,6 +23,7 @@ __all__ = [
     "FOR_PRIMARY",
     "READ_FOR_PRIMARY",
     "RUN_AGAIN",
+    "TRAFFIC_CONTROL",
     "Failure",
     "Kind",
     "Ran",
@@ -152,7 +153,7 @@ _MIDDLE_TEXTS: Final[tuple[tuple[str, Failure], ...]] = (
     ),
 )
 _MIDDLE: Final = tuple((re.compile(pattern), failure) for pattern, failure in _MIDDLE_TEXTS)
-_TRAFFIC_CONTROL: Final = "[PGINSIGHTS] Traffic Control:"
+TRAFFIC_CONTROL: Final = "[PGINSIGHTS] Traffic Control:"
 _READ_ONLY_CLUSTER: Final = "invalid statement because cluster is read-only"
 _RECOVERY: Final = "due to conflict with recovery"
 """PostgreSQL, tcop/postgres.c and ipc/standby.c."""
@@ -248,7 +249,7 @@ def classify(exc: BaseException) -> Failure:
                 return failure
     if state is None:
         # Said to a new connection: libpq hides the SQLSTATE of what fails while connecting.
-        if _TRAFFIC_CONTROL in message:
+        if TRAFFIC_CONTROL in message:
             return _lost("traffic_control", kind=Kind.OVERLOAD, ran=Ran.NO)
         if _READ_ONLY_CLUSTER in message:
             return _lost("cluster_read_only", kind=Kind.PERMANENT, ran=Ran.NO)
@@ -260,7 +261,7 @@ def classify(exc: BaseException) -> Failure:
 
 
 def _by_sqlstate(error: psycopg.Error, state: str, message: str) -> Failure:
-    if _TRAFFIC_CONTROL in message:
+    if TRAFFIC_CONTROL in message:
         return _alive("traffic_control", Kind.OVERLOAD)
     if _READ_ONLY_CLUSTER in message:
         return _alive("cluster_read_only", Kind.PERMANENT)

@@ -36,7 +36,7 @@ def _no() -> bool:
     return False
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: one is made for every statement, and that costs a frozen one three times as much
+@dataclass(slots=True, kw_only=True)  # not frozen: one is made for every statement, and freezing makes that three times as dear
 class Situation:
     """What is known when a statement has to go somewhere, where there are replicas."""
 

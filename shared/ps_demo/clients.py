@@ -27,7 +27,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "statement_timeout": "2s",
     "transaction_timeout": "3s",
 }
-LEDGERS: Final = {"SQLAlchemy": "pgbench_history", "Django": "shop_order"}
+LEDGERS: Final = {"SQLAlchemy": "bank_transfer", "Django": "shop_order"}
 """The applications, and the table in which each one's writes leave their references."""
 
 SHARE_OF_WRITES: Final = 0.25
@@ -56,7 +56,7 @@ class Customers(Protocol):
 
 
 def _sqlalchemy(url: str, clients: int) -> Customers:
-    from ps_demo.bank import Bank
+    from ps_demo.bank.customers import Bank
     from ps_sqlalchemy import create_engine
 
     return Bank(create_engine(url, **SETTINGS, pool_size=clients))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ps_core.topology import Topology
     from ps_lab.processes import Guard
 
-__all__ = ["AppSideBouncer", "PgBouncer", "find_pgbouncer", "scram_secret"]
+__all__ = ["AppSideBouncer", "PgBouncer", "find_pgbouncer", "installed_pgbouncer", "release_of", "scram_secret"]
 
 ADMIN = "ps_lab_admin"
 _ITERATIONS = 4096
@@ -47,6 +47,18 @@ def scram_secret(password: str) -> str:
     return "SCRAM-SHA-256${}:{}${}:{}".format(_ITERATIONS, *encoded)
 
 
+def installed_pgbouncer() -> str | None:
+    """Return the path of the system's PgBouncer, or None."""
+    # Debian has it in /usr/sbin, which is not on an ordinary user's PATH.
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def release_of(printed: str) -> tuple[int, int]:
+    """Return the release, as in (1, 24), of what `pgbouncer --version` prints."""
+    major, minor = printed.split()[1].split(".")[:2]
+    return int(major), int(minor)
+
+
 def find_pgbouncer(guard: Guard, path: str | Path | None = None) -> str:
     """Return a PgBouncer that the lab's account can run: `path`, PS_LAB_PGBOUNCER, or the system's.
 
@@ -55,9 +67,7 @@ def find_pgbouncer(guard: Guard, path: str | Path | None = None) -> str:
     Raises:
         RuntimeError: there is none.
     """
-    # Debian has it in /usr/sbin, which is not on an ordinary user's PATH.
-    search = f"{os.environ.get('PATH', '')}:/usr/sbin"
-    found = path or os.environ.get("PS_LAB_PGBOUNCER") or shutil.which("pgbouncer", path=search)
+    found = path or os.environ.get("PS_LAB_PGBOUNCER") or installed_pgbouncer()
     if found is None:
         raise RuntimeError("no PgBouncer: apt-get install pgbouncer (or brew, dnf), or name one in PS_LAB_PGBOUNCER")
     if not Path(found).is_file():
@@ -110,8 +120,7 @@ class PgBouncer:
     @cached_property
     def version(self) -> tuple[int, int]:
         """The release, as in (1, 24)."""
-        major, minor = self._guard.run([self._binary, "--version"]).split()[1].split(".")[:2]
-        return int(major), int(minor)
+        return release_of(self._guard.run([self._binary, "--version"]))
 
     @property
     def running(self) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -12,13 +11,6 @@ from ps_lab.processes import wait_until
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
 from tests.adversity.users import Application, at_hand, make_table
-
-_HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what looks at the whole matrix after what fills it."""
-    items.sort(key=lambda item: item.path.name == "test_matrix.py" and item.path.parent == _HERE)
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +25,11 @@ def django_is_set_up(site: None) -> None:
 
 
 @pytest.fixture(autouse=True)
-def at_work(matrix: Matrix, request: pytest.FixtureRequest) -> None:
-    """Let the matrix know whose lines these are."""
+def at_work(matrix: Matrix, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the matrix know whose lines these are, and which tests are over."""
     matrix.file = request.path.name
+    yield
+    matrix.ran.add(request.node.nodeid)
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +60,16 @@ def whole(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "ps_lab" not in {name for item in request.session.items if item.path == request.path for name in item.fixturenames}:  # type: ignore[attr-defined]
         return
-    lab: Lab = request.getfixturevalue("ps_lab")
+    make_whole(request.getfixturevalue("ps_lab"), request.path.name)
+
+
+def make_whole(lab: Lab, after: str) -> None:
+    """Bring a lab back, and say what was left broken after what."""
     broken = _repair(lab)
     following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
     wait_until(lambda: lab.sql(following)[0][0] == len(lab.replicas), "replicas that follow")
     lab.sql("DROP TABLE IF EXISTS ledger, entry")
-    assert not broken, f"{request.path.name} left the lab broken; it was repaired: {'; '.join(broken)}"
+    assert not broken, f"{after} left the lab broken; it was repaired: {'; '.join(broken)}"
 
 
 def _repair(lab: Lab) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ps_core.failures import Failure, Ran
-from tests.adversity.harness import AUTOCOMMIT, WRITES, Met, Ours, Phase, Row, check_verdict
+from tests.adversity.harness import AUTOCOMMIT, PATHS, WRITES, Met, Ours, Phase, Row
 from tests.adversity.verdicts import NOT_REPRODUCED, VERDICTS
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ Real faults of real servers, behind PgBouncer 1.18, met by stock psycopg and by 
 their work. "Verdict" is what `classify` makes of psycopg's error: the kind, whether the statement ran, and the rule that
 decided. Where two are named, either is met, depending on who notices first. "Sent again": the caller sees no error.
 """
+_PHASES = [phase.value for phase in Phase]
 _COLUMNS = ("endpoint", "phase", "stock psycopg", "verdict", "ps_core", "outcome")
 
 
 @dataclass(slots=True)
 class Matrix:
-    """The rows, by event, in the order in which they came."""
+    """The rows, by event. The page has them in an order of its own."""
 
     events: dict[str, list[tuple[str, str, str, str, str, str]]] = field(default_factory=dict)
     met: set[str] = field(default_factory=set)
@@ -39,6 +40,8 @@ class Matrix:
     """The file whose test runs."""
     files: set[str] = field(default_factory=set)
     """The files that said what the user sees."""
+    ran: set[str] = field(default_factory=set)
+    """The tests that are over, by id."""
 
     def sees(self, fault: str, text: str, *, synthetic: bool = False) -> None:
         """Write down, in one line, what the users of both frameworks see of a fault, which the test has asserted.
@@ -69,11 +72,10 @@ class Matrix:
     def add(
         self, event: str, endpoint: str, phase: str, failure: Failure, rule: str | Sequence[str], *, ours: str, outcome: str
     ) -> None:
-        """Check the verdict of one error, and write it down with what our connection did, which the test has checked."""
+        """Check the rule of one error, and write it down with what our connection did, which the test has checked."""
         expected = (rule,) if isinstance(rule, str) else rule
         self.met.add(failure.rule)
         assert failure.rule in expected, failure
-        check_verdict(failure)
         self._add(event, endpoint, phase, expected, [ours], [outcome])
 
     def _add(
@@ -90,12 +92,23 @@ class Matrix:
         for event, rows in sorted(self.events.items()):
             parts += [f"\n## {event}\n\n", _line(_COLUMNS), _line("---" for _ in _COLUMNS)]
             phases: dict[tuple[str, ...], list[str]] = {}
-            for endpoint, phase, *rest in dict.fromkeys(rows):
+            for endpoint, phase, *rest in sorted(set(rows), key=_place):
                 phases.setdefault((endpoint, *rest), []).append(phase)
             parts += [_line((endpoint, "; ".join(names), *rest)) for (endpoint, *rest), names in phases.items()]
         parts += ["\n## Not reproduced here\n\n", _line(("rule", "why")), _line(("---", "---"))]
         parts += [_line((f"`{rule}`", why)) for rule, why in sorted(NOT_REPRODUCED.items())]
         return "".join(parts)
+
+
+def _place(row: tuple[str, ...]) -> tuple[object, ...]:
+    """Return where a row stands: by endpoint, and by phase as a client goes through them; what is no phase comes after them."""
+    endpoint, phase, *_ = row
+    return (
+        [name not in endpoint for name in PATHS],
+        endpoint,
+        _PHASES.index(phase) if phase in _PHASES else len(_PHASES),
+        row,
+    )
 
 
 def _outcomes(path: str, phase: Phase, row: Row) -> list[str]:
@@ -108,7 +121,7 @@ def _outcome(path: str, phase: Phase, row: Row, ours: Ours) -> str:
         return "the caller is told that nobody can tell"
     if ours is not Ours.RAISED:
         return "committed, once" if writes else "answered"
-    ran = {ran for rule in row.rules if rule is not None for _, ran, _ in VERDICTS[rule]}
+    ran = {verdict.ran for rule in row.rules if rule is not None for verdict in VERDICTS[rule]}
     if writes and phase in AUTOCOMMIT and Ran.UNKNOWN in ran:
         return "committed or not: ran unknown"
     return "rolled back" if writes else "no answer"
@@ -117,8 +130,8 @@ def _outcome(path: str, phase: Phase, row: Row, ours: Ours) -> str:
 def _verdict(rule: str | None) -> str:
     if rule is None:
         return "-"
-    kind, ran, _ = max(VERDICTS[rule], key=lambda verdict: verdict[1].value)
-    return f"{kind.value}, ran: {ran.value} (`{rule}`)"
+    verdict = max(VERDICTS[rule], key=lambda verdict: verdict.ran.value)
+    return f"{verdict.kind.value}, ran: {verdict.ran.value} (`{rule}`)"
 
 
 def _line(cells: Iterable[str]) -> str:

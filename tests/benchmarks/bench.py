@@ -99,7 +99,7 @@ class Measured:
     memory: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Bytes by connection, of the process and Python's own, by way."""
     profiles: dict[tuple[str, Way], tuple[Profile, Profile]] = field(default_factory=dict)
-    """Of stock and of the way."""
+    """Each holds the profile of stock and that of the way."""
 
 
 class Bench(ExitStack):

@@ -56,7 +56,7 @@ class Cost:
 
 
 Costs = dict[str, list[Cost]]
-"""Of one unit, by name of the way, round by round."""
+"""The costs of one unit, by name of the way, round by round."""
 
 
 class Worker:

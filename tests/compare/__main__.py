@@ -138,7 +138,7 @@ def meet(lab: Lab, worker: Worker, name: str, effort: Effort) -> Window:
 
 def references(lab: Lab) -> list[int]:
     """Return the references of the transfers that are in the table."""
-    return [reference for (reference,) in lab.sql("SELECT reference FROM compare_transfer")]
+    return [reference for (reference,) in lab.sql("SELECT reference FROM bank_transfer")]
 
 
 def measure_throughput(lab: Lab, workers: Sequence[Worker], effort: Effort) -> dict[str, dict[tuple[float, str, int], float]]:

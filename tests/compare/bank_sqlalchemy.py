@@ -2,33 +2,10 @@
 
 from collections.abc import Callable
 
-from sqlalchemy import BigInteger, Identity, func, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
-
-class Base(DeclarativeBase):
-    """The bank's tables."""
-
-
-class Account(Base):
-    """An account."""
-
-    __tablename__ = "compare_account"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    balance: Mapped[int] = mapped_column(BigInteger)
-
-
-class Transfer(Base):
-    """One movement of money. `reference` is the client's own name for it."""
-
-    __tablename__ = "compare_transfer"
-
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    reference: Mapped[int] = mapped_column(BigInteger)
-    source: Mapped[int]
-    target: Mapped[int]
-    amount: Mapped[int]
+from ps_demo.bank.models import Account, Transfer, moves
 
 
 class Bank:
@@ -57,8 +34,8 @@ class Bank:
         """Move money between two accounts, and note it."""
 
         def work(session: Session) -> None:
-            for account, change in ((source, -amount), (target, amount)):
-                session.execute(update(Account).where(Account.id == account).values(balance=Account.balance + change))
+            for statement in moves(source, target, amount):
+                session.execute(statement)
             session.add(Transfer(reference=reference, source=source, target=target, amount=amount))
 
         self.transact(work)

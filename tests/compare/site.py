@@ -22,7 +22,7 @@ class Site:
         *,
         routers: Sequence[str] = (),
         middleware: Sequence[str] = (),
-        transact: str = "tests.compare.bank_django.in_atomic",
+        transact: str = "tests.compare.views.in_atomic",
         **more: object,
     ) -> None:
         settings.configure(
@@ -30,7 +30,7 @@ class Site:
             DATABASE_ROUTERS=list(routers),
             MIDDLEWARE=list(middleware),
             TRANSACT=transact,
-            ROOT_URLCONF="tests.compare.bank_django",
+            ROOT_URLCONF="tests.compare.views",
             ALLOWED_HOSTS=["*"],
             SECRET_KEY="for the comparison only",
             USE_TZ=True,

@@ -6,16 +6,14 @@ from typing import Any, Final, Literal, Protocol
 
 import ps_core
 from ps_core import Timeouts, Topology
+from ps_demo.bank.models import ddl
 
 ACCOUNTS: Final = 1000
 TABLES: Final = f"""
-DROP TABLE IF EXISTS compare_account, compare_transfer;
-CREATE TABLE compare_account (id int PRIMARY KEY, balance bigint NOT NULL);
-INSERT INTO compare_account SELECT id, 0 FROM generate_series(1, {ACCOUNTS}) AS id;
--- Not unique: a transfer that was made twice has to show as two rows, not as an error.
-CREATE TABLE compare_transfer (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, reference bigint NOT NULL, source int, target int, amount int);
-CREATE INDEX ON compare_transfer (reference);
+DROP TABLE IF EXISTS bank_account, bank_transfer;
+{ddl()};
+INSERT INTO bank_account SELECT id, 0 FROM generate_series(1, {ACCOUNTS}) AS id;
+CREATE INDEX ON bank_transfer (reference);
 """
 
 Endpoint = Literal["primary", "replica"]

@@ -4,6 +4,7 @@ import json
 import os
 
 import ps_django
+from ps_demo.shop.templates import TEMPLATES  # noqa: F401 - a setting
 from tests.ecosystem.packages import PACKAGES
 
 NAME = os.environ["SITE"]
@@ -37,19 +38,6 @@ MIDDLEWARE = [
 ]
 if not STOCK:
     MIDDLEWARE.insert(0, "ps_django.middleware.ConsistencyMiddleware")
-TEMPLATES = [
-    {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {
-            "context_processors": [
-                "django.template.context_processors.request",
-                "django.contrib.auth.context_processors.auth",
-                "django.contrib.messages.context_processors.messages",
-            ]
-        },
-    }
-]
 ROOT_URLCONF = "tests.ecosystem.urls"
 MIGRATION_MODULES = {"site": "migrations_of_site"}
 ALLOWED_HOSTS = ["*"]

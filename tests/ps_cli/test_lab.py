@@ -1,8 +1,10 @@
 """`ps-postgres lab`, as two terminals use it."""
 
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -98,10 +100,13 @@ def test_two_terminals(command: Command) -> None:
     status, text = result(command("status"))
     assert status == 0
     assert next(line for line in text.splitlines() if "pg-1" in line).split("│")[2].strip() == "primary"
+    assert [line for line in lines if line.startswith(("export ", "psql "))] == [
+        line for line in text.splitlines() if line.startswith(("export ", "psql "))
+    ]
     status, text = result(command("down"))
     assert (status, text.startswith("The lab is down")) == (0, True)
     status, text = result(lab)
-    assert (status, "The lab is down" in text, "Traceback" in text) == (0, True, False)
+    assert (status, "The lab is down" in text, "Traceback" in text) == (0, True, False), text
     for verb in ("switchover", "crash", "status", "env", "down"):
         assert result(command(verb)) == (1, "no lab is up: start one with `ps-postgres lab up` in another terminal\n")
 
@@ -118,6 +123,30 @@ def test_killed_and_started_again(command: Command, tmp_path: Path) -> None:
     lab.send_signal(signal.SIGINT)
     assert result(lab) == (0, "The lab is down.\n")
     assert not (tmp_path / "ps-postgres" / "lab.sock").exists()
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("first", ["SIGTERM", "SIGINT", "down"])
+def test_told_again_while_it_ends(command: Command, first: str) -> None:
+    """Signals that come while the lab shuts down, for whatever reason, change nothing about its end."""
+    lab, lines = up(command)
+    (port,) = set(re.findall(r"ps_pooled_port=(\d+)", "\n".join(lines)))
+    if first == "down":
+        command("down")
+        wait_until(lambda: not listens(int(port)), "the beginning of the end")
+    else:
+        lab.send_signal(signal.Signals[first])
+    while lab.poll() is None:
+        lab.send_signal(signal.SIGTERM)
+    status, text = result(lab)
+    assert (status, "The lab is down" in text, "Traceback" in text) == (0, True, False), text
+    assert not listens(int(port))
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_terminated_while_it_starts(command: Command, tmp_path: Path) -> None:

@@ -38,6 +38,27 @@ def test_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_for_the_one_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ini is for the PgBouncer of this machine, in a folder that is made; --pgbouncer-version names another one."""
+    program = tmp_path / "bin" / "pgbouncer"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    for release, option, prepares in (
+        ("1.18.0", [], False),
+        ("1.25.2", [], True),
+        ("1.25.2", ["--pgbouncer-version", "1.20"], False),
+    ):
+        program.write_text(f"#!/bin/sh\necho PgBouncer {release}\n")
+        program.chmod(0o755)
+        folder = tmp_path / "etc" / "pgbouncer" / release / "".join(option)
+        assert main(["pgbouncer", URL, *SIZES, "--output", str(folder), *option]) == 0
+        assert ("max_prepared_statements" in (folder / "pgbouncer.ini").read_text()) == prepares
+        stated = "1.20" if option else f"{release[:4]}, which is {program}"
+        assert f"The ini is for PgBouncer {stated}\n" in capsys.readouterr().out
+
+
 def test_writes_over_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is there stays as it is, unless --force replaces it; then it is private, whatever it was before."""
     there = tmp_path / "userlist.txt"

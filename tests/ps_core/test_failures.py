@@ -4,8 +4,9 @@ import psycopg
 import pytest
 from psycopg.pq import DiagnosticField
 
-from ps_core.errors import CommitOutcomeUnknown, LostAtCommit
+from ps_core import errors
 from ps_core.failures import Kind, Ran, classify, is_made_by_pooler
+from tests.adversity.verdicts import VERDICTS
 
 pytestmark = pytest.mark.fast
 
@@ -42,6 +43,16 @@ def connect_error(text: str) -> psycopg.Error:
 
 SERVER = [
     ("57P01", "terminating connection due to administrator command", "FATAL", Kind.TRANSIENT, Ran.ROLLED_BACK, False),
+    (
+        "57P02",
+        "terminating connection because of crash of another server process",
+        "FATAL",
+        Kind.TRANSIENT,
+        Ran.ROLLED_BACK,
+        False,
+    ),
+    ("57P03", "the database system is starting up", "FATAL", Kind.TRANSIENT, Ran.NO, False),
+    ("57P04", "terminating connection: its database was dropped", "FATAL", Kind.CONFIGURATION, Ran.ROLLED_BACK, False),
     ("57P05", "terminating connection due to idle-session timeout", "FATAL", Kind.TRANSIENT, Ran.NO, False),
     ("25P03", "terminating connection due to idle-in-transaction timeout", "FATAL", Kind.TIMEOUT, Ran.ROLLED_BACK, False),
     ("25P04", "terminating connection due to transaction timeout", "FATAL", Kind.TIMEOUT, Ran.ROLLED_BACK, False),
@@ -55,11 +66,22 @@ SERVER = [
     ("22023", 'invalid value for parameter "a": "b"', "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("53300", "sorry, too many clients already", "FATAL", Kind.OVERLOAD, Ran.NO, False),
     ("53000", "[PGINSIGHTS] Traffic Control: query exceeded budget", "ERROR", Kind.OVERLOAD, Ran.ROLLED_BACK, True),
+    ("53000", "out of something", "ERROR", Kind.OVERLOAD, Ran.ROLLED_BACK, True),
+    ("53100", "could not extend file", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
+    ("53200", "out of memory", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
+    ("26000", 'prepared statement "a" does not exist', "ERROR", Kind.CONFIGURATION, Ran.ROLLED_BACK, True),
+    ("42P05", 'prepared statement "a" already exists', "ERROR", Kind.CONFIGURATION, Ran.ROLLED_BACK, True),
     ("42601", "syntax error", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("23505", "duplicate key", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("08P01", "bind message supplies 1 parameters", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("08001", 'could not connect to server "remote"', "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
     ("08006", "terminating connection because protocol synchronization was lost", "FATAL", Kind.TRANSIENT, Ran.UNKNOWN, False),
+    ("08000", "an exception", "FATAL", Kind.TRANSIENT, Ran.UNKNOWN, False),
+    ("08001", "could not establish it", "FATAL", Kind.TRANSIENT, Ran.NO, False),
+    ("08003", "does not exist", "FATAL", Kind.TRANSIENT, Ran.UNKNOWN, False),
+    ("08004", "rejected", "FATAL", Kind.TRANSIENT, Ran.NO, False),
+    ("28000", "no such role", "FATAL", Kind.CONFIGURATION, Ran.NO, False),
+    ("3D000", "no such database", "FATAL", Kind.CONFIGURATION, Ran.NO, False),
     ("28P01", "password authentication failed", "FATAL", Kind.CONFIGURATION, Ran.NO, False),
     ("25006", "invalid statement because cluster is read-only", "ERROR", Kind.PERMANENT, Ran.ROLLED_BACK, True),
 ]
@@ -86,6 +108,8 @@ POOLER = [
     ("client connections exceeded (max_db_client_connections)", Kind.OVERLOAD, Ran.NO),
     ("admin forced disconnect", Kind.TRANSIENT, Ran.UNKNOWN),
     ("invalid server parameter", Kind.TRANSIENT, Ran.NO),
+    ("server DNS lookup failed", Kind.TRANSIENT, Ran.NO),
+    ('database "x" is disabled', Kind.TRANSIENT, Ran.UNKNOWN),
     ("query_timeout", Kind.TIMEOUT, Ran.ROLLED_BACK),
     ("unsupported startup parameter: statement_timeout", Kind.CONFIGURATION, Ran.NO),
     ("unsupported startup parameter in options: statement_timeout", Kind.CONFIGURATION, Ran.NO),
@@ -119,6 +143,8 @@ CLIENT = [
         Ran.ROLLED_BACK,
     ),
     (psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly"), Kind.TRANSIENT, Ran.UNKNOWN),
+    (psycopg.OperationalError("connection failed: Connection refused"), Kind.TRANSIENT, Ran.NO),
+    (psycopg.OperationalError("connection failed: session is read-only"), Kind.TRANSIENT, Ran.NO),
     (psycopg.OperationalError("the connection is closed"), Kind.TRANSIENT, Ran.NO),
     (psycopg.OperationalError("sending query failed: SSL SYSCALL error: EOF detected"), Kind.TRANSIENT, Ran.UNKNOWN),
     (psycopg.OperationalError("connection socket closed"), Kind.TRANSIENT, Ran.UNKNOWN),
@@ -174,12 +200,36 @@ def test_client(error: psycopg.Error, kind: Kind, ran: Ran) -> None:
     assert (failure.kind, failure.ran) == (kind, ran)
 
 
-def test_errors_of_our_own() -> None:
-    """What this library raises about a COMMIT is classified, too."""
-    unknown = classify(CommitOutcomeUnknown("nobody can tell"))
-    assert (unknown.kind, unknown.ran, unknown.usable) == (Kind.TRANSIENT, Ran.UNKNOWN, False)
-    lost = classify(LostAtCommit("the transaction was rolled back"))
-    assert (lost.kind, lost.ran, lost.usable) == (Kind.TRANSIENT, Ran.ROLLED_BACK, False)
+OWN: list[tuple[psycopg.Error, Kind, Ran, bool]] = [
+    (errors.CommitOutcomeUnknown("its text decides nothing"), Kind.TRANSIENT, Ran.UNKNOWN, False),
+    (errors.LostAtCommit("its text decides nothing"), Kind.TRANSIENT, Ran.ROLLED_BACK, False),
+    (errors.Demoted("its text decides nothing"), Kind.TRANSIENT, Ran.NO, False),
+    (errors.NotSent(), Kind.TRANSIENT, Ran.NO, False),
+    (errors.OutageTimeout("its text decides nothing"), Kind.TRANSIENT, Ran.NO, False),
+    (errors.ReplicaBehind("its text decides nothing"), Kind.BEHIND, Ran.ROLLED_BACK, True),
+    (errors.NotOnReplica("its text decides nothing"), Kind.BEHIND, Ran.ROLLED_BACK, True),
+    (errors.MayWrite("its text decides nothing"), Kind.NOT_PRIMARY, Ran.ROLLED_BACK, True),
+    (errors.SessionSettingRefused("its text decides nothing", setting="role"), Kind.PERMANENT, Ran.ROLLED_BACK, True),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "ran", "usable"), OWN, ids=[type(row[0]).__name__ for row in OWN])
+def test_errors_of_our_own(error: psycopg.Error, kind: Kind, ran: Ran, usable: bool) -> None:
+    """What this library raises is classified, too."""
+    failure = classify(error)
+    assert (failure.kind, failure.ran, failure.usable) == (kind, ran, usable)
+
+
+def test_every_rule() -> None:
+    """These tables have an error of each rule: they are the one place that says what a rule has to say."""
+    made = [
+        *(server_error(state, text, severity) for state, text, severity, *_ in SERVER),
+        *(pooler_error(text) for text, *_ in POOLER),
+        *(connect_error(text) for text, *_ in EDGE),
+        *(row[0] for row in CLIENT),
+        *(row[0] for row in OWN),
+    ]
+    assert {classify(error).rule for error in made} == VERDICTS.keys()
 
 
 def test_looks_inside_frameworks_errors() -> None:

@@ -11,6 +11,7 @@ import ps_core
 from ps_core import AsyncConnection, Connection, use_token
 from ps_core._connection.cursors import ServerBindingCursor
 from ps_core._endpoint import EndpointState
+from ps_core.errors import MayWrite
 from ps_lab import Lab
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import count
@@ -89,9 +90,9 @@ def callers_own_begin(conn: Connection[Any], end: str) -> None:
 def functions_are_asked_for(conn: Connection[Any], end: str) -> None:
     """Once a minute, the question for the names of functions follows it, too."""
     conn.autocommit = True
-    conn.state.functions._due.clear()
+    conn.state.functions.due.clear()
     conn.execute(f"INSERT INTO item VALUES (1){end}")
-    conn.state.functions._due.clear()
+    conn.state.functions.due.clear()
     assert conn.execute(f"SELECT 5{end}").fetchall() == [(5,)]
 
 
@@ -137,3 +138,19 @@ def test_stock(ps_lab: Lab, table: str) -> None:
         for end in ENDS:
             conn.execute(f"INSERT INTO {table} VALUES (1){end}")
     assert count(ps_lab, table) == len(ENDS)
+
+
+@pytest.mark.parametrize("teach", ["refused", "function"])
+def test_what_is_learned_counts_for_what_was_usual(ps_lab: Lab, connect: Connect, teach: str) -> None:
+    """A text that went to a replica, again and again, is refused there from when on it is known that it may write."""
+    conn = connect(EndpointState(endpoint=ps_lab.topology.replicas[0]))
+    conn.autocommit = True
+    text = "SELECT 1 AS t_learned"
+    for _ in range(3):
+        assert conn.execute(text).fetchall() == [(1,)]
+    if teach == "refused":
+        conn.state.refused_read_only.add(text)
+    else:
+        conn.state.functions.take("another", [("t_learned", False)], 1e9)
+    with pytest.raises(MayWrite):
+        conn.execute(text)

@@ -69,10 +69,14 @@ OVERRIDDEN = {
 CALLED = {
     "BaseConnection._notice_handler": "(wself, res)",
     "BaseConnection._notify_handler": "(wself, pgn)",
+    "BaseConnection._set_autocommit_gen": "(self, value)",
     "BaseCursor._check_results": "(self, results)",
     "BaseCursor._set_results": "(self, results)",
     "BaseCursor._check_copy_result": "(self, result)",
     "BaseCursor._start_query": "(self, query=None)",
+    "BaseCursor._reset": "(self, reset_query=True)",
+    "BasePipeline._communicate_gen": "(self)",
+    "Copy._read_gen": "(self)",
     "ClientCursor._execute_send": "(self, query, *, force_extended=False, binary=None)",
     "PostgresClientQuery.validate_and_reorder_params": "(parts, vars, order)",
     "Transformer.get_dumper": None,
@@ -94,7 +98,11 @@ READ = {
         "_tpc",
     ),
     "pgconn": ("_encoding",),
-    "cursor": ("_conn", "_encoding", "_last_query", "_pgconn", "_query_cls", "_results"),
+    "cursor": (
+        *("_conn", "_encoding", "_execmany_returning", "_last_query", "_pgconn", "_query", "_query_cls", "_results", "_rowcount"),
+        *("_closed", "_tx"),
+    ),
+    "copy": ("_finished", "_pgconn"),
     "named cursor": ("_withhold",),
     "query": ("_order", "_parts", "_tx", "template"),
 }
@@ -148,9 +156,17 @@ def test_attributes(ps_lab: Lab) -> None:
         cursor.execute("select %s", [1])
         query = PostgresClientQuery(Transformer(conn))
         query.convert("select %s", [1])
-        for what, found in (("connection", conn), ("pgconn", conn.pgconn), ("cursor", cursor), ("query", query),
-                            ("named cursor", named)):  # fmt: skip
-            assert [name for name in READ[what] if not hasattr(found, name)] == []
+        with conn.cursor().copy("copy (select 1) to stdout") as copy:
+            found = {
+                "connection": conn,
+                "pgconn": conn.pgconn,
+                "cursor": cursor,
+                "query": query,
+                "named cursor": named,
+                "copy": copy,
+            }
+            assert [(what, name) for what, names in READ.items() for name in names if not hasattr(found[what], name)] == []
+            assert list(copy) == [b"1\n"]
 
 
 def psycopgs_own() -> set[str]:

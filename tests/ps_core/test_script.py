@@ -9,9 +9,9 @@ pytestmark = pytest.mark.fast
 
 def test_head() -> None:
     """Commands are divided by semicolons, and a newline keeps them out of the line that an error message quotes."""
-    assert Script(b"BEGIN", b"SET LOCAL a=1").head() == b"BEGIN;SET LOCAL a=1;\n"
-    assert Script(b"BEGIN").head() == b"BEGIN;\n"
-    assert NOTHING.head() == b""
+    assert Script(b"BEGIN", b"SET LOCAL a=1").head == b"BEGIN;SET LOCAL a=1;\n"
+    assert Script(b"BEGIN").head == b"BEGIN;\n"
+    assert NOTHING.head == b""
     assert NOTHING.parts == ()
 
 

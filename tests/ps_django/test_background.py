@@ -43,7 +43,7 @@ def write(name: str) -> Any:
 
 def look(pk: int) -> list[bool]:
     """Return who answered, if they knew of the product: [True] for a replica; [] if they did not."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     with ps_django.reading():

@@ -47,7 +47,7 @@ def write(request: HttpRequest) -> HttpResponse:
 
 def answers() -> str:
     """Tell who answers a read."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     return "replica" if Product.objects.values_list(InRecovery(), flat=True).first() else "primary"

@@ -95,7 +95,7 @@ def test_block_as_first_use(ps_lab: Lab, default: Any) -> None:
 
 def test_block_reads_from_the_primary(default: Any) -> None:
     """What would be read from a replica is read on the direct path."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     Product.objects.create(name="direct", price=1, stock=1)

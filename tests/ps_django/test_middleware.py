@@ -46,7 +46,7 @@ def _settings() -> Iterator[None]:
 
 
 def _who(request: HttpRequest) -> JsonResponse:
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     if request.method == "POST":
@@ -110,7 +110,7 @@ def tenant_of(request: HttpRequest) -> dict[str, str]:
 
 async def awho(request: HttpRequest) -> JsonResponse:
     """Tell who answered, from async code."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     return JsonResponse({"by_replica": await Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).afirst()})

@@ -44,7 +44,7 @@ def replaces(*theirs: str) -> Callable[[F], F]:
 
 def read() -> bool:
     """Return whether a replica answered."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     row: Any = Product.objects.annotate(by_replica=InRecovery()).filter(name="moved").first()

@@ -1,10 +1,11 @@
 """Every method that writes, called for a replica's alias: all of it is the primary's, what it reads before it writes, too."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import InternalError, connections, models, transaction
@@ -12,9 +13,13 @@ from django.db.models.deletion import Collector
 from django.utils.connection import ConnectionDoesNotExist
 
 from ps_core import use_token
-from ps_lab import Lab
 from tests.ps_django.projects import result, start, write
 from tests.ps_django.test_projects import SETTINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ps_lab import Lab
 
 
 @pytest.fixture(scope="module")

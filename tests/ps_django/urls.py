@@ -14,7 +14,7 @@ def shown(found: list[Any]) -> JsonResponse:
 
 def products(request: HttpRequest) -> JsonResponse:
     """POST makes a product; GET lists their names, and whether a replica answered."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     if request.method == "POST":
@@ -26,7 +26,7 @@ def products(request: HttpRequest) -> JsonResponse:
 
 async def aproducts(request: HttpRequest) -> JsonResponse:
     """The same for ASGI."""
-    from ps_demo.shop.customers import InRecovery
+    from ps_demo.shop.functions import InRecovery
     from ps_demo.shop.models import Product
 
     found = [product async for product in Product.objects.annotate(by_replica=InRecovery()).filter(name__startswith="web ")]

@@ -209,6 +209,7 @@ def test_old_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: in
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     if not named:
+        monkeypatch.delenv("PS_LAB_POSTGRES", raising=False)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no package has one
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     guard = Guard(Account())

@@ -77,6 +77,11 @@ class Transfer:
     target: int
     amount: int
 
+    @property
+    def reference(self) -> int:
+        """The transfer's own name in the bank: the client's number, and its own in the lower 32 bits."""
+        return self.client << 32 | self.number
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

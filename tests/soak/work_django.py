@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.db import close_old_connections, connections, models
-from django.db.models import BooleanField, F, Func, TextField, Value
+from django.db.models import Func, TextField, Value
 
 import ps_django
+from ps_demo.shop.functions import InRecovery
 from ps_django.transaction import run_transaction
+from tests import bank_django
 from tests.soak.checks import Answer, Write
 
 if TYPE_CHECKING:
@@ -17,42 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Site"]
 
 
-class _Unmanaged(models.Model):
-    class Meta:
-        abstract = True
-        app_label = "shop"
-        managed = False
-
-
-class Account(_Unmanaged):
-    """An account."""
-
-    balance: models.BigIntegerField[int, int] = models.BigIntegerField()
-
-    class Meta(_Unmanaged.Meta):
-        db_table = "soak_account"
-
-
-class Movement(_Unmanaged):
-    """A transfer between two accounts."""
-
-    client: models.IntegerField[int, int] = models.IntegerField()
-    number: models.IntegerField[int, int] = models.IntegerField()
-    source: models.IntegerField[int, int] = models.IntegerField()
-    target: models.IntegerField[int, int] = models.IntegerField()
-    amount: models.IntegerField[int, int] = models.IntegerField()
-
-    class Meta(_Unmanaged.Meta):
-        db_table = "soak_transfer"
-
-
-class Row(_Unmanaged):
+class Row(models.Model):
     """A client's register."""
 
     client: models.IntegerField[int, int] = models.IntegerField(primary_key=True)
     version: models.IntegerField[int, int] = models.IntegerField()
 
-    class Meta(_Unmanaged.Meta):
+    class Meta:
+        app_label = "soak"
         db_table = "soak_register"
 
 
@@ -64,7 +38,7 @@ def _look(client: int) -> Answer:
     row: Any = Row.objects.annotate(  # the stubs do not know of annotations
         statement=_setting("statement_timeout"),
         transaction=_setting("transaction_timeout"),
-        replica=Func(function="pg_is_in_recovery", output_field=BooleanField()),
+        replica=InRecovery(),
     ).get(pk=client)
     return Answer(row.statement, row.transaction, row.version, row.replica)
 
@@ -88,11 +62,7 @@ class Site:
             if isinstance(work, Write):
                 Row.objects.filter(pk=work.client).update(version=work.version)
             else:
-                Account.objects.filter(pk=work.source).update(balance=F("balance") - work.amount)
-                Account.objects.filter(pk=work.target).update(balance=F("balance") + work.amount)
-                Movement.objects.create(
-                    client=work.client, number=work.number, source=work.source, target=work.target, amount=work.amount
-                )
+                bank_django.transfer(work.reference, work.source, work.target, work.amount)
             return _look(work.client)
 
         close_old_connections()

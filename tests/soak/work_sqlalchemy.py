@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Select, func, select, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import Mapped, mapped_column
 
+from ps_demo.bank import models
 from ps_sqlalchemy import (
     AsyncSession,
     Session,
@@ -25,33 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncBank", "Bank"]
 
 
-class Base(DeclarativeBase):
-    """The soak's tables."""
-
-
-class Account(Base):
-    """An account."""
-
-    __tablename__ = "soak_account"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    balance: Mapped[int] = mapped_column(BigInteger)
-
-
-class Movement(Base):
-    """A transfer between two accounts."""
-
-    __tablename__ = "soak_transfer"
-
-    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    client: Mapped[int]
-    number: Mapped[int]
-    source: Mapped[int]
-    target: Mapped[int]
-    amount: Mapped[int]
-
-
-class Row(Base):
+class Row(models.Base):
     """A client's register."""
 
     __tablename__ = "soak_register"
@@ -72,14 +47,11 @@ def _look(client: int) -> Select[Any]:
 def _changes(work: Transfer | Write) -> list[Any]:
     if isinstance(work, Write):
         return [update(Row).where(Row.client == work.client).values(version=work.version)]
-    return [
-        update(Account).where(Account.id == work.source).values(balance=Account.balance - work.amount),
-        update(Account).where(Account.id == work.target).values(balance=Account.balance + work.amount),
-    ]
+    return models.moves(work.source, work.target, work.amount)
 
 
-def _movement(work: Transfer) -> Movement:
-    return Movement(client=work.client, number=work.number, source=work.source, target=work.target, amount=work.amount)
+def _record(work: Transfer) -> models.Transfer:
+    return models.Transfer(reference=work.reference, source=work.source, target=work.target, amount=work.amount)
 
 
 class Bank:
@@ -101,7 +73,7 @@ class Bank:
             for statement in _changes(work):
                 session.execute(statement)
             if not isinstance(work, Write):
-                session.add(_movement(work))
+                session.add(_record(work))
             return Answer(*session.execute(_look(work.client)).one())
 
         return run_transaction(self.sessions, change)
@@ -133,7 +105,7 @@ class AsyncBank:
             for statement in _changes(work):
                 await session.execute(statement)
             if not isinstance(work, Write):
-                session.add(_movement(work))
+                session.add(_record(work))
             return Answer(*(await session.execute(_look(work.client))).one())
 
         return await arun_transaction(self.sessions, change)

@@ -37,7 +37,7 @@ from ps_core._message.commit import (
     transaction_id,
 )
 from ps_core._message.functions import FUNCTIONS_SQL
-from ps_core._message.plan import After, Before, Facts, Plan, Refused, Way, make_plan
+from ps_core._message.plan import After, Before, Facts, Message, Plan, Refused, Way, make_plan
 from ps_core._message.replay import Next, Refusal, after_refusal, may_replay
 from ps_core._message.script import NOTHING, Script, Setting
 from ps_core._message.session import Session, split_list
@@ -49,6 +49,7 @@ from ps_core.consistency import (
     BEYOND_ALL,
     COMMITTED_POSITION_SQL,
     IN_RECOVERY,
+    MAX_AGE,
     POSITION_SQL,
     REPLICA_POSITION_SQL,
     Token,
@@ -56,7 +57,7 @@ from ps_core.consistency import (
     parse_lsn,
     place_sql,
 )
-from ps_core.context import Context, current, current_token, record_seen, remaining, unknown_positions
+from ps_core.context import Context, current, current_token, current_tracker, record_seen, remaining, unknown_positions
 from ps_core.errors import (
     RETRYABLE,
     CommitOutcomeUnknown,
@@ -70,6 +71,7 @@ from ps_core.errors import (
 )
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify, is_made_by_pooler
+from ps_core.notices import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -101,6 +103,7 @@ IDLE: Final = pq.TransactionStatus.IDLE
 UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 FATAL: Final = pq.ExecStatus.FATAL_ERROR
+TUPLES: Final = pq.ExecStatus.TUPLES_OK
 ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
@@ -120,6 +123,10 @@ ROLE_SQL: Final = (
     b" ELSE reset_val END FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout',"
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
+LONGEST_REMEMBERED: Final = 4096
+"""Messages of longer texts are not kept: these are generated."""
+_ALIKE: Final = (After.NOTHING, After.POSITION, After.PLACE, After.COMMIT, After.COMMIT_AS_SET, After.TRANSACTION_ID)
+"""What follows a statement alike each time."""
 SEVERAL: Final = "?;?"
 """In the place of a text that is not known: not one statement."""
 OPENING_ALONE: Final = Plan(analyse(""))
@@ -209,6 +216,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _generation: int
     _other_side: Any = None
     """A connection to the endpoints that this one is not at; see `go_to`."""
+    _at_home = False
+    """It is at the endpoint that it was opened for, and need not ask whether to return: `_needs_revival` says whether."""
     _on_replicas = False
     stands_in = False
     """The primary answers in the replica's place; see `stand_in`."""
@@ -256,6 +265,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     """How far the guard has asked that was sent last, in the transaction that is open."""
     _unknown_positions = 0
     """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
+    _place: tuple[dict[Any, Message], Any] | None = None
+    """Where the message is kept that is being composed."""
+    _told: bytes | None = None
+    """The position that was told last, as it was told."""
+    _known: Token | None = None
+    """What the caller had seen when that was merged."""
     _sync_wait_cancelled = False
     _made_functions = False
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
@@ -287,6 +302,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self.state, self._home = state, home
         self._options, self._policy, self._connector = options, policy, connector
         self._replicas = replicas
+        self._at_home = self._is_at_home()
         self._pid = os.getpid()
         self._generation = state.generation
         self._read_only = True if state.endpoint.read_only else None
@@ -403,12 +419,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             remaining()
         self._in_block, self._text_within = True, text
 
-    def _note_end_within(self, text: str) -> None:
+    def _note_end_within(self, statement: Statement) -> None:
         """Note a COMMIT of the caller's own: it brings no position back."""
-        if self.pgconn.transaction_status != IDLE and not analyse(text).chains:
+        if self.pgconn.transaction_status != IDLE and not statement.chains:
             return
         self._transaction, self._ended = None, True
-        if analyse(text).verb not in ("ROLLBACK", "ABORT"):
+        if statement.verb not in ("ROLLBACK", "ABORT"):
             self._note_unknown_position()
         elif self.state.tracks and self.state.tracks_reads and not self.state.endpoint.read_only:
             self._record_seen(None, wrote=False)  # on a replica, the position came along
@@ -431,11 +447,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._record_seen(None, wrote=True)
 
     def _get_tx_start_command(self) -> Any:
-        begin = super()._get_tx_start_command()
-        # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
-        if guard := self._guard():
-            return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening(begins=True).parts, guard=1)
-        return Script(begin, *self._opening(begins=True).parts)
+        return self._script_before(Before.TRANSACTION)
 
     def _opening(self, *, begins: bool = False, begun_by: str = "") -> Script:
         """Return what sets all that a transaction carries.
@@ -625,7 +637,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 pipeline.ask(part, partial(self._raise_if_failed, guard=at == command.guard))
             return None
         self._check_connection_ok()
-        self.pgconn.send_query(command.head())
+        self.pgconn.send_query(command.head)
         results: list[PGresult] = yield from self._answer_gen()
         for at, result in enumerate(results):
             if result.status == FATAL:
@@ -665,6 +677,54 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if then is Next.ALONE:
             self.state.refused_in_batch.add(text)
         return self._plan_for(text, by_server=plan.by_server)
+
+    def _usual(self, text: str, *, by_server: bool, within: bool = False) -> Message | None:
+        """Return what `execute` sends of a text in these circumstances, where it was composed before and is kept.
+
+        Where it is not, `_keep` may keep it. What the session holds, and what blocks ask for, is left to the decision itself.
+        """
+        self._place = None
+        if self._session.now.any or self._watches_escapes or current().opening:
+            return None
+        state, autocommit, guard, begin = self.state, self._autocommit, 0, b""
+        reads, tracks = state.endpoint.read_only, state.tracks
+        # Of a replica's transaction, its level decides, too.
+        each = not reads or (autocommit and not within) or self._has_snapshot_each(really_open=within)
+        if not within:
+            tracker = current_tracker() if tracks else None
+            self._unknown_positions = 0 if tracker is None else tracker.unknown_positions
+            if reads and tracker is not None and (token := tracker.token) is not None and not self._asks_anywhere:
+                if token.others or token.identity != state.identity or time.time() - token.at > MAX_AGE:
+                    token = self._seen()
+                if token is not None:
+                    if token.position is None:
+                        return None
+                    guard = token.position
+            self._guarded = guard
+            if not autocommit:
+                begin = super()._get_tx_start_command()
+        known, version = self._transaction is not None, self.pgconn.server_version
+        key = (text, guard, begin, each, autocommit, within, by_server, known, tracks, state.tracks_reads, version)
+        messages = state.messages()
+        message = messages.get(key)
+        if message is None:
+            self._place = messages, key
+        return message
+
+    def _keep(self, plan: Plan) -> Message | None:
+        """Compose what was not `_usual` until now, and keep it, where it is the same for each statement of its text."""
+        if self._place is None or self._change is not None:
+            return None
+        (messages, key), statement = self._place, plan.statement
+        text, guard, begin, within = key[0], key[1], key[2], key[5]
+        special = statement.touches_session or statement.keeps_state or statement.makes_functions or statement.verb == "SET"
+        if special or len(text) > LONGEST_REMEMBERED or plan.after not in _ALIKE or _NOTED.search(text):
+            return None
+        if not within and plan.before is Before.NOTHING:
+            return None
+        before = NOTHING if within else self._script_of(plan.before, (guard_sql(guard),) if guard else (), begin)
+        message = messages[key] = Message(plan, before, self._script_after(plan, text))
+        return message
 
     def _plan_for(
         self,
@@ -739,14 +799,21 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Return what goes before a statement."""
         if before is Before.NOTHING:
             return Script.set_local(self._owed()) if self._session.now.owes else NOTHING
-        if before is Before.TRANSACTION:
-            script: Script = self._get_tx_start_command()
-            return script
         if before is Before.GUARD:
             guard = self._guard_within()
             owed = Script.set_local(self._owed()).parts if self._session.now.owes else ()
             return Script(*owed, *guard, guard=len(owed) if guard else None)
-        opening, guard = self._opening(), self._guard()
+        begin = super()._get_tx_start_command() if before is Before.TRANSACTION else b""
+        return self._script_of(before, self._guard(), begin)
+
+    def _script_of(self, before: Before, guard: tuple[bytes, ...], begin: bytes) -> Script:
+        """Return what goes before a statement, with this guard, and this BEGIN where the caller opens a transaction."""
+        if before is Before.TRANSACTION:
+            # The first query takes the snapshot and settles the modes. The guard is one: it has to be over before.
+            if guard:
+                return Script(b"BEGIN", *guard, b"COMMIT", begin, *self._opening(begins=True).parts, guard=1)
+            return Script(begin, *self._opening(begins=True).parts)
+        opening = self._opening()
         each = self._has_snapshots() if self._session.now.any else self.state.has_snapshot_each
         if before is Before.SETTINGS:
             return opening
@@ -830,13 +897,17 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             time.monotonic(),
         )
 
+    def _seen(self) -> Token | None:
+        """Return how far the caller has seen this branch."""
+        token, identity = current_token(), self.state.identity
+        return token if token is None or token.identity == identity else token.of(identity)
+
     def _guard(self) -> tuple[bytes, ...]:
         """Return the guard that a read on a replica carries: none where the caller has seen nothing yet."""
         self._guarded = 0
         if self._asks_anywhere or not (self.state.tracks and self.state.endpoint.read_only):
             return ()
-        seen = current_token()
-        token = None if seen is None else seen.of(self.state.identity)
+        token = self._seen()
         if token is None:
             return ()
         if token.position is None:
@@ -892,19 +963,33 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _record_seen(self, result: PGresult | None, *, wrote: bool, covers: int | None = None) -> None:
         """Merge a position that came back; see `_record_position`."""
         value = None if result is None or result.status not in ROWS else result.get_value(0, 0)
-        self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
+        known = self._record_position(None if value is None else bytes(value).decode(), wrote=wrote, covers=covers)
+        certain = known is not None and known.position is not None and known.identity == self.state.identity
+        self._told, self._known = (value, known) if certain else (None, None)
 
-    def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> None:
+    def _is_known(self, asked: PGresult | None) -> bool:
+        """Return whether a position that came back was merged before, and nothing else since: most are the same as the last one.
+
+        What the caller has seen then counts as seen when it was merged, which was in this second: a token's text tells no more.
+        """
+        known, tracker = self._known, current_tracker()
+        if known is None or tracker is None or tracker.token is not known or not 0 <= time.time() - known.at < 1:
+            return False
+        if asked is None or asked.status != TUPLES or asked.get_value(0, 0) != self._told:
+            return False
+        return self.state.endpoint.read_only or asked.get_value(0, 1) == b"f"
+
+    def _record_position(self, lsn: str | None, *, wrote: bool, covers: int | None = None) -> Token | None:
         """Merge a position; where none came, only the primary has certainly what this caller has seen.
 
         `covers`: how many unknown positions there were when it was asked; None: when the last message was composed.
         """
         if self._asks_anywhere:
-            return  # what is the same everywhere is nothing that was seen
+            return None  # what is the same everywhere is nothing that was seen
         position = None if lsn is None else parse_lsn(lsn, reached=True)
         token = Token(identity=self.state.identity, position=position, at=time.time())
         covers = self._unknown_positions if covers is None else covers
-        record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
+        return record_seen(token, wrote=wrote, unknown_positions=None if self.state.endpoint.read_only else covers)
 
     def _record_committed(self, setting: PGresult, asked: PGresult | None) -> None:
         """Merge the position of a commit of which `setting` tells whether it waited for its flush."""
@@ -1054,11 +1139,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 routine=bytes(routine or b"").decode(),
                 by_server=error.sqlstate is not None and not is_made_by_pooler(error),
             )
-        row: list[str | None] = []
+        row: tuple[str | None, ...] = ()
         if result.ntuples:
-            values = [result.get_value(0, column) for column in range(result.nfields)]
-            row = [None if value is None else bytes(value).decode(self.pgconn._encoding) for value in values]
-        return Reply(tag=bytes(result.command_status or b"").decode(), row=tuple(row))
+            encoding, values = self.pgconn._encoding, [result.get_value(0, column) for column in range(result.nfields)]
+            row = tuple([None if value is None else bytes(value).decode(encoding) for value in values])
+        return Reply(bytes(result.command_status or b"").decode(), row)
 
     def _settle_gen(self, unknown: CommitOutcomeUnknown) -> Generator[Lookup, Outcome, None]:
         """Yield the lookups that are needed, take what each proves, and do what `commit` does then: return, or raise."""
@@ -1233,8 +1318,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     @staticmethod
     def _on_notice(wself: ReferenceType[BaseConnection[Any]], notice: psycopg.errors.Diagnostic) -> None:
         self = wself()
-        if self is not None and notice.source_function == SYNC_REP_ROUTINE:
+        if self is None:
+            return
+        if notice.source_function == SYNC_REP_ROUTINE:
             self._sync_wait_cancelled = True
+        elif found := kind_of(notice.message_primary or ""):
+            kind, text = found
+            emit(Event(name=Name.NOTICE, endpoint=self.state.endpoint.name, reason=kind, text=text))
 
     def _learn_gen(self) -> PQGen[None]:
         """Learn, with the first connection to the endpoint, the role's own timeouts and which functions may write.
@@ -1305,7 +1395,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         state, replicas = self.state, self._replicas
         if self.pgconn.status != OK or self._generation != state.generation:
             return True
-        return replicas is not None and replicas.should_return_home(state, self._home)
+        return replicas is not None and not self._at_home and replicas.should_return_home(state, self._home)
+
+    def _is_at_home(self) -> bool:
+        return self._replicas is None or (self.state is self._home and self.state is not self._replicas.fallback)
 
     def _is_out_of_place(self) -> bool:
         """Return whether its server was found demoted, or it serves reads elsewhere while its own endpoint may be back."""
@@ -1369,6 +1462,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
         self.state, self._generation = state, state.generation
+        self._at_home = self._is_at_home()
         self._session = self._session.ended(committed=False)
         self._hear()
         threshold, prepared_max = self.prepare_threshold, self.prepared_max
@@ -1400,7 +1494,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
         values = self._session_parameters()
-        for name in ("pgconn", "state", "_home", "_generation", "_replicas", "_parameters"):
+        for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
@@ -1423,6 +1517,8 @@ def must_carry(endpoint: Endpoint) -> bool:
 
 _COUNT: Final = count(1)
 """Of what is SET in this process."""
+_NOTED: Final = re.compile("timeout|TIMEOUT|(?i:conforming)")
+"""What is noted of a text each time that it is sent."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)
 _LOCAL: Final = re.compile(r"(?im)^(LINE \d+: .*?\bSET) LOCAL(.*\n)( +)")
 _NAME_SET: Final = re.compile(rb"SET LOCAL ([^=]+)=|SELECT pg_catalog\.set_config\('([^']+)'")
@@ -1436,7 +1532,7 @@ def _error_in_users_text(result: PGresult, encoding: str, before: Script, change
     longer = 0 if change is None else change.longer
     if not (before.parts or longer) or position is None:
         return exc
-    head = before.head().decode(encoding)
+    head = before.head.decode(encoding)
     at = int(position) - len(head)
     if change is not None and at > change.at:
         at -= longer

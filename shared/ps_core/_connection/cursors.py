@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
@@ -21,7 +22,7 @@ from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import analyse, binds_outside_quotes
-from ps_core.context import remaining
+from ps_core.context import current, remaining
 from ps_core.errors import RETRYABLE, Demoted, NotSent
 from ps_core.tags import current_comment, with_comment
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
 
+    from ps_core._message.plan import Message
     from ps_core._message.script import Script
 
 __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Cursor", "ServerBindingCursor", "ServerCursor"]
@@ -39,12 +41,17 @@ Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
 _ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
 _ASKS_PLACE: Final = (After.POSITION, After.PLACE)
+_DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+AT_ONCE: Final = 16
+"""Rows of an `executemany` that are handed to libpq at a time."""
 _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 
 
 class _PlannedMixin(BaseCursor[Any, Row]):
     """What all cursors have in common: a statement that arrives while the connection is idle goes as its plan says."""
 
+    _merges = False
+    """Parameters are merged into the text, where the server need not bind them."""
     _by_server = False
     """The server binds the parameters of the current statement."""
     _quotes_hold_values = False
@@ -54,32 +61,36 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         self, query: Query, params: Params | None = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> PQGen[None]:
         conn: BaseConnection[Any] = self._conn
-        self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
+        pgconn = self._pgconn = conn.pgconn  # the connection may have gone on with another one since this cursor was made
         conn._plan = None
-        if conn._pipeline or conn.pgconn.transaction_status != IDLE:
+        if conn._pipeline or pgconn.transaction_status != IDLE:
             yield from self._execute_within_gen(query, params, prepare=prepare, binary=binary)
             return
         conn._transaction = None
-        conn._suppress_begin = True
-        try:
-            yield from self._start_query(query)
-        finally:
-            conn._suppress_begin = False
+        self._start(query)
         pgq = self._convert_query(query, params)
         text = query if isinstance(query, str) else self._text(query, pgq)
-        statement = None
-        if conn.state.endpoint.pooled and (
-            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
-        ):
-            pgq = self._read_change(query, params, pgq)
-        if params and self._quotes_hold_values and not binds_outside_quotes(text):
-            text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # with its values: they may be statements
-        plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
-        assert plan is not None
-        controls, ends = plan.statement.controls, plan.statement.ends
-        if (plan.statement.verb == "SET" or plan.statement.touches_session) and plan.begin:
-            conn._note_parameters()
+        quoted = params and self._quotes_hold_values and not binds_outside_quotes(text)
+        message = None if quoted else conn._usual(text, by_server=self._by_server)
+        if message is None:
+            statement = None
+            if conn.state.endpoint.pooled and (
+                (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+            ):
+                pgq = self._read_change(query, params, pgq)
+            if quoted:
+                text, statement = bytes(pgq.query).decode(self._encoding, "replace"), None  # its values may be statements
+            plan: Plan | None = conn._plan_for(text, statement=statement, by_server=self._by_server and conn._change is None)
+            assert plan is not None
+            if (plan.statement.verb == "SET" or plan.statement.touches_session) and plan.begin:
+                conn._note_parameters()
+            message = None if quoted else conn._keep(plan)
+        else:
+            plan = message.plan
+        statement = plan.statement
         try:
+            if message is not None and not plan.apart:
+                plan = yield from self._send_gen(plan, text, pgq, binary=binary, message=message)
             while plan is not None:
                 if plan.apart:
                     plan = yield from self._send_apart_gen(plan, text, pgq, prepare=prepare, binary=binary)
@@ -90,12 +101,21 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             # Lost with its opening statement, a transaction is over for the server; for the caller, at its rollback.
             conn._in_block = status != IDLE and not (status == UNKNOWN and conn._autocommit)
         self._last_query = query
-        if controls:
+        if statement.controls:
             conn._follow_session(text, self._last_tag())
-        if ends:
-            conn._note_end_within(text)
+        if statement.ends:
+            conn._note_end_within(statement)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
+
+    def _start(self, query: Query) -> None:
+        """Begin a statement as psycopg's `_start_query` does, but for BEGIN."""
+        if self._closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        self._reset()
+        if self._last_query is not query or not query:
+            self._last_query = None
+            self._tx = Transformer(self)
 
     def _execute_within_gen(
         self, query: Query, params: Params | None, *, prepare: bool | None, binary: bool | None
@@ -112,22 +132,27 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             pipeline.follow(plan, text)
             return
         pgq = statement = None
-        if conn.state.endpoint.pooled and (
-            (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
-        ):
-            conn._planned = True
-            yield from self._start_query(query)
-            pgq = self._read_change(query, params, self._convert_query(query, params))
-        by_server = type(self)._by_server and conn._change is None
-        plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
+        message = conn._usual(text, by_server=type(self)._by_server, within=True)
+        if message is None:
+            if conn.state.endpoint.pooled and (
+                (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
+            ):
+                self._start(query)
+                pgq = self._read_change(query, params, self._convert_query(query, params))
+            by_server = type(self)._by_server and conn._change is None
+            plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
+            if plan.statement.verb == "SET" or plan.statement.touches_session:
+                conn._note_parameters()
+            conn._keep(plan)
+        else:
+            plan = message.plan
         conn._planned = True
-        if plan.statement.verb == "SET" or plan.statement.touches_session:
-            conn._note_parameters()
-        if plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes):
+        alone = plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes)
+        if alone and not self._merges:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
             if pgq is None:
-                yield from self._start_query(query)
+                self._start(query)
                 pgq = self._convert_query(query, params)
             if (plan.by_server or self._by_server) and not (plan.statement.controls or conn._change):
                 yield from conn._send_before_gen(plan.before)
@@ -138,7 +163,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             self._last_query = query
         if plan.statement.controls:
             conn._follow_session(text, self._last_tag())
-        conn._note_end_within(text)
+        conn._note_end_within(plan.statement)
         if conn._made_functions:
             yield from conn._ask_functions_gen()
 
@@ -189,14 +214,15 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             return
         query, change = pgq.query, self._conn._change
         sent = query if change is None else change.sent.encode(self._encoding)
-        # On a line of its own: the user's text may end in a comment.
-        pgq.query = head + sent + (b"\n;" + b";".join(after.parts) if after.parts else b"")
+        pgq.query = head + sent + after.tail
         try:
             self._execute_send(pgq, binary=binary)
         finally:
             pgq.query = query
 
-    def _send_gen(self, plan: Plan, text: str, pgq: Any, *, binary: bool | None) -> PQGen[Plan | None]:
+    def _send_gen(
+        self, plan: Plan, text: str, pgq: Any, *, binary: bool | None, message: Message | None = None
+    ) -> PQGen[Plan | None]:
         """Send one message and take its results. Return another plan where the server refused this one before anything ran.
 
         The message, and a result for each of its commands:
@@ -205,21 +231,32 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             done        | done:end                | asked      | functions
         """
         conn: BaseConnection[Any] = self._conn
-        self._make_sure(plan)
+        if not plan.outlives_loss or conn.pgconn.status != OK:
+            self._make_sure(plan)
         conn._plan = plan
-        before, after = conn._script_before(plan.before), conn._script_after(plan, text)
-        functions = plan.has_room and conn.state.functions.is_due(conn.state.endpoint.name, time.monotonic())
-        self._send_between(before.head(), pgq, after.then(FUNCTIONS_SQL) if functions else after, binary=binary)
+        if message is None:
+            before, after = conn._script_before(plan.before), conn._script_after(plan, text)
+        else:
+            _, before, after = message
+        functions, name, now = conn.state.functions, conn.state.endpoint.name, time.monotonic()
+        asks_functions = plan.has_room and now >= functions.due.get(name, 0.0) and functions.is_due(name, now)
+        if self._merges and message is not None and not (asks_functions or self._by_server or binary or self.format):
+            # What psycopg's client-side cursor does.
+            self._query = pgq
+            conn.pgconn.send_query(before.head + pgq.query + after.tail)
+        else:
+            self._send_between(before.head, pgq, after.then(FUNCTIONS_SQL) if asks_functions else after, binary=binary)
         commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
         results: list[PGresult] = []
         lost = None
         if commits:
             lost = yield from conn._collect_gen(results)
         else:
-            results = yield from conn._answer_gen()
+            results = yield from generators.execute(conn.pgconn)
         done, asks = len(before.parts), plan.after not in _ASKS_NOTHING_HERE
-        refused = _first_error(results)
-        if functions and len(results) == done + 2 + len(after.parts):
+        # An error ends a message: where the last result is none, none is.
+        refused = _first_error(results) if results and results[-1].status == FATAL else None
+        if asks_functions and len(results) == done + 2 + len(after.parts):
             conn._take_functions(results.pop())
             if refused is not None and refused not in results:
                 refused = None  # the names are asked for again, later
@@ -233,24 +270,31 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise error
         elif lost is not None:
             raise lost
-        self._check_results(results[: done + 1])
+        whole = len(results) == done + 1 + len(after.parts) and results[done].status in _DONE
+        if not whole:
+            self._check_results(results[: done + 1])
         # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
         end = done + 1 if after.parts and plan.statement.count <= 1 else len(results) - len(after.parts)
         if conn._change is not None:
             conn._take_session(results[end:], begins=plan.begin)
         asked = results.pop() if asks and len(results) == end + len(after.parts) else None
-        if plan.after in _ASKS_PLACE and not conn._check_place(asked):
-            conn._give_up()
-            raise Demoted("the server is no longer the primary")
-        if plan.after is After.COMMIT_AS_SET:
+        if plan.after in _ASKS_PLACE:
+            if plan.after is After.PLACE or not conn._is_known(asked):
+                if not conn._check_place(asked):
+                    conn._give_up()
+                    raise Demoted("the server is no longer the primary")
+                if plan.after is After.POSITION:
+                    conn._record_seen(asked, wrote=False)
+        elif plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
-        elif plan.after in (After.POSITION, After.COMMIT):
-            conn._record_seen(asked, wrote=commits and not plan.statement.only_sets)
+        elif plan.after is After.COMMIT:
+            conn._record_seen(asked, wrote=not plan.statement.only_sets)
         elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
             conn._transaction = transaction_id(asked)
-        self._check_results(results[done:end])
+        if not whole:
+            self._check_results(results[done:end])
         self._set_results(results[done:end])
-        if not asks and plan.first and not plan.begin:
+        if not asks and plan.first and not plan.begin and (conn.state.tracks or not plan.reads):
             conn._note_without_position(plan)
         return None
 
@@ -301,9 +345,12 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         text = self._text(query)
         plan = pipeline.plan(text)
         conn._planned = True
-        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
+        yield from self._send_many_gen(query, params_seq, returning)
         pipeline.follow(plan, text)
         pipeline.end_many(plan)
+
+    def _send_many_gen(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        yield from super()._executemany_gen_pipeline(query, params_seq, returning)
 
     def _stream_send_gen(
         self, query: Query, params: Params | None = None, *, binary: bool | None = None, size: int
@@ -318,7 +365,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if plan.by_server:
             yield from conn._send_before_gen(plan.before)
         if before.parts:
-            self._send_between(before.head(), pgq, NOTHING, binary=binary)
+            self._send_between(before.head, pgq, NOTHING, binary=binary)
         else:
             self._execute_send(pgq, binary=binary, force_extended=True)
         if size == 1:
@@ -347,7 +394,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         plan, pgq = yield from self._plan_delivery_gen(statement, params, Way.COPY)
         conn: BaseConnection[Any] = self._conn
         before = conn._script_before(plan.before)
-        self._send_between(before.head(), pgq, NOTHING, binary=False)
+        self._send_between(before.head, pgq, NOTHING, binary=False)
         results = yield from conn._answer_gen()
         refused = _first_error(results)
         if refused is not None:
@@ -418,18 +465,44 @@ class _PlannedMixin(BaseCursor[Any, Row]):
 class _OneMessageMixin(_PlannedMixin[Row], ClientCursorMixin[Any, Row]):
     """The cursors whose parameters the client binds, so that a statement and what goes around it share a message."""
 
+    _merges = True
     _query_cls = TypedQuery
 
     def _convert_query(self, query: Query, params: Params | None = None) -> Any:
-        self._by_server = bool(params) and self._must_be_bound_by_server(query)
-        if self._by_server:
-            pgq: Any = PostgresQuery(self._tx)
-            pgq.convert(query, params)
-            return pgq
-        pgq = super()._convert_query(query, params)
-        if comment := current_comment():
+        plain = not params or (isinstance(query, str) and (self._quotes_hold_values or binds_outside_quotes(query)))
+        by_server = self._by_server = not plain and self._must_be_bound_by_server(query)
+        pgq: Any = (PostgresQuery if by_server else self._query_cls)(self._tx)
+        pgq.convert(query, params)
+        if not by_server and current().tags and (comment := current_comment()):
             pgq.query = with_comment(pgq.query, comment)
         return pgq
+
+    def _send_many_gen(self, query: Query, params_seq: Iterable[Params], returning: bool) -> PQGen[None]:
+        """Do what psycopg's does, without asking for each row whether its statement is to be prepared: none is."""
+        rows = iter(params_seq)
+        first = next(rows, None)
+        if first is None or self._must_be_bound_by_server(query) or self.format:
+            yield from super()._send_many_gen(query, () if first is None else chain((first,), rows), returning)
+            return
+        yield from self._start_query(query)
+        if not returning:
+            self._rowcount = 0
+        self._execmany_returning = returning
+        pipeline: Any = self._conn._pipeline
+        send, commands, results = self._pgconn.send_query_params, pipeline.command_queue, pipeline.result_queue
+        pgq = self._query = self._convert_query(query, first)
+        commands.append(partial(send, pgq.query, None))
+        results.append((self, None))
+        for at, params in enumerate(rows):
+            if at % AT_ONCE == 0:
+                yield from pipeline._communicate_gen()
+            pgq.dump(params)
+            commands.append(partial(send, pgq.query, None))
+            results.append((self, None))
+        yield from pipeline._communicate_gen()
+        self._last_query = query
+        if returning:
+            yield from pipeline._fetch_gen(flush=True)
 
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
         if self._by_server:
@@ -461,6 +534,42 @@ def _first_error(results: Iterable[PGresult]) -> PGresult | None:
     return None
 
 
+def _buffered(copy: Any) -> tuple[int, Any]:
+    """Return what libpq has received of a COPY already, in the place of a wait; and its length: 0 for nothing, -1 at the end."""
+    if copy._finished or current().deadline is not None:
+        return 0, None
+    pgconn = copy._pgconn
+    found: tuple[int, Any] = pgconn.get_copy_data(1)
+    if not found[0]:
+        try:
+            pgconn.consume_input()
+        except psycopg.OperationalError:
+            return found  # whoever waits meets it, too
+        found = pgconn.get_copy_data(1)
+    return found
+
+
+def _end_gen(copy: Any) -> PQGen[Any]:
+    """End a COPY of which all has come, as psycopg does."""
+    results = yield from generators.fetch_many(copy._pgconn)
+    if len(results) > 1:
+        raise psycopg.ProgrammingError("you cannot mix COPY with other operations")
+    copy.cursor._check_results(results)
+    copy._finished, count = True, results[0].command_tuples
+    copy.cursor._rowcount = -1 if count is None else count
+    return memoryview(b"")
+
+
+def _read(copy: Any) -> Any:
+    length, data = _buffered(copy)
+    return data if length > 0 else copy.connection.wait(_end_gen(copy) if length else copy._read_gen())
+
+
+async def _read_async(copy: Any) -> Any:
+    length, data = _buffered(copy)
+    return data if length > 0 else await copy.connection.wait(_end_gen(copy) if length else copy._read_gen())
+
+
 class _SyncMethods(BaseCursor[Any, Row]):
     """What callers call on a sync cursor: connect anew where nothing is open, run psycopg's, and heal where that is safe."""
 
@@ -470,7 +579,8 @@ class _SyncMethods(BaseCursor[Any, Row]):
         """Execute one statement; the module `connection` tells how it travels and when it is sent again."""
         conn = self._conn
         try:
-            if conn._needs_revival():
+            settled = conn._at_home and conn.pgconn.status == OK and conn._generation == conn.state.generation
+            if not settled and conn._needs_revival():
                 conn.revive()
             try:
                 super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
@@ -500,6 +610,7 @@ class _SyncMethods(BaseCursor[Any, Row]):
         """Like psycopg's. Never sent again."""
         self._conn.revive()
         with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
+            copy.read = partial(_read, copy)
             yield copy
 
 
@@ -512,7 +623,8 @@ class _AsyncMethods(BaseCursor[Any, Row]):
         """Like `Cursor.execute`."""
         conn = self._conn
         try:
-            if conn._needs_revival():
+            settled = conn._at_home and conn.pgconn.status == OK and conn._generation == conn.state.generation
+            if not settled and conn._needs_revival():
                 await conn.revive()
             try:
                 await super().execute(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]
@@ -543,6 +655,7 @@ class _AsyncMethods(BaseCursor[Any, Row]):
         """Like `Cursor.copy`."""
         await self._conn.revive()
         async with super().copy(statement, params, writer=writer) as copy:  # type: ignore[misc]
+            copy.read = partial(_read_async, copy)
             yield copy
 
 

@@ -78,21 +78,29 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
     except psycopg.ProgrammingError:
         why = "the client binds parameters as text"
         raise without_text_dumper(value, f'{why}: register a text dumper, or connect with binding="server"') from None
-    own_quote, own_dump = _whose(type(dumper))
-    if not oid or (oid == _TEXT and not own_quote):
-        return bytes(dumper.quote(value))
-    literal = b""
-    if own_quote and (oid in _BARE or not own_dump):
+    typed, bare, own_dump, name = _form_of(type(dumper), oid)
+    if typed and bare:
         data = dumper.dump(value)
         if data is not None and (own_dump or _PLAIN.fullmatch(data)):
-            literal = b"'%b'" % bytes(data)
-    literal = literal or bytes(dumper.quote(value))
-    if literal.endswith(b"'") and (name := type_name(tx, oid)):
+            name = name or type_name(tx, oid)
+            return b"('%b'::%b)" % (bytes(data), name) if name else b"'%b'" % bytes(data)
+    literal = bytes(dumper.quote(value))
+    if typed and literal.endswith(b"'") and (name := name or type_name(tx, oid)):
         return b"(%b::%b)" % (literal, name)
     return literal
 
 
 @lru_cache(maxsize=512)
+def _form_of(cls: type[Dumper], oid: int) -> tuple[bool, bool, bool, bytes]:
+    """Return how the values of a dumper are written: with their type or not, what it dumps between quotes or what it quotes.
+
+    And whether what it dumps is psycopg's own, and the name of the type, where that is a built-in one.
+    """
+    own_quote, own_dump = _whose(cls)
+    typed = bool(oid) and (oid != _TEXT or own_quote)
+    return typed, own_quote and (oid in _BARE or not own_dump), own_dump, _names.get(oid, b"")
+
+
 def _whose(cls: type[Dumper]) -> tuple[bool, bool]:
     """Return whether `quote` and `dump` are psycopg's own: another's may write an expression."""
 

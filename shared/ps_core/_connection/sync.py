@@ -207,7 +207,10 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         With `replicas`, of which `state` is one, the connection goes on with another endpoint where its own fails. `options` are
         `psycopg.Connection.connect`'s: `autocommit`, `row_factory`, `context`, `cursor_factory` and libpq parameters,
         which override the endpoint's. `connector` makes the connection of each try, later ones included, in their place: what
-        `dial` returns, where it asks for a token that has a time to live. Raises `psycopg.OperationalError`.
+        `dial` returns, where it asks for a token that has a time to live.
+
+        Raises:
+            psycopg.OperationalError: the endpoint cannot be reached, or refuses.
         """
         leave_blocks_in_pool_worker()
         if row_factory is not None:

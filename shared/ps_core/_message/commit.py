@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ps_core.consistency import COMMITTED_POSITION_SQL, IN_RECOVERY, POSITION_SQL, REPLICA_POSITION_SQL
@@ -74,8 +74,7 @@ class Reply(NamedTuple):
     """PostgreSQL composed it. Else a pooler did, or a proxy, or libpq: the server may have done anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionId:
+class TransactionId(NamedTuple):
     """A transaction that has written, as the server named it."""
 
     xid: str
@@ -142,7 +141,7 @@ ASK_AGAIN: Final = (Outcome.IN_PROGRESS, Outcome.STANDBY, Outcome.UNCONFIRMED)
 """Outcomes after which the same lookup is asked again."""
 
 
-class Answers(Enum):
+class Answers(StrEnum):  # strings, for which no Python code runs where they are looked up
     """What a part of the last message answers."""
 
     TRANSACTION = "`TransactionId.of`"
@@ -167,8 +166,7 @@ class Raises(Enum):
     """`CommitOutcomeUnknown`, to be looked up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """The last message of a transaction."""
 
     commits: bool
@@ -180,8 +178,7 @@ class Ending:
         return b";".join([sql for _, sql in self.parts])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(NamedTuple):
     """What the answers to the last message mean."""
 
     outcome: Outcome
@@ -254,10 +251,10 @@ def read_ending(end: Ending, replies: Sequence[Reply], *, lost: bool = False, wa
     synchronous standby was ended.
     """
     told = {what: reply for (what, _), reply in zip(end.parts, replies, strict=False)}
-    answers = {what: reply for what, reply in told.items() if reply.error is None}
+    errors = [reply for reply in replies if reply.error is not None]
+    answers = {what: reply for what, reply in told.items() if reply.error is None} if errors else told
     # Behind the tag, which is final, only the position is lost.
-    failed = [reply for reply in replies if reply.error is not None] if Answers.END not in answers else []
-    fails = Raises.ERROR if failed else Raises.LOST if lost else Raises.NOTHING
+    fails = Raises.ERROR if errors and Answers.END not in answers else Raises.LOST if lost else Raises.NOTHING
     if not end.commits:
         if fails is not Raises.NOTHING:
             return Ended(outcome=Outcome.ROLLED_BACK, raises=fails)

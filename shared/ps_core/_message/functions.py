@@ -58,13 +58,14 @@ class Functions:
     beside: frozenset[str] = frozenset()
     """Those of them in untrusted languages (C, too): they may do what a rollback does not undo."""
     _reported: dict[str, tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
+    due: dict[str, float] = field(default_factory=dict)
+    """From when on each endpoint is to be asked, by its name."""
 
     def is_due(self, endpoint: str, now: float) -> bool:
         """Return whether the caller should ask `endpoint`; others should not, then, until the answer is old."""
-        if now < self._due.get(endpoint, 0.0):
+        if now < self.due.get(endpoint, 0.0):
             return False
-        self._due[endpoint] = now + REFRESH_EVERY
+        self.due[endpoint] = now + REFRESH_EVERY
         return True
 
     def take(self, endpoint: str, rows: Iterable[tuple[str, bool]], now: float) -> None:
@@ -75,9 +76,13 @@ class Functions:
         rows = [(_sought(name), beside) for name, beside in rows]
         self._reported = {name: said for name, said in self._reported.items() if now - said[0] < REFRESH_EVERY}
         self._reported[endpoint] = now, frozenset(name for name, _ in rows), frozenset(name for name, beside in rows if beside)
-        self._due[endpoint] = now + REFRESH_EVERY
-        self.may_write = frozenset().union(*(names for _, names, _ in self._reported.values()))
-        self.beside = frozenset().union(*(names for _, _, names in self._reported.values()))
+        self.due[endpoint] = now + REFRESH_EVERY
+        may_write = frozenset().union(*(names for _, names, _ in self._reported.values()))
+        beside = frozenset().union(*(names for _, _, names in self._reported.values()))
+        if (may_write, beside) != (self.may_write, self.beside):
+            # `may_write` last, and another object: plans hold for the one that they were made with (`EndpointState.messages`).
+            self.beside = beside
+            self.may_write = may_write
 
 
 def _sought(name: str) -> str:

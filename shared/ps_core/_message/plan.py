@@ -5,16 +5,17 @@ There is one decision for every way of sending, and every promise is kept there,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ps_core._message.statement import Leaves
 
 if TYPE_CHECKING:
+    from ps_core._message.script import Script
     from ps_core._message.statement import Statement
 
-__all__ = ["After", "Before", "Facts", "Plan", "Refused", "Way", "make_plan"]
+__all__ = ["After", "Before", "Facts", "Message", "Plan", "Refused", "Way", "make_plan"]
 
 
 class Way(Enum):
@@ -140,48 +141,52 @@ class Plan:
     beside: bool = False
     """It may do what a rollback does not undo."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the question for the names of functions may travel behind it: its message is a transaction of its own."""
-        return self.first and not self.apart and self.statement.one and self.before not in (Before.NOTHING, Before.TRANSACTION)
+    # What follows from these is told once: a plan is made for a text, and serves each statement that has it.
+    has_room: bool = field(init=False, repr=False, compare=False)
+    """Whether the question for the names of functions may travel behind it: its message is a transaction of its own."""
+    is_accompanied: bool = field(init=False, repr=False, compare=False)
+    """Whether anything goes before it."""
+    begin: bool = field(init=False, repr=False, compare=False)
+    """Whether an explicit transaction of the caller's is opened."""
+    own_begin: bool = field(init=False, repr=False, compare=False)
+    """Whether a transaction of ours is around the statement, which ends with it."""
+    own_guard: bool = field(init=False, repr=False, compare=False)
+    """Whether a transaction of ours is around the guard."""
+    reads: bool = field(init=False, repr=False, compare=False)
+    """Whether it is known to read only."""
+    read_only: bool = field(init=False, repr=False, compare=False)
+    """Whether it is sent READ ONLY since it looks like a read: a refusal (25006) is ours to handle."""
+    outlives_loss: bool = field(init=False, repr=False, compare=False)
+    """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
 
-    @property
-    def is_accompanied(self) -> bool:
-        """Whether anything goes before it."""
-        return self.before is not Before.NOTHING
+    def __post_init__(self) -> None:
+        statement, before = self.statement, self.before
+        begin, reads = before is Before.TRANSACTION, statement.reads and not self.may_write
+        read_only = reads and before in _READING
+        for name, value in (
+            ("has_room", self.first and not self.apart and statement.one and before is not Before.NOTHING and not begin),
+            ("is_accompanied", before is not Before.NOTHING),
+            ("begin", begin),
+            ("own_begin", before in _BEGINNING),
+            ("own_guard", before in _GUARDING),
+            ("reads", reads),
+            ("read_only", read_only),
+            ("outlives_loss", statement.one and not self.beside and (begin or read_only)),
+        ):
+            object.__setattr__(self, name, value)
 
-    @property
-    def begin(self) -> bool:
-        """Whether an explicit transaction of the caller's is opened."""
-        return self.before is Before.TRANSACTION
 
-    @property
-    def own_begin(self) -> bool:
-        """Whether a transaction of ours is around the statement, which ends with it."""
-        return self.before in (Before.BEGIN, Before.BEGIN_READ_ONLY)
+class Message(NamedTuple):
+    """A plan and what it comes to, where neither a session nor a block has a say: the same for each statement of its text."""
 
-    @property
-    def own_guard(self) -> bool:
-        """Whether a transaction of ours is around the guard."""
-        return self.before in (Before.GUARD_APART, Before.SETTINGS_GUARDED, Before.SNAPSHOT)
-
-    @property
-    def reads(self) -> bool:
-        """Whether it is known to read only."""
-        return self.statement.reads and not self.may_write
-
-    @property
-    def read_only(self) -> bool:
-        """Whether it is sent READ ONLY since it looks like a read: a refusal (25006) is ours to handle."""
-        return self.before in _READING and self.statement.reads and not self.may_write
-
-    @property
-    def outlives_loss(self) -> bool:
-        """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
-        return self.statement.one and not self.beside and (self.before is Before.TRANSACTION or self.read_only)
+    plan: Plan
+    before: Script
+    after: Script
 
 
 _READING = (Before.READ, Before.BEGIN_READ_ONLY)
+_BEGINNING = (Before.BEGIN, Before.BEGIN_READ_ONLY)
+_GUARDING = (Before.GUARD_APART, Before.SETTINGS_GUARDED, Before.SNAPSHOT)
 _NOTHING = Before.NOTHING, After.NOTHING
 
 

@@ -25,18 +25,18 @@ class Setting(NamedTuple):
 class Script:
     """Several commands in one message."""
 
-    __slots__ = ("_head", "_longer", "guard", "parts")
+    __slots__ = ("_longer", "guard", "head", "parts", "tail")
 
     def __init__(self, *parts: bytes, guard: int | None = None) -> None:
         self.parts = parts
         self.guard = guard
         """Which of the parts is the guard of a replica, counted from 0."""
         self._longer: dict[bytes, Script] = {}
-        self._head = b";".join(parts) + b";\n" if parts else b""
-
-    def head(self) -> bytes:
-        """Return the script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
-        return self._head
+        joined = b";".join(parts)
+        self.head = joined + b";\n" if parts else b""
+        """The script as it precedes a statement. The newline keeps it out of the line that an error message quotes."""
+        self.tail = b"\n;" + joined if parts else b""
+        """The script as it follows a statement, on a line of its own: the user's text may end in a comment."""
 
     def then(self, *parts: bytes) -> Script:
         """Return the same with more commands behind it. With one more, it is remembered: most messages begin alike."""

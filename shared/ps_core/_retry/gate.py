@@ -172,7 +172,8 @@ class OutageGate:
 
         `name` is the endpoint's for this caller: an outage is told of under the name that its first probe gives.
 
-        Raises `TimeoutError` when the time is over before the caller's turn comes.
+        Raises:
+            TimeoutError: the time is over before the caller's turn comes.
         """
         until = self._clock() + timeout
         while (ticket := self._enter()).way in _WAITING:

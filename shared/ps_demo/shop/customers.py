@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.core.management import call_command
 from django.db import close_old_connections, transaction
-from django.db.models import BooleanField, F, Func
+from django.db.models import F
 
 import ps_django
+from ps_demo.shop.functions import InRecovery
 from ps_demo.shop.models import Order, Product
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Shop"]
 
 PRODUCTS: Final = 200
-
-
-class InRecovery(Func):
-    """Whether the server that answers is a replica."""
-
-    function = "pg_is_in_recovery"
-    output_field = BooleanField()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import secrets
 
 import ps_django
+from ps_demo.shop.templates import TEMPLATES  # noqa: F401 - a setting
 
 DATABASES = ps_django.databases()
 for _entry in DATABASES.values():
@@ -23,19 +24,6 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-]
-TEMPLATES = [
-    {
-        "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "APP_DIRS": True,
-        "OPTIONS": {
-            "context_processors": [
-                "django.template.context_processors.request",
-                "django.contrib.auth.context_processors.auth",
-                "django.contrib.messages.context_processors.messages",
-            ]
-        },
-    }
 ]
 ROOT_URLCONF = "ps_demo.shop.urls"
 STATIC_URL = "static/"

@@ -1,0 +1,1 @@
+"""A bank in SQLAlchemy: accounts, and transfers between them."""
