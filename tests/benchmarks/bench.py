@@ -150,8 +150,11 @@ class Bench(ExitStack):
         """Profile a unit on stock and in a way."""
         found: list[Profile] = []
         for each in (Way.STOCK, way):
-            self.worker(each).do(unit, 20)
-            found.append([(name, calls, own) for name, calls, own in self.worker(each).ask("profile", unit, 100)])
+            worker = self.worker(each)
+            worker.do(unit, 3)
+            seconds = worker.do(unit, 3).clock / 1e9 * UNITS[unit].at_once
+            count = min(200, max(5, round(0.5 / seconds)))
+            found.append([(name, calls, own) for name, calls, own in worker.ask("profile", unit, count)])
         return found[0], found[1]
 
 
@@ -170,6 +173,7 @@ def measure_all(bench: Bench, rounds: int, connections: int) -> Measured:
         for unit in DELAYED:
             print(f"{unit}, {FAR}", file=sys.stderr, flush=True)
             found.costs[FAR, unit] = bench.costs(unit, max(2, rounds // 3))
+    print("memory, profiles", file=sys.stderr, flush=True)
     found.memory = bench.memory(connections)
     for target in TARGETS:
         if target.side == "client" and not is_met(target, found.costs):

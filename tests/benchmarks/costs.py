@@ -143,7 +143,7 @@ def measure(unit: str, workers: dict[str, Worker], rounds: int) -> Costs:
     """Do a unit of work in each way, round by round."""
     at_once = UNITS[unit].at_once
     for worker in workers.values():
-        worker.ask("do", unit, 6)  # connections, caches, compiled statements
+        worker.ask("do", unit, 1 if at_once > 1 else 6)  # connections, caches, compiled statements
     fastest = min(worker.ask("do", unit, 2)[1] for worker in workers.values()) / 1e9 * at_once
     # Where threads and tasks begin and end, not all of them are at work.
     count, turns = (max(1, round(0.2 / fastest)), 1) if at_once > 1 else (max(1, round(TURN / fastest)), TURNS)

@@ -43,7 +43,7 @@ __all__ = ["TABLES", "UNITS", "Unit", "Way"]
 
 POOLED: Final[dict[str, Any]] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
 LIMITS: Final[dict[str, Any]] = {"statement_timeout": 2, "transaction_timeout": 3}
-POOL: Final[Any] = {"pool_size": 20, "max_overflow": 0}
+POOL: Final[Any] = {"pool_size": 20, "max_overflow": 0, "pool_timeout": 60}
 READ: Final = "SELECT id, name, n FROM bench_author WHERE id = %s"
 UPDATE: Final = "UPDATE bench_author SET n = n + 1 WHERE id = %s"
 TABLES: Final = """
