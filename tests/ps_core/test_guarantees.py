@@ -10,13 +10,14 @@ from psycopg import sql
 
 import ps_core
 from ps_core import Connection, RetryPolicy, commit_check, use_token
+from ps_core._connection.base import SET_STATEMENT_TIMEOUT
 from ps_core._connection.cursors import ServerBindingCursor
 from ps_core._message.commit import Answers, ending
 from ps_core._message.functions import Functions
 from ps_core._message.plan import After, Before, Facts, Plan, Way, make_plan
 from ps_core._message.statement import analyse
 from ps_core._registry import replicas_of, states_of
-from ps_core.consistency import REPLICA_POSITION_SQL
+from ps_core.consistency import REPLICA_POSITION_SQL, guard_setting, guard_sql
 from ps_core.context import Tracker, current_token
 from ps_core.errors import ConfigurationError, ReplicaBehind
 from ps_core.topology import Consistency, Topology
@@ -408,7 +409,10 @@ def test_bytes(ps_lab: Lab, opened: Callable[..., Connection[Any]]) -> None:
             ps_lab.wait_replicas_caught_up()
             with sending(conn) as sent:
                 read(conn)
-        guard = 0 if token is None or token.position is None else 1 + len(ps_core.consistency.guard_sql(token.position))
+        guard = 0
+        if token is not None and token.position is not None:  # it sets the timeout, too, in the place of a command
+            timeout = b"'2000'"
+            guard = len(guard_setting(guard_sql(token.position), timeout)) - len(SET_STATEMENT_TIMEOUT + timeout)
         position = len(b"\n;" + REPLICA_POSITION_SQL) if level == MONOTONIC else 0
         sizes.append(sent.bytes - guard - position)
     assert len(set(sizes)) == 1

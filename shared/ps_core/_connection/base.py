@@ -53,6 +53,7 @@ from ps_core.consistency import (
     POSITION_SQL,
     REPLICA_POSITION_SQL,
     Token,
+    guard_setting,
     guard_sql,
     parse_lsn,
     place_sql,
@@ -109,6 +110,7 @@ WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
 READ_ONLY: Final = b"SET LOCAL transaction_read_only=on"
+SET_STATEMENT_TIMEOUT: Final = b"SET LOCAL statement_timeout="
 ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
 POSITION: Final = Script(POSITION_SQL)
 REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
@@ -820,7 +822,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if before is Before.READ and (not guard or each):
             if not guard:
                 return opening.then(READ_ONLY)
-            return Script(*opening.parts, *guard, READ_ONLY, guard=len(opening.parts))
+            parts = tuple(part for part in opening.parts if not part.startswith(SET_STATEMENT_TIMEOUT))
+            for part in opening.parts:
+                if part not in parts:
+                    guard = (guard_setting(guard[0], part.removeprefix(SET_STATEMENT_TIMEOUT)),)
+            return Script(*parts, *guard, READ_ONLY, guard=len(parts))
         if before is Before.BEGIN:
             return Script(b"BEGIN", *opening.parts)
         if before is Before.BEGIN_READ_ONLY and each:
