@@ -11,6 +11,7 @@ import ps_core
 from ps_core import AsyncConnection, Connection, use_token
 from ps_core._connection.cursors import ServerBindingCursor
 from ps_core._endpoint import EndpointState
+from ps_core.errors import MayWrite
 from ps_lab import Lab
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import count
@@ -151,5 +152,5 @@ def test_what_is_learned_counts_for_what_was_usual(ps_lab: Lab, connect: Connect
         conn.state.refused_read_only.add(text)
     else:
         conn.state.functions.take("another", [("t_learned", False)], 1e9)
-    with pytest.raises(ps_core.MayWrite):
+    with pytest.raises(MayWrite):
         conn.execute(text)
