@@ -56,7 +56,7 @@ _SESSION: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"})
-"""Of an application's sources: what runs on the direct path, or not in production."""
+"""Names the modules of an application that run on the direct path, or not in production."""
 
 
 def _linked(check: Callable[..., list[CheckMessage]]) -> Callable[..., list[CheckMessage]]:

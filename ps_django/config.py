@@ -86,7 +86,7 @@ def databases(
     `ORIGINAL_BACKEND = "ps_django.backend"`.
 
     Raises:
-        ConfigurationError: what is asked for cannot work.
+        ConfigurationError: these settings cannot work together, or one of them cannot work at all.
     """
     if not _DOTTED.fullmatch(engine or ""):
         raise ConfigurationError(f"engine: write the dotted path of a backend, as in {ENGINE!r}, not {engine!r}")
@@ -265,7 +265,7 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the primary's alias for the alias of each replica and direct path.
 
     Raises:
-        ConfigurationError: an entry names a primary that there is not, or a replica's ENGINE is not its primary's.
+        ConfigurationError: an entry names an unknown primary, or a replica's ENGINE is not its primary's.
     """
     found = {}
     for alias, entry in tuple(entries.items()):

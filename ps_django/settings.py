@@ -30,13 +30,13 @@ class Settings:
     """`PS_DJANGO = {"READS": "replica", ...}`: the fields in upper case.
 
     Raises:
-        ConfigurationError: a value that cannot work, or a key that there is not.
+        ConfigurationError: a value that cannot work, or an unknown key.
     """
 
     reads: Literal["primary", "replica"] = "primary"
     """Where reads go that nothing says more about: commands, tasks, the shell, requests without the middleware."""
     deadline: Duration | None = None
-    """Of each request, for `DeadlineMiddleware`."""
+    """The deadline of each request, for `DeadlineMiddleware`."""
     stale_writes: Literal["warn", "refuse", "allow"] = "warn"
     """What to do where all fields of an instance are saved that was loaded from a replica: it may overwrite what is newer."""
     cookie: str | None = "ps_token"
@@ -52,7 +52,7 @@ class Settings:
     tags: Mapping[str, str | Callable[[HttpRequest], str | None]] | None = None
     """For `TagsMiddleware`: what statements tell beside the request's route and view; None: nothing at all."""
     command_limits: CommandLimits = USUAL
-    """Of management commands that are started from a command line: "off", "request" (those that requests have), or a mapping
+    """The limits of management commands from a command line: "off", "request" (those that requests have), or a mapping
     of limits (`statement`, `transaction`, `idle_in_transaction`, `lock`), and of commands by name with a value of these kinds."""
 
     def __post_init__(self) -> None:

@@ -170,7 +170,7 @@ def databases_at(url: str, *, engine: str | None = None, **topology: Unpack[Topo
     use a connection in the block; not in a `TestCase`, whose transactions are on the connections outside.
 
     Raises:
-        ConfigurationError: what is asked for cannot work.
+        ConfigurationError: these settings cannot work together, or one of them cannot work at all.
     """
     usual, usual_settings = settings.DATABASES, connections.settings
     own = usual.get(DEFAULT_DB_ALIAS, {}).get("ENGINE")

@@ -54,7 +54,7 @@ def run_transaction(
     """Run `fn` in `transaction.atomic()`; run all of it again after a lost connection, 40001 or 40P01.
 
     Without `fn` it is a decorator: `@run_transaction(using="default")`. `fn` must do nothing that cannot be done twice; its
-    `on_commit` hooks run once, and what they raise is raised. A COMMIT whose outcome nobody can tell is never run again: `verify`
+    `on_commit` hooks run once, and what they raise is raised. A COMMIT whose outcome is unknown is never run again: `verify`
     and `marker` are `ps_core.context.commit_check`'s. In a `TestCase`, whose transaction is around it, `fn` runs once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Who handles what a replica refuses: a session does, with its own connection to the primary; else the connection itself."""
+"""What a replica refuses is handled by a session, with its own connection to the primary; else the connection itself."""
 
 from __future__ import annotations
 

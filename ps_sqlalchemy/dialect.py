@@ -129,7 +129,7 @@ class PSDialect(PGDialect_psycopg):
         self.ps_connect_args: dict[str, Any] = {}
         """What `connect_args` says."""
         self.ps_heard_by: PSDialect | None = None
-        """The dialect whose listeners hear of this one, too."""
+        """The dialect whose listeners get this one's events, too."""
 
     def _ps_driver(self, dbapi: Any) -> Any:
         """Return the driver's module, whose `connect` makes connections of ours; another one (`module=`) as it is."""
@@ -156,7 +156,7 @@ class PSDialect(PGDialect_psycopg):
             adopt(engine)
 
     def ps_join(self, primary: PSDialect) -> None:
-        """Let what listens to the primary's dialect hear of this one."""
+        """Pass this dialect's events to what listens to the primary's."""
         self.__class__ = _AsyncBeside if self.is_async else _Beside
         self.__dict__.pop("dispatch", None)
         self.dispatch = self.dispatch._join(primary.dispatch)
@@ -455,7 +455,7 @@ class PSDialectAsync(PSDialect, PGDialectAsync_psycopg):
 
 
 class _Beside(PSDialect):
-    """The dialect of an engine beside the primary's, whose listeners hear of it: those of the classes are among them."""
+    """The dialect of an engine beside the primary's, whose listeners, those of the classes among them, get its events."""
 
     _sa_propagate_class_events = False
     supports_statement_cache = True

@@ -1,8 +1,8 @@
 """The engines: a real `sqlalchemy.Engine` on the primary, with `.replica` and `.direct` beside it.
 
 An engine made from a URL alone has them, too (`adopt`, which the dialect calls). The replicas' engine shares the primary's
-dialect and cache of compiled statements, and what listens to the primary's, or to SQLAlchemy's classes, hears of the others'
-statements and connections, once: to an application it is one engine.
+dialect and cache of compiled statements. What listens to the primary's, or to SQLAlchemy's classes, gets the events of the
+others' statements and connections, too, once each: to an application it is one engine.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ def _own_creator(engine: sa.Engine, dialect: Any) -> dict[str, Any] | None:
 def _factory(drivername: str, to: To) -> Callable[..., sa.Engine]:
     """Return SQLAlchemy's function that makes engines; for those beside the primary's what is inside of a tool's wrapper.
 
-    Tools that put themselves around it (OpenTelemetry) let listeners hear of each engine that it makes.
+    Tools that put themselves around it (OpenTelemetry) tell their listeners about each engine that it makes.
     """
     asynchronous = drivername == "postgresql+ps_async"
     if to != "primary":
@@ -370,7 +370,7 @@ def _join(
     besides: frozenset[Any] = frozenset(),
     max_fallback: int | None = None,
 ) -> _Side:
-    """Let what listens to the primary's engine hear of this one, but for the listeners `besides`."""
+    """Pass this engine's events to what listens to the primary's, but for the listeners `besides`."""
     side, execution_options = made
     dialect: Any = side.dialect
     _own_creator(side, dialect)
@@ -460,7 +460,7 @@ def create_engine(
     `retry` is the whole policy of which `retry_timeout` is the length.
 
     Raises:
-        ConfigurationError: what is asked for cannot work.
+        ConfigurationError: these settings cannot work together, or one of them cannot work at all.
     """
     return _create(target, retry, cast("dict[str, Any]", options), "postgresql+ps")
 

@@ -126,7 +126,7 @@ class EngineOptions(TopologySettings, total=False):
 
 
 def check_options(options: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]], drivername: str) -> None:
-    """Refuse each option that SQLAlchemy would not take: it would say so late, or, for a side that there is not, never.
+    """Refuse each option that SQLAlchemy would not take: it would say so late, or, for a side that does not exist, never.
 
     `options` hold for all endpoints, those of `sides` (without their prefix) for one.
 

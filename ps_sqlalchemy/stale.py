@@ -36,7 +36,7 @@ BATCH: Final = 500
 """Rows by statement."""
 
 READ: Final = "ps_read"
-"""The execution option that tells a query's `Read`."""
+"""The execution option that holds a query's `Read`."""
 
 _KEPT: Final = "_ps_kept"
 """The attribute of an instance's state: what a replica gave, in the order of `_Columns.names`."""

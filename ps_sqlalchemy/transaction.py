@@ -92,7 +92,7 @@ def run_transaction(
 
     `begin` is a `sessionmaker` (or anything that has its `begin()`), or an `Engine`; `fn` gets a fresh Session, or a Connection,
     each time, and must do nothing that cannot be done twice. A Session or Connection that is in no transaction will do, too; `fn`
-    then gets that one. A COMMIT whose outcome nobody can tell is never run again:
+    then gets that one. A COMMIT whose outcome is unknown is never run again:
     `verify` and `marker` are `ps_core.context.commit_check`'s. Nor is one that succeeded: what an `after_commit` listener raises
     is raised.
 

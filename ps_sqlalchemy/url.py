@@ -30,7 +30,7 @@ def topology_of(url: sa.URL) -> tuple[Topology, To]:
     """Return the endpoints that a URL alone stands for, and which of them it leads to.
 
     Raises:
-        ConfigurationError: what is asked for cannot work.
+        ConfigurationError: these settings cannot work together, or one of them cannot work at all.
     """
     to = url.query.get(TO, "primary")
     whole = url.difference_update_query([TO])

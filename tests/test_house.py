@@ -67,41 +67,6 @@ HARD_TO_READ = {
 VERBLESS = r"\A(?:Of|As) "
 """How a docstring without a verb begins: "Of the pool.", "As X."."""
 
-NOT_YET = {
-    "ps_django/backend/base.py",
-    "ps_django/checks.py",
-    "ps_django/config.py",
-    "ps_django/settings.py",
-    "ps_django/test.py",
-    "ps_django/transaction.py",
-    "ps_sqlalchemy/_falling_back.py",
-    "ps_sqlalchemy/dialect.py",
-    "ps_sqlalchemy/engine.py",
-    "ps_sqlalchemy/options.py",
-    "ps_sqlalchemy/stale.py",
-    "ps_sqlalchemy/transaction.py",
-    "ps_sqlalchemy/url.py",
-    "shared/ps_core/_bridge/process.py",
-    "shared/ps_core/_bridge/start.py",
-    "shared/ps_core/_connection/asyncio.py",
-    "shared/ps_core/_connection/base.py",
-    "shared/ps_core/_connection/sync.py",
-    "shared/ps_core/_message/commit.py",
-    "shared/ps_core/_message/session.py",
-    "shared/ps_core/_names.py",
-    "shared/ps_core/_plain_errors.py",
-    "shared/ps_core/_propagation.py",
-    "shared/ps_core/_registry.py",
-    "shared/ps_core/consistency.py",
-    "shared/ps_core/context.py",
-    "shared/ps_core/dsn.py",
-    "shared/ps_core/pgbouncer.py",
-    "shared/ps_core/providers.py",
-    "shared/ps_core/tags.py",
-    "shared/ps_core/topology.py",
-}
-"""Modules whose docstrings still have these; pages and all other modules have none."""
-
 WRITTEN_BY_PROGRAMS = ("docs/generated/", "docs/comparison.md")
 
 FORBIDDEN = re.compile(r"(?<![\w.}*])/(?:work|root)/|/tmp/[w]/|pypi\.org|pythonhosted\.org|deb\.debian\.org|registry\.npmjs")
@@ -280,7 +245,7 @@ def test_plain_english() -> None:
     assert not [
         f"{name}:{line + text.count(chr(10), 0, found.start())}: {habit}: {found[0][:60]}"
         for name, file in sorted(files.items())
-        if not name.startswith(WRITTEN_BY_PROGRAMS) and name not in NOT_YET
+        if not name.startswith(WRITTEN_BY_PROGRAMS)
         for line, text, habits in texts_of(file)
         for habit, pattern in habits.items()
         for found in re.finditer(pattern, text, re.MULTILINE)

@@ -415,7 +415,7 @@ class _Kind(type):
 
 
 class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
-    """Django's wrapper; the connection inside opens, bounds and heals its transactions."""
+    """Django's wrapper; the connection inside opens and bounds its transactions, and replaces what was lost."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     client_class = DatabaseClient

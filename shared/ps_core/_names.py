@@ -1,4 +1,4 @@
-"""Names that there are not: refused wherever settings are given, with the one that was probably meant."""
+"""Unknown names: refused wherever settings are given, with the one that was probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ def no_such(
 ) -> UnknownSetting:
     """Return the error for a name that is not `known`.
 
-    Where no known one is near to it, the message says `otherwise`, or lists those that there are. `what` is what the name should
+    Where no known one is near to it, the message says `otherwise`, or lists the known ones. `what` is what the name should
     be ("setting"), `where` the place where it stands, `prefix` what is before it, and before the known ones.
     """
     known = list(known)

@@ -13,7 +13,7 @@ class ConfigurationError(ValueError):
 
 
 class UnknownSetting(ConfigurationError, TypeError):
-    """A keyword, parameter of a URL or environment variable that there is not; the message names the one that is most like it.
+    """An unknown keyword, parameter of a URL or environment variable; the message names the one that is most like it.
 
     A TypeError, too: Python, and `sqlalchemy.create_engine`, raise that for an unknown keyword, and callers catch it.
     """

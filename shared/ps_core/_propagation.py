@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 MAX_COOKIES: Final = 32
-"""Of one request. Where more of them count, what it reads is the primary's, which has all that any of them can name."""
+"""Cookies with tokens that count in one request. Where it has more, it reads on the primary, which has all that any of them can
+name."""
 MAX_VALUES: Final = 8
 """In the header of one request; the same holds."""
 MAX_DELETED: Final = 16
@@ -200,7 +201,7 @@ def cookies_of(header: str) -> Iterator[tuple[str, str]]:
 def wanted_by_browsers(
     name: str, *, secure: bool, path: str | None = "/", domain: str | None = None, cross_site: bool = False
 ) -> list[str]:
-    """Return what a browser wants of a cookie that it would drop without a word: "Secure", "Path=/", "no Domain".
+    """Return what a browser wants of a cookie that it would drop silently: "Secure", "Path=/", "no Domain".
 
     `cross_site`: SameSite=None, or Partitioned. The prefixes are of RFC 6265bis; browsers compare them without case.
     """

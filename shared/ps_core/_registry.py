@@ -168,7 +168,7 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
     """Return where `ps_core.connect` goes with these arguments. It takes the topology's settings out of `options`.
 
     Raises:
-        ConfigurationError: what is asked for cannot work, or there is no such option.
+        ConfigurationError: these settings cannot work, or an option is unknown.
     """
     _check_options(target, options)
     if isinstance(target, Endpoint):

@@ -51,7 +51,7 @@ class InvalidToken(ValueError):
 def parse_lsn(text: str, *, reached: bool = False) -> int:
     """Return PostgreSQL's pg_lsn as a number.
 
-    `reached`: as a replica reports it that has all before it. The server tells where the next record will begin, which at the
+    `reached`: as a replica reports it that has all before it. The server reports where the next record will begin, which at the
     start of a page is behind its header (24 bytes, 40 in a segment's first page). A replica gets there only with that record;
     until then it is at the page's start.
 

@@ -117,7 +117,7 @@ class Tracker:
 
     @property
     def has_news(self) -> bool:
-        """Whether the next request has to know: this one wrote, or its user, who has a token, saw more than that tells.
+        """Whether the next request has to know: this one wrote, or its user, who has a token, saw more than that says.
 
         A user who never wrote anything needs no token, and their answers stay cacheable. A write is news also where its position
         is below what was seen: a primary that crashed took that with it.

@@ -42,11 +42,11 @@ class Dsn:
     host: str = ""
     """A name, an address (IPv6 without brackets), the directory of a Unix socket, or several of these with commas."""
     port: int | None = None
-    """Of several hosts with ports of their own, the first one's."""
+    """Where several hosts have ports of their own, the first one's."""
     ports: tuple[int | None, ...] = ()
     """The port of each host, where they are not the same; None: libpq's default."""
     user: str = ""
-    """As sent to the server: `{role}.{branch}`, with `|suffix` where one is needed."""
+    """The user as it is sent to the server: `{role}.{branch}`, with `|suffix` where one is needed."""
     password: str = ""
     dbname: str = ""
     params: Pairs = ()

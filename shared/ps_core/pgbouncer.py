@@ -22,8 +22,9 @@ __all__ = ["DEFAULT_POOL_SIZE", "MAX_CLIENT_CONN", "Load", "Remark", "applicatio
 
 PORT: Final = 6432
 MAX_CLIENT_CONN: Final = 100
-"""Of one PgBouncer of PlanetScale, as the next: https://planetscale.com/docs/postgres/connecting/pgbouncer."""
+"""PlanetScale's default `max_client_conn` of one PgBouncer: https://planetscale.com/docs/postgres/connecting/pgbouncer."""
 DEFAULT_POOL_SIZE: Final = 20
+"""PlanetScale's default `default_pool_size` of one PgBouncer (the same page)."""
 _SPARE: Final = 10
 """Clients beyond the application's: the console, a shell, a check."""
 _SSLMODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -50,9 +51,9 @@ class Load:
     machines: int = 1
     """App-side PgBouncers."""
     max_client_conn: int = MAX_CLIENT_CONN
-    """Of an endpoint's bouncers together, or of the server where there is none."""
+    """Clients that an endpoint's bouncers take together, or the server where it has no bouncer."""
     default_pool_size: int = DEFAULT_POOL_SIZE
-    """As `max_client_conn`."""
+    """Server connections that an endpoint's bouncers open together."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

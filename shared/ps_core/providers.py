@@ -2,7 +2,7 @@
 
 Only what a host name says for certain is here, by the provider's own documentation (the pages below, read in October
 2026). User names say nothing: Supabase's `postgres.<project>` looks like PlanetScale's `postgres.<branch>`. A host that
-is not here (a CNAME, an address, Cloudflare Hyperdrive, a PgBouncer or pgcat of one's own) has one port of unknown kind,
+is not here (a CNAME, an address, Cloudflare Hyperdrive, your own PgBouncer or pgcat) has one port of unknown kind,
 unless `ps_pooled_port`, `ps_direct_port` or `ps_pooled` say what it is.
 """
 

@@ -1,4 +1,4 @@
-"""Query tags: a comment that tells the database's operators where a statement comes from (SQLCommenter's format).
+"""Query tags: a comment that shows the database's operators where a statement comes from (SQLCommenter's format).
 
 PlanetScale's Insights and Traffic Control read it where it stands before the semicolon, and drop keys and values that do not
 match `[\\w\\-./:,]+`, keys beyond 65 and values beyond 1,024 bytes; more than 20 values of a tag by pattern are collapsed.

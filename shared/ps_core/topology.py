@@ -135,9 +135,9 @@ class Endpoint:
     """"primary", "replica", "replica-2", ..., "direct": for logs and metrics."""
     role: Literal["primary", "replica", "direct"]
     host: str
-    """As in `Dsn.host`."""
+    """The host, as in `Dsn.host`."""
     port: int
-    """Of several hosts with ports of their own, the first one's."""
+    """Where several hosts have ports of their own, the first one's."""
     user: str
     """Complete, with its suffix."""
     password: str
@@ -159,7 +159,7 @@ class Endpoint:
     session_state: Literal["refuse", "allow"] = "refuse"
     """Whether what a session would keep is refused behind a transaction pooler."""
     ports: tuple[int | None, ...] = ()
-    """As in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
+    """The ports, as in `Dsn.ports`; `(None,)`: libpq chooses it (PGPORT, the service file)."""
     transport: Literal["tcp", "websocket"] = "tcp"
     """What carries the connections."""
     https_port: int = HTTPS_PORT
@@ -284,7 +284,7 @@ class Topology:
         A keyword that is given wins over the URL's `ps_*`, None included. Reads no environment.
 
         Raises:
-            ConfigurationError: what is asked for cannot work, or there is no such setting.
+            ConfigurationError: these settings cannot work, or a setting is unknown.
         """
         dsn = Dsn.parse(url)
         return cls._derive(dsn, {**_settings_in(dsn), **_parse(settings)})

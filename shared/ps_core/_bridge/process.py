@@ -56,7 +56,7 @@ _CLOSING: Final = 1.0
 
 
 _ROUNDS: Final = 20
-"""Of the event loop, in which what can be read is read and passed on; the end of a WebSocket takes some eight."""
+"""Rounds of the event loop, in which what can be read is read and passed on; the end of a WebSocket takes some eight."""
 
 
 _TRY_AGAIN: Final = (408, 425, 429, 500, 502, 503, 504)
@@ -324,7 +324,7 @@ class Bridge:
         self._servers.append(await asyncio.start_unix_server(carry, sock=listener, limit=_CHUNK))
 
     async def close(self) -> None:
-        """Take no more connections, and end those that there are."""
+        """Take no more connections, and end the existing ones."""
         for server in self._servers:
             server.close()
         for task in list(self._carried):

@@ -89,7 +89,7 @@ class _Bridge:
         self._control: socket.socket | None = None
         """Open on the other side as long as the process lives; it ends when this side is closed."""
         self._inode = 0
-        """Of `_control`: a daemon closes all descriptors, and the number may be another file's."""
+        """Identifies `_control`: a daemon closes all descriptors, and the number may be another file's."""
         self._numbers: dict[Target, int] = {}
         self.forget_threads()
         renew_after_fork(self)

@@ -52,7 +52,7 @@ class AsyncPipeline(PipelineMixin, psycopg.AsyncPipeline):
 
 
 class AsyncConnection(BaseConnection[Row], psycopg.AsyncConnection[Row]):
-    """A `psycopg.AsyncConnection` that opens, bounds and heals its transactions. Made by `connect`."""
+    """A `psycopg.AsyncConnection` that opens and bounds its transactions, and replaces what was lost. Made by `connect`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -197,7 +197,7 @@ _REFUSED: Final = {
         )
     },
 }
-"""Of each refusal, its class and what to write instead."""
+"""Each refusal has its class, and says what to write instead."""
 
 
 class BaseConnection(psycopg.BaseConnection[Row]):
@@ -976,7 +976,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _is_known(self, asked: PGresult | None) -> bool:
         """Return whether a position that came back was merged before, and nothing else since: most are the same as the last one.
 
-        What the caller has seen then counts as seen when it was merged, which was in this second: a token's text tells no more.
+        What the caller has seen then counts as seen when it was merged, which was in this second: a token's text says no more.
         """
         known, tracker = self._known, current_tracker()
         if known is None or tracker is None or tracker.token is not known or not 0 <= time.time() - known.at < 1:
@@ -1477,7 +1477,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         return self._restored(values)
 
     def _restored(self, values: dict[bytes, bytes | None]) -> PQGen[None] | None:
-        """Return what gives the server the session's parameters where it has others. A lost connection gets them as it heals."""
+        """Return what gives the server the session's parameters where it has others; a new connection, in a lost one's place."""
         if self.pgconn.status != OK:
             self._parameters = values
             return None
@@ -1522,7 +1522,7 @@ def must_carry(endpoint: Endpoint) -> bool:
 
 
 _COUNT: Final = count(1)
-"""Of what is SET in this process."""
+"""Numbers what is SET in this process."""
 _NOTED: Final = re.compile("timeout|TIMEOUT|(?i:conforming)")
 """What is noted of a text each time that it is sent."""
 _LINE: Final = re.compile(r"^LINE (\d+): ", re.MULTILINE)

@@ -70,7 +70,7 @@ class Pipeline(PipelineMixin, psycopg.Pipeline):
 
 
 class Connection(BaseConnection[Row], psycopg.Connection[Row]):
-    """A `psycopg.Connection` that opens, bounds and heals its transactions.
+    """A `psycopg.Connection` that opens and bounds its transactions, and replaces what was lost.
 
     `connect` makes one, as psycopg's does; so does whatever takes a connection class, such as `psycopg_pool.ConnectionPool`.
     """
@@ -134,7 +134,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
                 as `connect_timeout` is psycopg's: seconds, at least 2, that bound the call, here all tries together.
 
         Raises:
-            ConfigurationError: what is asked for cannot work.
+            ConfigurationError: these settings cannot work together, or one of them cannot work at all.
             psycopg.OperationalError: no connection could be made.
         """
         if binding not in (None, "client", "server"):
@@ -363,7 +363,7 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         Returns where the transaction is certainly committed.
 
         Raises:
-            CommitOutcomeUnknown: nobody can tell.
+            CommitOutcomeUnknown: nothing says whether it was committed.
             psycopg.Error: it was certainly not committed.
         """
         self._unsettled = ()

@@ -185,7 +185,7 @@ class Ended(NamedTuple):
     raises: Raises = Raises.NOTHING
     transaction: TransactionId | None = None
     synchronous_commit: str | None = None
-    """The setting of the transaction; None: nobody can tell."""
+    """The setting of the transaction; None: it is unknown."""
     position: str | None = None
     """The WAL position, as PostgreSQL writes it, that has all that this transaction saw and did."""
     is_demoted: bool = False
@@ -323,7 +323,7 @@ _STRICTEST: Final = "remote_apply"
 class Lookup:
     """A message to the primary, in a transaction of its own, and what its answers mean.
 
-    No timeout of the server's ends the wait of its COMMIT. Whoever sends it bounds that, drops the connection then, and never
+    No timeout of the server's ends the wait of its COMMIT. The sender bounds that, drops the connection then, and never
     cancels: that would let it succeed.
     """
 
@@ -375,7 +375,7 @@ MARKER_TABLE_SQL: Final = (
 
 
 def lookup_of(transaction: TransactionId) -> Lookup:
-    """Return the question what became of a transaction. Crash recovery resets the statistics, which tells of a restart."""
+    """Return the question what became of a transaction. Crash recovery resets the statistics, which shows a restart."""
     question = QUESTION_SQL % (f"{int(transaction.timeline, 16):08X}", int(transaction.xid), Decimal(transaction.at))
     parts = _transaction(transaction.synchronous_commit, question)
     at = parts.index(question)

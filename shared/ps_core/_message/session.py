@@ -50,7 +50,7 @@ class Held(NamedTuple):
 
     name: str
     value: str
-    """As PostgreSQL shows it."""
+    """The value, as PostgreSQL shows it."""
     role: str | None = None
     """The role under which it was set, and is set again; None: the one that the connection has by itself."""
     by_set: bool = True
@@ -204,7 +204,7 @@ class Session:
     begun: Settings | None = None
     """Before the first change in the open transaction."""
     savepoints: tuple[tuple[str, Settings], ...] = ()
-    """Of the open transaction, by name."""
+    """The savepoints of the open transaction, by name."""
 
     def changed(self, settings: Settings, *, in_transaction: bool) -> Self:
         """Return this with other settings, which a rollback undoes where they were made `in_transaction`."""
