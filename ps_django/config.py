@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ps_core.topology import Consistency
     from ps_django.path import PathDecision
 
-__all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of"]
+__all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of_alias"]
 
 ENGINE: Final = "ps_django.backend"
 POSTGIS: Final = "ps_django.postgis"
@@ -283,7 +283,7 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def replicas_of(
+def replicas_of_alias(
     primary: str, entries: Mapping[str, Mapping[str, Any]], decision: PathDecision = AS_CONFIGURED
 ) -> Replicas | None:
     """Return the replicas of a primary's alias, with limits as decided, each named as its alias; None where it has none."""

@@ -14,7 +14,7 @@ from ps_core.events import emit_route
 from ps_core.routing import Route, Situation, decide
 from ps_core.share import shares
 from ps_django import _writes, stale
-from ps_django.config import families, replicas_of
+from ps_django.config import families, replicas_of_alias
 from ps_django.path import path_decision
 from ps_django.settings import current_settings
 from ps_django.transaction import in_block_of_request, in_transaction
@@ -93,7 +93,7 @@ class ReplicaRouter:
 
 
 def _replicas_of(primary: str) -> Replicas | None:
-    return replicas_of(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
+    return replicas_of_alias(primary, settings.DATABASES, path_decision(settings.DATABASES[primary], settings.DATABASES))
 
 
 def _situation(replicas: Replicas, block: Route | None, on_primary: bool, reading: bool) -> Situation:

@@ -33,7 +33,7 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
-from ps_django.config import endpoint_of, link_of, policy_of, replicas_of
+from ps_django.config import endpoint_of, link_of, policy_of, replicas_of_alias
 from ps_django.long_transactions import LongTransactions
 from ps_django.transaction import in_block_of_request, in_transaction, is_within_request, own_blocks
 
@@ -531,7 +531,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         primary = self.settings_dict["OPTIONS"].get("ps_primary")
         if state.endpoint.role != "replica" or primary not in connections.settings:
             return Connection.open(state, **params)
-        replicas = replicas_of(primary, connections.settings, self.ps_decision)
+        replicas = replicas_of_alias(primary, connections.settings, self.ps_decision)
         if replicas is None or state not in replicas.states:
             return Connection.open(state, **params)
         return Connection.open(state, replicas=replicas, **params)

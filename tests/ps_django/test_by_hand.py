@@ -11,7 +11,7 @@ import ps_django
 from ps_core import Token, use_token
 from ps_core.consistency import identity_of
 from ps_core.topology import Topology
-from ps_django.config import link_of, replicas_of
+from ps_django.config import link_of, replicas_of_alias
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -72,7 +72,7 @@ def test_own_writes(ps_lab: Lab, products: Any) -> None:
 def test_lost_replicas(ps_lab: Lab, products: Any) -> None:
     """The alias's connections are of the set that leaves out what fails: the primary answers, and the replicas again."""
     connection: Any = connections[THERE]
-    replicas = replicas_of(HERE, settings.DATABASES)
+    replicas = replicas_of_alias(HERE, settings.DATABASES)
     assert replicas is not None
     assert replicas.states == (connection.ps_state,)
     ps_lab.bouncers["read-pool"].stop()
@@ -108,7 +108,7 @@ def test_no_positions(ps_lab: Lab) -> None:
         "default": entry(ps_lab, "a", ps_consistency="none"),
         "replica": entry(ps_lab, "b", ps_role="replica", ps_primary="default"),
     }
-    replicas = replicas_of("default", entries)
+    replicas = replicas_of_alias("default", entries)
     assert replicas is not None
     assert replicas.states == (link_of("replica", entries["replica"], entries),)
     assert not any(state.tracks for state in (*replicas.states, link_of("default", entries["default"], entries)))

@@ -15,7 +15,7 @@ from ps_core._message.functions import Functions
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Consistency
 from ps_django.checks import check_settings
-from ps_django.config import consistency_of, endpoint_of, link_of, replicas_of
+from ps_django.config import consistency_of, endpoint_of, link_of, replicas_of_alias
 from ps_django.middleware import ConsistencyMiddleware
 from ps_lab import Lab
 from tests.ps_core.wire import sending
@@ -129,7 +129,7 @@ def test_forms(level_: Consistency) -> None:
     by_hand["default"]["OPTIONS"]["ps_consistency"] = level_
     assert by_url == by_keyword == by_environment
     for entries in (by_url, by_hand):
-        replicas = replicas_of("default", entries)
+        replicas = replicas_of_alias("default", entries)
         assert replicas is not None
         links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
         assert replicas.states == (links["replica"],)

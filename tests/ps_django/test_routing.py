@@ -21,7 +21,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import ConfigurationError, Token, use_token
 from ps_core.share import set_replica_share
-from ps_django.config import families, replicas_of
+from ps_django.config import families, replicas_of_alias
 from ps_django.routers import ReplicaRouter
 from ps_django.settings import Settings
 from ps_django.stale import StaleWriteError
@@ -379,7 +379,7 @@ def test_lost_replicas_are_replaced_by_the_primary(ps_lab: Lab, shop: Any) -> No
 def test_no_fallback(ps_lab: Lab) -> None:
     """`replica_fallback="none"` leaves the primary out of it; a share is refused, since there is no pool."""
     entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", replica_fallback="none")
-    replicas = replicas_of(DEFAULT, entries)
+    replicas = replicas_of_alias(DEFAULT, entries)
     assert replicas is not None
     assert replicas.fallback is None
     with pytest.raises(ConfigurationError, match="replica_fallback"):
@@ -423,7 +423,7 @@ def test_unknown_primary_is_refused() -> None:
 
 def test_decided_before_a_connection(ps_lab: Lab, shop: Any) -> None:
     """What only the primary has seen, or no replica could answer, is asked of the primary: the replica's alias is left alone."""
-    replicas = replicas_of(DEFAULT, settings.DATABASES)
+    replicas = replicas_of_alias(DEFAULT, settings.DATABASES)
     assert replicas is not None
     pinned = Token(identity=ps_lab.branch, position=None, at=time.time())
     with ps_django.reading():
@@ -452,10 +452,10 @@ class Growing(dict[str, Any]):
 def test_aliases_added_meanwhile(ps_lab: Lab) -> None:
     """A connection that is made, and the router, stand it that an alias is added to the settings at that moment."""
     entries: dict[str, Any] = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
-    usual = replicas_of(DEFAULT, entries)
+    usual = replicas_of_alias(DEFAULT, entries)
     entries[DEFAULT] = Growing(entries[DEFAULT], entries=entries)
     assert families(entries) == {REPLICA: DEFAULT, "direct": DEFAULT}
-    assert replicas_of(DEFAULT, entries) is usual
+    assert replicas_of_alias(DEFAULT, entries) is usual
 
 
 # --- stale writes ---

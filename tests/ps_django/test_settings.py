@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import Connection, use_token
 from ps_core.errors import ConfigurationError, DeadlineExceeded
-from ps_django.config import link_of, policy_of, replicas_of
+from ps_django.config import link_of, policy_of, replicas_of_alias
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
 
@@ -396,7 +396,7 @@ def test_retry_timeout() -> None:
     links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
     policies = {alias: policy_of(alias, entry, entries).max_elapsed for alias, entry in entries.items()}
     assert policies == {"default": 5, "replica": 5, "direct": 5}
-    replicas = replicas_of("default", entries)
+    replicas = replicas_of_alias("default", entries)
     assert replicas is not None
     assert replicas.states == (links["replica"],)
     entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
