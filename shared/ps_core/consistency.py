@@ -207,9 +207,14 @@ def guard_sql(position: int) -> bytes:
     """
     return (
         b"SELECT pg_catalog.set_config('statement_timeout',CASE WHEN"
-        b" pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) '%s' AND pg_catalog.pg_is_in_recovery()"
+        b" pg_catalog.pg_last_wal_replay_lsn() OPERATOR(pg_catalog.<) %s AND pg_catalog.pg_is_in_recovery()"
         b" THEN 'replica_behind' ELSE %s END,true)"
-    ) % (format_lsn(position).encode(), _AS_IT_IS)
+    ) % (quoted_lsn(position), _AS_IT_IS)
+
+
+def quoted_lsn(position: int) -> bytes:
+    """Return a position as the guard names it: nothing else in a guard looks like that."""
+    return b"'%X/%X'" % (position >> 32, position & 0xFFFFFFFF)
 
 
 _AS_IT_IS: Final = b"pg_catalog.current_setting('statement_timeout')"

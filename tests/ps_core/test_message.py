@@ -11,7 +11,7 @@ import ps_core
 from ps_core import AsyncConnection, Connection, use_token
 from ps_core._connection.cursors import ServerBindingCursor
 from ps_core._endpoint import EndpointState
-from ps_core.errors import MayWrite
+from ps_core.errors import MayWrite, ReplicaBehind
 from ps_lab import Lab
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import count
@@ -154,3 +154,28 @@ def test_what_is_learned_counts_for_what_was_usual(ps_lab: Lab, connect: Connect
         conn.state.functions.take("another", [("t_learned", False)], 1e9)
     with pytest.raises(MayWrite):
         conn.execute(text)
+
+
+def test_each_caller_has_a_guard_of_its_own(ps_lab: Lab) -> None:
+    """The read that is kept holds no caller's position: one that has seen less is answered, one that has seen more is not."""
+    topology = ps_core.Topology.from_url(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
+
+    def written() -> ps_core.Token:
+        with use_token(None) as tracker, ps_core.connect(topology, autocommit=True) as conn:
+            conn.execute("SELECT pg_logical_emit_message(true, 'a', 'b')")
+            assert tracker.token is not None
+            return tracker.token
+
+    early = written()
+    ps_lab.wait_replicas_caught_up()
+    ps_lab.set_replay_delay(60)
+    try:
+        late = written()
+        with ps_core.connect(topology, to="replica", autocommit=True) as conn:
+            for _ in range(3):
+                with use_token(early):
+                    conn.execute("SELECT 1")
+                with use_token(late), pytest.raises(ReplicaBehind):
+                    conn.execute("SELECT 1")
+    finally:
+        ps_lab.set_replay_delay(0)

@@ -706,11 +706,13 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             if not autocommit:
                 begin = super()._get_tx_start_command()
         known, version = self._transaction is not None, self.pgconn.server_version
-        key = (text, guard, begin, each, autocommit, within, by_server, known, tracks, state.tracks_reads, version)
+        key = (text, guard > 0, begin, each, autocommit, within, by_server, known, tracks, state.tracks_reads, version)
         messages = state.messages()
         message = messages.get(key)
         if message is None:
             self._place = messages, key
+        elif message.position != guard:
+            message = messages[key] = message.guarding(guard)
         return message
 
     def _keep(self, plan: Plan) -> Message | None:
@@ -718,14 +720,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if self._place is None or self._change is not None:
             return None
         (messages, key), statement = self._place, plan.statement
-        text, guard, begin, within = key[0], key[1], key[2], key[5]
+        text, guard, begin, within = key[0], self._guarded, key[2], key[5]
         special = statement.touches_session or statement.keeps_state or statement.makes_functions or statement.verb == "SET"
         if special or len(text) > LONGEST_REMEMBERED or plan.after not in _ALIKE or _NOTED.search(text):
             return None
         if not within and plan.before is Before.NOTHING:
             return None
         before = NOTHING if within else self._script_of(plan.before, (guard_sql(guard),) if guard else (), begin)
-        message = messages[key] = Message(plan, before, self._script_after(plan, text))
+        message = messages[key] = Message(plan, before, self._script_after(plan, text), 0 if within else guard)
         return message
 
     def _plan_for(

@@ -237,7 +237,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if message is None:
             before, after = conn._script_before(plan.before), conn._script_after(plan, text)
         else:
-            _, before, after = message
+            before, after = message.before, message.after
         functions, name, now = conn.state.functions, conn.state.endpoint.name, time.monotonic()
         asks_functions = plan.has_room and now >= functions.due.get(name, 0.0) and functions.is_due(name, now)
         if self._merges and message is not None and not (asks_functions or self._by_server or binary or self.format):

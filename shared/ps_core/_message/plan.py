@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from ps_core._message.script import Script
 from ps_core._message.statement import Leaves
+from ps_core.consistency import quoted_lsn
 
 if TYPE_CHECKING:
-    from ps_core._message.script import Script
     from ps_core._message.statement import Statement
 
 __all__ = ["After", "Before", "Facts", "Message", "Plan", "Refused", "Way", "make_plan"]
@@ -182,6 +183,16 @@ class Message(NamedTuple):
     plan: Plan
     before: Script
     after: Script
+    position: int = 0
+    """What the guard in it asks for; 0: there is none."""
+
+    def guarding(self, position: int) -> Message:
+        """Return the same with a guard that asks for another position: between two writes of others, each caller has its own."""
+        at, before = self.before.guard, self.before
+        if at is None:
+            return self._replace(position=position)
+        guard = before.parts[at].replace(quoted_lsn(self.position), quoted_lsn(position))
+        return self._replace(before=Script(*before.parts[:at], guard, *before.parts[at + 1 :], guard=at), position=position)
 
 
 _READING = (Before.READ, Before.BEGIN_READ_ONLY)
