@@ -11,12 +11,8 @@ FAULTS = answer_cut behind cancellation commit_in_flight demoted_primary edge_ha
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
 
-# WORKERS=2: processes, each with a lab of its own, that take the files from one queue.
-WORKERS ?= 2
-PARALLEL = -n $(WORKERS) --dist loadfile
-
 test: .venv/ready
-	.venv/bin/pytest $(PARALLEL)
+	.venv/bin/pytest
 
 # Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
@@ -27,7 +23,7 @@ differential: .venv/ready
 	PS_DIFFERENTIAL=everything .venv/bin/pytest tests/differential $(ARGS)
 
 test-fast: .venv/ready
-	.venv/bin/pytest -m fast $(PARALLEL)
+	.venv/bin/pytest -m fast -n 2 --dist loadfile
 
 # Everything that is the same over the WebSocket: the fast subset, the worst faults, and both frameworks' first paths.
 test-websocket: .venv/ready

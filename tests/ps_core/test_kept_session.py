@@ -162,6 +162,13 @@ def roles(ps_lab: Lab) -> Iterator[None]:
         ps_lab.sql(f"DROP ROLE {role}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def new_servers(ps_lab: Lab) -> None:
+    """Begin with server connections that no client has named: a pooler leaves a name to the next client, if that has none."""
+    for bouncer in ps_lab.bouncers.values():
+        bouncer.admin("RECONNECT")
+
+
 @pytest.fixture(scope="module")
 def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
     """Foreign clients of the poolers, who look on all the time whether they have what somebody else has set."""
