@@ -211,7 +211,9 @@ class Replicas:
             with self._left_out.lock:
                 was_out = self._out.pop(state, None) is not None
                 if self.fallback is not None:
-                    self.fallback.generation += 1  # its connections return to the replicas before their next use
+                    # Its connections return to the replicas before their next use. The lock is that of the list, so that two
+                    # replicas that come back at once count both; who only reads the number needs none.
+                    self.fallback.generation += 1
             if was_out:
                 emit(Event(name=Name.READMITTED, endpoint=state.endpoint.name))
 

@@ -1501,6 +1501,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
+        # Exchanged is what belongs to the libpq connection: where it leads, of which generation of servers it is, what it was told
+        # of the session. The caller's stays: autocommit and modes, what is SET for the session (`_session`), blocks.
         values = self._session_parameters()
         for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters"):
             mine, theirs = getattr(self, name), getattr(other, name)

@@ -123,7 +123,11 @@ class Attempts:
             connecting_until.reset(reset)
 
     def _wait(self, usual: Callable[[Any], float], fallback: EndpointState, state: Any) -> float:
-        """Return how long to wait: not beyond the patience, after which the primary is asked; the tries might end before that."""
+        """Return how long to wait: not beyond the patience, after which the primary is asked; the tries might end before that.
+
+        Three states: within the patience, a wait ends with it at the latest; the first one beyond it is cut to nothing, and the
+        primary is asked at once (`_hurried`); from then on, waits are as long as tenacity says.
+        """
         seconds, left = usual(state), self._patient_until - time.monotonic()
         if self.state is fallback or (left <= 0 and self._hurried):
             return seconds
