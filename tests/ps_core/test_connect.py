@@ -17,6 +17,7 @@ from ps_core import Connection
 from ps_core._connection.cursors import Cursor, ServerBindingCursor
 from ps_core._endpoint import EndpointState
 from ps_core._message.commit import marker_table_sql
+from ps_core._registry import replicas_of
 from ps_core.errors import CommitOutcomeUnknown
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -339,3 +340,18 @@ def test_two_databases(ps_lab: Lab) -> None:
     finally:
         ps_lab.set_replay_delay(0)
         ps_lab.sql("DROP TABLE twice")
+
+
+def test_prepared_statements_of_two_sides(ps_lab: Lab) -> None:
+    """Without a pooler, a connection that changes sides uses on each what it has prepared there."""
+    topology = ps_core.Topology.from_url(ps_lab.url, direct_replica=True)
+    topology = replace(topology, primary=replace(topology.direct, name="primary", role="primary"))
+    assert not topology.replicas[0].pooled
+    with ps_core.connect(topology, autocommit=True, binding="server", prepare_threshold=0) as conn:
+        query = "SELECT %s::int, pg_is_in_recovery()"
+        for _ in range(2):
+            assert conn.execute(query, (1,)).fetchone() == (1, False)
+            conn.go_to(replicas_of(topology))
+            assert conn.execute(query, (1,)).fetchone() == (1, True)
+            conn.go_to(None)
+        assert conn.prepare_threshold == 0

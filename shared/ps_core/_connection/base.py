@@ -1501,13 +1501,14 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _exchange(self, other: Self) -> PQGen[None] | None:
         """Exchange libpq connections, and where they lead to. Returns what is still to be run, as `_adopt` does."""
-        # Exchanged is what belongs to the libpq connection: where it leads, of which generation of servers it is, what it was told
-        # of the session. The caller's stays: autocommit and modes, what is SET for the session (`_session`), blocks.
-        values = self._session_parameters()
-        for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters"):
+        # Exchanged is what belongs to the libpq connection: where it leads, the generation of its server, what was prepared and
+        # told there. The caller's stays: autocommit and modes, what is SET for the session (`_session`), blocks, when to prepare.
+        values, usual = self._session_parameters(), (self.prepare_threshold, self.prepared_max)
+        for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters", "_prepared"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)
+        self.prepare_threshold, self.prepared_max = usual
         self._hear()
         other._hear()
         return self._restored(values)
