@@ -115,6 +115,7 @@ class Bench(ExitStack):
         self._roles = {name: f"bench{number}" for number, name in enumerate([*Way, *(BEFORE + way for way in Way)])}
         for role in self._roles.values():
             lab.create_role(role)
+            self.callback(lab.drop_role, role)
 
     def _start(self, name: str) -> Worker:
         path = self._before if name.startswith(BEFORE) else ""
