@@ -343,7 +343,8 @@ def met(crowds: Any, request: pytest.FixtureRequest) -> Met:
     """How a crowd fared. Where a test runs once more (`--reruns`), its crowd meets the fault anew."""
     if getattr(request.node, "execution_count", 1) > 1:
         crowds.cache_clear()
-    return crowds(request.param)[0]
+    fared: Met = crowds(request.param)[0]
+    return fared
 
 
 def rows() -> Iterator[Any]:
