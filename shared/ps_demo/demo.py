@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ps_demo.figures import Recording
     from ps_lab import Lab
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "exit_status", "run"]
 
 FIGURE: Final = "demo-latency.png"
 """The picture's file name."""
@@ -67,13 +67,18 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"{', '.join(missing)}: not installed; pip install 'ps-postgres[demo]'", file=sys.stderr)
         return 2
+    return exit_status(_run, args)
+
+
+def exit_status(work: Callable[[argparse.Namespace, Console], int], args: argparse.Namespace) -> int:
+    """Do the work on a console; return its exit status, also where an application ends by itself, or somebody interrupts."""
     from rich.console import Console
 
     from ps_demo.clients import ApplicationError
 
     console = Console()
     try:
-        return _run(args, console)
+        return work(args, console)
     except ApplicationError as exc:
         console.print(str(exc), style="bold red", markup=False)
         return 1

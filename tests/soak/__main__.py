@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -45,19 +43,10 @@ def _clients(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it from the command line."""
     # Each application's process imports this module anew: what it has to import belongs to the application alone.
-    from ps_demo.clients import ApplicationError
+    from ps_demo.demo import exit_status
     from tests.soak.soak import run
 
-    options = arguments().parse_args(argv)
-    console = Console()
-    try:
-        return run(options, console)
-    except ApplicationError as exc:
-        console.print(str(exc), style="bold red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted; everything that was started has been ended")
-        return 130
+    return exit_status(run, arguments().parse_args(argv))
 
 
 if __name__ == "__main__":
