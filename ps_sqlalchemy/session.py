@@ -6,7 +6,7 @@ everything is on the primary. The decision itself is `ps_core.routing`'s; here i
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import copy
 from functools import partial
 from inspect import isfunction
@@ -104,14 +104,14 @@ class Session(orm.Session):
         if not (given or own) or self._ps_asked is not None:
             return self._ps_execute(statement, params, **kwargs)
         bounds, route = given.get(LIMITS, own.get(LIMITS)), given.get(ROUTE, own.get(ROUTE))
-        with ExitStack() as stack:
-            if bounds is not None:
-                stack.enter_context(limits(**bounds))
-            if route is None:
-                return self._ps_execute(statement, params, **kwargs)
-            self._ps_asked = _parse_route(route)
-            stack.callback(setattr, self, "_ps_asked", None)
+        if bounds is None and route is None:
             return self._ps_execute(statement, params, **kwargs)
+        with nullcontext() if bounds is None else limits(**bounds):
+            self._ps_asked = None if route is None else _parse_route(route)
+            try:
+                return self._ps_execute(statement, params, **kwargs)
+            finally:
+                self._ps_asked = None
 
     def _ps_execute(self, statement: Any, params: Any, **kwargs: Any) -> Any:
         """Run on the primary what the replica could not do (`FOR_PRIMARY`)."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import sqlalchemy as sa
 from psycopg.adapt import Transformer
 from sqlalchemy import orm
-from sqlalchemy.orm import exc
+from sqlalchemy.orm import base, exc
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Read:
     """One query: whether a replica answers it."""
 
     replica = False
-    columns: dict[Any, _Columns] | None = None
+    columns: dict[type[Any], _Columns] | None = None
     """What is compared, by class of the instances that were loaded."""
 
 
@@ -85,10 +85,24 @@ class _Columns:
         self.places = {name: place for place, name in enumerate(self.names)}
         version = mapper.version_id_col
         self.version = None if version is None else self.places.get(mapper.get_property_by_column(version).key)
-        self.read: Callable[[Any], Values] = itemgetter(*self.names) if len(self.names) > 1 else self.read_some
+        self._all: Callable[[Any], Values] = itemgetter(*self.names) if len(self.names) > 1 else self._some
+        self.read = self._frozen if self.changeable else self._all
+        """What is kept of an instance's loaded values. Raises KeyError where some are deferred: `read_some` does not."""
 
-    def read_some(self, values: Any) -> Values:
-        return tuple(values.get(name, _NONE) for name in self.names)
+    def read_some(self, loaded: Any) -> Values:
+        return self._freeze(self._some(loaded))
+
+    def _some(self, loaded: Any) -> Values:
+        return tuple(loaded.get(name, _NONE) for name in self.names)
+
+    def _frozen(self, loaded: Any) -> Values:
+        return self._freeze(self._all(loaded))
+
+    def _freeze(self, values: Values) -> Values:
+        given = list(values)
+        for place in self.changeable:
+            given[place] = _freeze(given[place])
+        return tuple(given)
 
     @staticmethod
     def of(state: InstanceState[Any]) -> _Columns:
@@ -164,29 +178,21 @@ def _thaw(value: Any) -> Any:
         return _NONE
 
 
-def _keep(state: InstanceState[Any], read: Read) -> None:
-    if read.columns is None:
-        read.columns = {}
-    columns = read.columns.get(state.manager)
-    if columns is None:
-        columns = read.columns[state.manager] = _Columns.of(state)
-    loaded = state.dict
-    try:
-        values = columns.read(loaded)
-    except KeyError:  # deferred
-        values = columns.read_some(loaded)
-    if columns.changeable:
-        given = list(values)
-        for place in columns.changeable:
-            given[place] = _freeze(given[place])
-        values = tuple(given)
-    setattr(state, _KEPT, values)
-
-
 @sa.event.listens_for(orm.Mapper, "load", raw=True)
 def _on_load(state: Any, context: Any) -> None:
+    # For each row of each list, so as little as can be. The key is the class: its hash, unlike a manager's, is no Python code.
     if context is not None and (read := context.execution_options.get(READ)) is not None and read.replica:
-        _keep(state, read)
+        by_class = read.columns
+        if by_class is None:
+            by_class = read.columns = {}
+        columns = by_class.get(state.class_)
+        if columns is None:
+            columns = by_class[state.class_] = _Columns.of(state)
+        loaded = base.instance_dict(state.obj())
+        try:
+            state._ps_kept = columns.read(loaded)
+        except KeyError:  # deferred
+            state._ps_kept = columns.read_some(loaded)
 
 
 @sa.event.listens_for(orm.Mapper, "refresh", raw=True)
@@ -194,7 +200,7 @@ def _on_refresh(state: Any, context: Any, attrs: Iterable[str] | None) -> None:
     read: Read | None = getattr(context, "execution_options", {}).get(READ)
     if read is not None and read.replica:
         if attrs is None:
-            _keep(state, read)
+            _on_load(state, context)
         else:
             _replace(state, {name: _freeze(state.dict.get(name, _NONE)) for name in attrs})
     else:

@@ -73,10 +73,10 @@ def test_ending(_sentence: str, command: bytes, facts: dict[str, Any], parts: li
     assert [what for what, _ in end.parts] == parts
     assert end.commits is (command == b"COMMIT" and not facts.get("failed"))
     assert end.known is facts.get("known")
-    assert end.message() == b";".join(sql for _, sql in end.parts)
+    assert end.message == b";".join(sql for _, sql in end.parts)
     assert dict(end.parts)[E] == command
-    assert (b"pg_last_wal_replay_lsn" in end.message()) is (P in parts)
-    assert (b"current_setting('synchronous_commit') OPERATOR" in end.message()) is (P in parts and not facts.get("on_replica"))
+    assert (b"pg_last_wal_replay_lsn" in end.message) is (P in parts)
+    assert (b"current_setting('synchronous_commit') OPERATOR" in end.message) is (P in parts and not facts.get("on_replica"))
 
 
 DONE = Reply(tag="COMMIT")

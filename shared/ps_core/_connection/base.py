@@ -99,12 +99,13 @@ __all__ = [
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
-OK: Final = pq.ConnStatus.OK
-IDLE: Final = pq.TransactionStatus.IDLE
-UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
+# Numbers, as the driver has them: with a member of an enumeration, comparing takes five times as long.
+OK: Final = int(pq.ConnStatus.OK)
+IDLE: Final = int(pq.TransactionStatus.IDLE)
+UNKNOWN: Final = int(pq.TransactionStatus.UNKNOWN)
 IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
-FATAL: Final = pq.ExecStatus.FATAL_ERROR
-TUPLES: Final = pq.ExecStatus.TUPLES_OK
+FATAL: Final = int(pq.ExecStatus.FATAL_ERROR)
+TUPLES: Final = int(pq.ExecStatus.TUPLES_OK)
 ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
@@ -131,6 +132,8 @@ _ALIKE: Final = (After.NOTHING, After.POSITION, After.PLACE, After.COMMIT, After
 """What follows a statement alike each time."""
 SEVERAL: Final = "?;?"
 """In the place of a text that is not known: not one statement."""
+_NO_CONTEXT: Final = Context()
+_NO_SESSION: Final = Session()
 OPENING_ALONE: Final = Plan(analyse(""))
 """While only what goes before a statement is under way: whatever the statement is, it was not sent."""
 
@@ -203,91 +206,110 @@ _REFUSED: Final = {
 class BaseConnection(psycopg.BaseConnection[Row]):
     """What the sync and the asyncio connection have in common: everything but the waiting."""
 
+    any_session: ClassVar[bool] = False
+    """Whether any connection of this process ever held something."""
     state: EndpointState
     _home: EndpointState
     """The endpoint that it was opened for; `state` is where it is now."""
     _options: dict[str, Any]
     """What the caller gave beside the endpoint."""
-    _replicas: Replicas | None = None
+    _replicas: Replicas | None
     """The endpoints of which `state` is one, any of which would do."""
     _policy: RetryPolicy
     """When to try again."""
-    _connector: Any = None
+    _connector: Any
     """What connects, in the place of `dial`."""
     _pid: int
     _generation: int
-    _other_side: Any = None
+    _other_side: Any
     """A connection to the endpoints that this one is not at; see `go_to`."""
-    _at_home = False
+    _at_home: bool
     """It is at the endpoint that it was opened for, and need not ask whether to return: `_needs_revival` says whether."""
-    _on_replicas = False
-    stands_in = False
+    _on_replicas: bool
+    stands_in: bool
     """The primary answers in the replica's place; see `stand_in`."""
-    _substitute: Any = None
+    _substitute: Any
     """The connection to the primary by which it answers then, and meanwhile the replica's."""
-    _settled_at = 0.0
+    _settled_at: float
     """When it was last asked whether a WebSocket's end is known."""
-    _asks_anywhere = False
+    _asks_anywhere: bool
     """See `asking_anywhere`."""
-    _plan: Plan | None = None
-    _parameters: dict[bytes, bytes | None] | None = None
+    _plan: Plan | None
+    _parameters: dict[bytes, bytes | None] | None
     """The session's, of a libpq connection that was given up."""
-    _watches_escapes = False
+    _watches_escapes: bool
     """Whether `standard_conforming_strings` was off, or named in a statement: it may be off, and the server is to be asked."""
-    _parameters_before: dict[bytes, bytes | None] | None = None
+    _parameters_before: dict[bytes, bytes | None] | None
     """The session's, before the open transaction may have set some."""
-    _suppress_begin = False
-    _keeps_state = False
-    _in_block = False
-    _committing = False
+    _suppress_begin: bool
+    _keeps_state: bool
+    _in_block: bool
+    _committing: bool
     """A COMMIT of ours is under way, by itself or in the message of a write in autocommit."""
-    _began_idle = False
+    _began_idle: bool
     """No transaction was open when the wait that is under way began."""
-    _plan_before: Plan | None = None
+    _plan_before: Plan | None
     """`_plan` when that wait began."""
-    _writing = False
+    _writing: bool
     """What is under way by COPY or `stream()` may write."""
-    _opened_in = Context()
+    _opened_in: Context
     """The context in which the transaction was opened, which decided what bounds it."""
-    _opened_at = 0.0
+    _opened_at: float
     """When, where that has a deadline."""
-    _timeouts_text = ""
+    _timeouts_text: str
     """The statements since then that name a timeout: they may have set one."""
-    _cancelling = False
+    _cancelling: bool
     """What is under way was cancelled, and its end is awaited."""
-    _many = False
+    _many: bool
     """An `executemany` is under way."""
-    _planned = False
+    _planned: bool
     """What psycopg is about to send was planned: it is a cursor of ours that sends it."""
-    _ended = False
+    _ended: bool
     """That a transaction ended in the wait that is under way is known."""
-    _text_within = ""
+    _text_within: str
     """The statement of an open transaction that is under way."""
-    _guarded = 0
+    _guarded: int
     """How far the guard has asked that was sent last, in the transaction that is open."""
-    _unknown_positions = 0
+    _unknown_positions: int
     """How often the caller had seen what only the primary has, when the message was composed; see `Tracker.record_seen`."""
-    _place: tuple[dict[Any, Message], Any] | None = None
+    _place: tuple[dict[Any, Message], Any] | None
     """Where the message is kept that is being composed."""
-    _told: bytes | None = None
+    _told: bytes | None
     """The position that was told last, as it was told."""
-    _known: Token | None = None
+    _known: Token | None
     """What the caller had seen when that was merged."""
-    _sync_wait_cancelled = False
-    _made_functions = False
+    _sync_wait_cancelled: bool
+    _made_functions: bool
     """The open transaction may have made or changed functions: behind its COMMIT, their names are asked for."""
-    any_session: ClassVar[bool] = False
-    """Whether any connection of this process ever held something."""
-    _session = Session()
+    _session: Session
     """What is held of the session, which the pooler does not keep."""
-    _unsettled_session = Session()
+    _unsettled_session: Session
     """What was held when the last COMMIT was sent."""
-    _change: Change | None = None
+    _change: Change | None
     """What the statement that is under way does to it."""
-    _transaction: TransactionId | None = None
+    _transaction: TransactionId | None
     """The open transaction, once it has written."""
-    _unsettled: tuple[Lookup, ...] = ()
+    _unsettled: tuple[Lookup, ...]
     """How to look up what became of a COMMIT that was not answered; the first that knows decides."""
+
+    # Python looks up few attributes by their place in an instance, and more by name, in a table of a kilobyte: the driver's have
+    # the one, and these have slots.
+    __slots__ = tuple(name for name in __annotations__ if name != "any_session")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._replicas = self._connector = self._other_side = self._substitute = None
+        self._at_home = self._on_replicas = self.stands_in = self._asks_anywhere = False
+        self._plan = self._plan_before = self._place = self._change = self._transaction = None
+        self._parameters = self._parameters_before = self._told = self._known = None
+        self._watches_escapes = self._suppress_begin = self._keeps_state = self._in_block = self._committing = False
+        self._began_idle = self._writing = self._cancelling = self._many = self._planned = self._ended = False
+        self._sync_wait_cancelled = self._made_functions = False
+        self._settled_at = self._opened_at = 0.0
+        self._timeouts_text = self._text_within = ""
+        self._guarded = self._unknown_positions = 0
+        self._opened_in, self._unsettled = _NO_CONTEXT, ()
+        self._session = self._unsettled_session = _NO_SESSION
+        super().__init__(*args, **kwargs)
 
     def _bind(
         self,
@@ -1084,7 +1106,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         )
         results: list[PGresult] = []
         functions = state.functions.is_due(state.endpoint.name, time.monotonic())
-        self.pgconn.send_query(end.message() + b";" + FUNCTIONS_SQL if functions else end.message())
+        self.pgconn.send_query(end.message + b";" + FUNCTIONS_SQL if functions else end.message)
         lost = yield from self._collect_gen(results, commits=commits)
         if functions and len(results) > len(end.parts):
             self._take_functions(results.pop())
@@ -1147,11 +1169,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
                 routine=bytes(routine or b"").decode(),
                 by_server=error.sqlstate is not None and not is_made_by_pooler(error),
             )
-        row: tuple[str | None, ...] = ()
-        if result.ntuples:
-            encoding, values = self.pgconn._encoding, [result.get_value(0, column) for column in range(result.nfields)]
-            row = tuple([None if value is None else bytes(value).decode(encoding) for value in values])
-        return Reply(bytes(result.command_status or b"").decode(), row)
+        if not result.ntuples:
+            return Reply((result.command_status or b"").decode())
+        encoding, values = self.pgconn._encoding, [result.get_value(0, column) for column in range(result.nfields)]
+        return Reply(row=tuple([None if value is None else value.decode(encoding) for value in values]))
 
     def _settle_gen(self, unknown: CommitOutcomeUnknown) -> Generator[Lookup, Outcome, None]:
         """Yield the lookups that are needed, take what each proves, and do what `commit` does then: return, or raise."""
@@ -1254,8 +1275,9 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         """Return whether the server owes an answer."""
         return bool(self._pipeline) or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
-    def _begin_wait(self) -> None:
-        """Note where a wait begins, for `_may_be_committing`."""
+    def _begin_wait(self) -> Context:
+        """Note where a wait begins, for `_may_be_committing`. Return the context in which it does."""
+        context = current()
         self._sync_wait_cancelled = False
         self._plan_before, self._text_within, self._change = self._plan, "", None
         self._planned = self._ended = False
@@ -1264,11 +1286,12 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._began_idle, self._writing, self._cancelling = status == IDLE, False, False
         if status == IDLE:
             self._parameters_before = None
-            self._opened_in = context = current()
+            self._opened_in = context
             if context.deadline is not None:
                 self._opened_at = time.monotonic()
             if self.state.endpoint.pooled:
                 self._timeouts_text = ""
+        return context
 
     def _note_cause(self, error: psycopg.Error) -> None:
         """Note on an error what of ours caused it: which limit, and how to raise it; or that the endpoint only reads."""

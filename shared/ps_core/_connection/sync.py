@@ -45,7 +45,7 @@ from ps_core._registry import target_of
 from ps_core._retry.attempts import Attempts
 from ps_core._retry.deadline import bounded, connecting_until, deadline_within
 from ps_core._retry.policy import ONCE, USUAL, RetryPolicy
-from ps_core.context import current, leave_blocks_in_pool_worker
+from ps_core.context import leave_blocks_in_pool_worker
 from ps_core.errors import CommitOutcomeUnknown, ConfigurationError
 
 if TYPE_CHECKING:
@@ -325,8 +325,8 @@ class Connection(BaseConnection[Row], psycopg.Connection[Row]):
         """Like psycopg's; on a lost connection with nothing open on it, settings such as `autocommit` can still be changed."""
         if self.pgconn.status != OK and self.can_revive():
             return without_waiting(gen)
-        self._begin_wait()
-        if current().deadline is not None or connecting_until.get() is not None:
+        context = self._begin_wait()
+        if context.deadline is not None or connecting_until.get() is not None:
             gen = bounded(gen, self)  # the one place in which a deadline ends what is under way
         try:
             result = super().wait(gen, *args, **kwargs)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, StrEnum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ps_core.consistency import COMMITTED_POSITION_SQL, IN_RECOVERY, POSITION_SQL, REPLICA_POSITION_SQL
@@ -63,7 +64,7 @@ class Reply(NamedTuple):
     """One result of a message."""
 
     tag: str = ""
-    """The completion tag, as in "COMMIT"."""
+    """The completion tag, as in "COMMIT", of what returns no rows."""
     row: tuple[str | None, ...] = ()
     """The first row."""
     error: str | None = None
@@ -171,11 +172,8 @@ class Ending(NamedTuple):
 
     commits: bool
     parts: tuple[tuple[Answers, bytes], ...]
+    message: bytes
     known: TransactionId | None = None
-
-    def message(self) -> bytes:
-        """Return the message's text."""
-        return b";".join([sql for _, sql in self.parts])
 
 
 class Ended(NamedTuple):
@@ -228,12 +226,21 @@ def ending(
     """
     commits = command == b"COMMIT" and not failed
     writes = commits and not (read_only or on_replica)
+    parts, message = _parts(command, writes, known is not None, marker, tracks, tracks_reads, on_replica)
+    return Ending(commits, parts, message, known)
+
+
+@lru_cache(maxsize=64)
+def _parts(
+    command: bytes, writes: bool, is_known: bool, marker: bytes | None, tracks: bool, tracks_reads: bool, on_replica: bool
+) -> tuple[tuple[tuple[Answers, bytes], ...], bytes]:
+    """Return what `ending` says, and its text."""
     parts: list[tuple[Answers, bytes]] = []
     if writes and tracks:
-        if known is None:
-            parts.append((Answers.TRANSACTION, TRANSACTION_SQL))
-        else:
+        if is_known:
             parts.append((Answers.SYNCHRONOUS_COMMIT, SYNCHRONOUS_COMMIT_SQL))
+        else:
+            parts.append((Answers.TRANSACTION, TRANSACTION_SQL))
     if writes and marker is not None:
         parts.append((Answers.MARKER, marker))
     parts.append((Answers.END, command))
@@ -241,7 +248,7 @@ def ending(
         parts.append((Answers.COMMITTED_POSITION, COMMITTED_POSITION_SQL))
     elif tracks and tracks_reads:
         parts.append((Answers.POSITION, REPLICA_POSITION_SQL if on_replica else POSITION_SQL))
-    return Ending(commits, tuple(parts), known)
+    return tuple(parts), b";".join([sql for _, sql in parts])
 
 
 def read_ending(end: Ending, replies: Sequence[Reply], *, lost: bool = False, wait_cancelled: bool = False) -> Ended:
