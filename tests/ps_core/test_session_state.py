@@ -238,7 +238,7 @@ def test_forms_of_the_setting(ps_lab: Lab) -> None:
             conn.execute(CHANNEL)
     with ps_core.connect(f"{ps_lab.url}&ps_pooled=false", autocommit=True) as conn:
         conn.execute(CHANNEL)
-    with pytest.raises(ps_core.ConfigurationError, match=r"^session_state of primary: write 'refuse' or 'allow', not 'no'$"):
+    with pytest.raises(ps_core.ConfigurationError, match=r"(?m)^session_state of primary: write 'refuse' or 'allow', not 'no'$"):
         replace(ps_lab.topology.primary, session_state="no")  # type: ignore[arg-type]
 
 
