@@ -61,7 +61,7 @@ def watch(family: Mapping[str, str]) -> None:
         if wanted == "refuse":
             raise StaleWriteError(message)
         if wanted == "warn":
-            _log.warning("%s (%s)", message, calling_line(), extra={"ps_event": "stale_write"})
+            _log.warning("%s (%s): see %s", message, calling_line(), StaleWriteError.url, extra={"ps_event": "stale_write"})
         _note(instance, None)
 
     pre_save.connect(check, weak=False, dispatch_uid="ps_django.stale")
