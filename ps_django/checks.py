@@ -9,8 +9,7 @@ import ast
 import os
 import re
 import warnings
-from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +21,7 @@ from django.db import Error as DjangoDatabaseError
 from django.db import connections
 
 from ps_core import Connection, use_token
+from ps_core._diagnosis import PROCESS, QUESTION, Answer, faults, share_a_server
 from ps_core._documentation import link
 from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
@@ -34,6 +34,7 @@ from ps_django.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ps_core._diagnosis import Fault
     from ps_core.topology import Endpoint
 
 __all__ = ["check_databases", "check_settings"]
@@ -57,6 +58,29 @@ _SESSION: Final = re.compile(
 )
 _ELSEWHERE: Final = frozenset({"migrations", "tests", "tests.py", "node_modules"})
 """Names the modules of an application that run on the direct path, or not in production."""
+_OF_FAULTS: Final[dict[Fault, tuple[str, str, str]]] = {
+    "old": (
+        "ps_django.W010",
+        "The server of {alias!r} is older than 17: it has no transaction_timeout.",
+        "The statement timeout and the idle timeout hold. Nothing else has to be done.",
+    ),
+    "no pooler": (
+        "ps_django.W011",
+        "{alias!r} is said to be behind a transaction pooler, and the server itself answers.",
+        "Write ps_pooled=False in its OPTIONS (pooled=False for databases()), or the pooler's port.",
+    ),
+    "by session": (
+        "ps_django.W015",
+        "The pooler of {alias!r} gives each client a server connection of its own: it does not pool by transaction.",
+        "Set pool_mode=transaction there (PlanetScale's bouncers have it), or say pooled=False.",
+    ),
+    "primary": (
+        "ps_django.W013",
+        "The endpoint of {alias!r}, a replica's alias, {answers}.",
+        "Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
+    ),
+}
+"""The faults that are shown, each with its id, what is wrong, and the hint. `ps-postgres doctor` shows the others, too."""
 
 
 def _linked(check: Callable[..., list[CheckMessage]]) -> Callable[..., list[CheckMessage]]:
@@ -275,114 +299,75 @@ def check_databases(app_configs: Any = None, databases: Sequence[str] | None = N
         connection: Any = connections[alias]
         if not isinstance(connection, DatabaseWrapper):
             continue
-        for check in (_version, _pooling, _rights, _replica):
-            try:
-                found += check(alias, connection)
-            except ConfigurationError as exc:
-                found.append(Error(str(exc), hint="The message says what to write.", obj=alias, id="ps_django.E001"))
-                break
-            except (DjangoDatabaseError, psycopg.Error) as exc:
-                found.append(
-                    Error(
-                        f"{alias!r} cannot be asked: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
-                        hint="Look at the alias's host, port, user and password, and whether the branch is awake.",
-                        obj=alias,
-                        id="ps_django.E009",
-                    )
+        try:
+            found += _of_path(alias, connection)
+            found += _of_rights(alias, connection)
+        except ConfigurationError as exc:
+            found.append(Error(str(exc), hint="The message says what to write.", obj=alias, id="ps_django.E001"))
+        except (DjangoDatabaseError, psycopg.Error) as exc:
+            found.append(
+                Error(
+                    f"{alias!r} cannot be asked: {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+                    hint="Look at the alias's host, port, user and password, and whether the branch is awake.",
+                    obj=alias,
+                    id="ps_django.E009",
                 )
-                break
+            )
     return found
 
 
-def _one(connection: Any, query: str) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(query)
-        return cursor.fetchone()
+def _of_path(alias: str, connection: Any) -> Iterator[CheckMessage]:
+    state = connection.ps_state
+    endpoint = state.endpoint
+    if not endpoint.read_only or connection.ps_mirrors is not None:
+        answer = _ask(connection)
+    else:
+        # The alias's connection goes to the primary for what a replica has not replayed, and stays there a while after an outage.
+        # The question is who answers at the endpoint itself.
+        try:
+            with use_token(None), Connection.open(state, policy=ONCE, autocommit=True) as client:
+                answer = _ask(client)
+        except psycopg.OperationalError as exc:
+            _ask(connection)  # fails where nobody answers in its place
+            answers = f"cannot be reached: a primary answers in its place ({str(exc).splitlines()[0]})"
+            yield _warning("primary", alias, answers=answers)
+            return
+    shared = None
+    if endpoint.pooled and answer.behind_pooler and not endpoint.read_only:  # a replica bouncer has several servers
+        with Connection.open(state, autocommit=True) as first, Connection.open(state, autocommit=True) as second:
+            shared = share_a_server(partial(_process, first), partial(_process, second))
+    for fault in faults(endpoint, answer, shared=shared):
+        if fault in _OF_FAULTS:
+            yield _warning(fault, alias, answers="is a primary's")
 
 
-def _version(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    (version,) = _one(connection, "SELECT CAST(pg_catalog.current_setting('server_version_num') AS int)")
-    return _of_version(alias, version)
-
-
-def _of_version(alias: str, version: int) -> Iterator[CheckMessage]:
-    if version < 170_000:
-        yield Warning(
-            f"The server of {alias!r} is older than 17: it has no transaction_timeout.",
-            hint="The statement timeout and the idle timeout hold. Nothing else has to be done.",
-            obj=alias,
-            id="ps_django.W010",
-        )
-
-
-def _pooling(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    endpoint = connection.ps_state.endpoint
-    if not endpoint.pooled:
-        return
-    # A client's connection to a pooler has the pooler's number for a pid, not that of the backend that answers.
-    connection.ensure_connection()
-    pids = {connection.connection.info.backend_pid, _one(connection, "SELECT pg_catalog.pg_backend_pid()")[0]}
-    if len(pids) == 1:
-        yield Warning(
-            f"{alias!r} is said to be behind a transaction pooler, and the server itself answers.",
-            hint="Write ps_pooled=False in its OPTIONS (pooled=False for databases()), or the pooler's port.",
-            obj=alias,
-            id="ps_django.W011",
-        )
-    elif not endpoint.read_only and not any(_is_shared(connection) for _ in range(5)):  # a replica bouncer has several servers
-        yield Warning(
-            f"The pooler of {alias!r} gives each client a server connection of its own: it does not pool by transaction.",
-            hint="Set pool_mode=transaction there (PlanetScale's bouncers have it), or say pooled=False.",
-            obj=alias,
-            id="ps_django.W015",
-        )
-
-
-def _is_shared(connection: Any) -> bool:
-    """Return whether two clients were seen on one server connection, one after the other."""
-    pids = []
-    with ExitStack() as stack:
-        for _ in range(2):
-            client: Connection[Any] = stack.enter_context(Connection.open(connection.ps_state, autocommit=True))
-            pids += client.execute("SELECT pg_catalog.pg_backend_pid()").fetchall()
-    return len(set(pids)) == 1
-
-
-def _rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
+def _of_rights(alias: str, connection: Any) -> Iterator[CheckMessage]:
     direct = connection.settings_dict["OPTIONS"].get("ps_direct")
     if direct is None or direct not in connections:
         return
-    role, may = _one(
-        connections[direct], "SELECT current_user, pg_catalog.has_schema_privilege(pg_catalog.current_schema(), 'CREATE')"
-    )
+    answer = _ask(connections[direct])
     connections[direct].close()
-    if not may:
+    if not answer.may_create:
         yield Error(
-            f"Migrations of {alias!r} run as {role!r}, which may not create tables.",
+            f"Migrations of {alias!r} run as {answer.role!r}, which may not create tables.",
             hint="GRANT CREATE ON SCHEMA public, or name another role with direct_url=.",
             obj=direct,
             id="ps_django.E012",
         )
 
 
-def _replica(alias: str, connection: Any) -> Iterator[CheckMessage]:
-    state = connection.ps_state
-    if not state.endpoint.read_only or connection.ps_mirrors is not None:
-        return
-    # The alias's connection goes to the primary for what a replica has not replayed, and stays there a while after an outage. The
-    # question is who answers at the endpoint itself.
-    try:
-        with use_token(None), Connection.open(state, policy=ONCE, autocommit=True) as client:
-            ((in_recovery,),) = client.execute("SELECT pg_catalog.pg_is_in_recovery()").fetchall()
-    except psycopg.OperationalError as exc:
-        answer = f"cannot be reached: a primary answers in its place ({str(exc).splitlines()[0]})"
-    else:
-        if in_recovery:
-            return
-        answer = "is a primary's"
-    yield Warning(
-        f"The endpoint of {alias!r}, a replica's alias, {answer}.",
-        hint="Look at the bouncer's target on PlanetScale's dashboard, or whether the replicas are away at the moment.",
-        obj=alias,
-        id="ps_django.W013",
-    )
+def _ask(connection: Any) -> Answer:
+    """Ask over a connection of Django's, or of the driver's."""
+    with connection.cursor() as cursor:
+        cursor.execute(QUESTION)
+        return Answer.of(cursor.fetchone(), pid=cursor.connection.info.backend_pid)
+
+
+def _process(client: Connection[Any]) -> int:
+    ((pid,),) = client.execute(PROCESS)
+    return int(pid)
+
+
+def _warning(fault: Fault, alias: str, **fields: str) -> CheckMessage:
+    number, wrong, hint = _OF_FAULTS[fault]
+    return Warning(wrong.format(alias=alias, **fields), hint=hint, obj=alias, id=number)

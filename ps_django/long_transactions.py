@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import django
 
 import ps_django
+from ps_core._documentation import link
 from ps_core.timeouts import POOLED
 
 if TYPE_CHECKING:
@@ -67,10 +68,11 @@ class LongTransactions:
                     _told.add(where)
                     _log.warning(
                         "a transaction of %.1f s through the pooler of %r, which ends at %s: a planned change of the primary"
-                        " waits for it; write shorter ones, or with ps_django.on_direct_path()",
+                        " waits for it; write shorter ones, or with ps_django.on_direct_path(): see %s",
                         took,
                         wrapper.alias,
                         where,
+                        link("django", "commands"),
                         extra={"ps_event": "long_transaction"},
                     )
 

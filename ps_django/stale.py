@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from django.db import DEFAULT_DB_ALIAS, models, router
 from django.db.models.signals import pre_save
 
+from ps_core._documentation import Documented
 from ps_django.long_transactions import calling_line
 from ps_django.settings import current_settings
 
@@ -24,7 +25,7 @@ _log = logging.getLogger("ps_django")
 _LOADED_FROM: Final = "ps_loaded_from"
 
 
-class StaleWriteError(RuntimeError):
+class StaleWriteError(Documented, RuntimeError):
     """All fields of an instance that was loaded from a replica were to be saved (`PS_DJANGO = {"STALE_WRITES": "refuse"}`)."""
 
 
@@ -60,7 +61,7 @@ def watch(family: Mapping[str, str]) -> None:
         if wanted == "refuse":
             raise StaleWriteError(message)
         if wanted == "warn":
-            _log.warning("%s (%s)", message, calling_line(), extra={"ps_event": "stale_write"})
+            _log.warning("%s (%s): see %s", message, calling_line(), StaleWriteError.url, extra={"ps_event": "stale_write"})
         _note(instance, None)
 
     pre_save.connect(check, weak=False, dispatch_uid="ps_django.stale")

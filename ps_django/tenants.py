@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from django.db import NotSupportedError
 
+from ps_core._documentation import see
+
 __all__ = ["follow", "forget_what_was_set", "keeps_tenant", "tenant_of"]
 
 _CACHE: Final = "search_path_set_schemas"
@@ -36,17 +38,19 @@ def follow(replica: Any, primary: Any) -> None:
     """
     wanted, own = tenant_of(primary), tenant_of(replica)
     if wanted is None or own is None:  # another backend, which `families` refuses
-        raise NotSupportedError(f"{replica.alias!r} and its primary {primary.alias!r}: one of them has tenants: write one ENGINE")
+        wrong = f"{replica.alias!r} and its primary {primary.alias!r}: one of them has tenants: write one ENGINE"
+        raise see(NotSupportedError(wrong), "NotSupportedError")
     if own[0] is wanted[0] and own[1] is wanted[1]:
         replica.ps_tenant = own
         return
     schemas = [(wrapper.schema_name, wrapper.include_public_schema) for wrapper in (replica, primary)]
     if own != replica.ps_tenant and schemas[0] != schemas[1]:
-        raise NotSupportedError(
+        wrong = (
             f"{replica.alias!r} was put into the schema {replica.schema_name!r} by itself, and {primary.alias!r} is in"
             f" {primary.schema_name!r}: a replica's alias is always in the tenant of its primary. Set the tenant of"
             f" {primary.alias!r} alone, as in tenant_context(tenant) without database="
         )
+        raise see(NotSupportedError(wrong), "NotSupportedError")
     replica.set_tenant(*wanted)
     replica.ps_tenant = wanted
 

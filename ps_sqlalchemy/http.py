@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ps_core._notes import carry_notes
-from ps_core.errors import ConfigurationError
+from ps_core.errors import ConfigurationError, not_supported
 from ps_http import AsyncClient, Client, dbapi
 from ps_http._adapting import Adapting
 from ps_sqlalchemy.dialect import _carry_notes
@@ -129,7 +129,7 @@ class _Connection(dbapi.Connection):
         except psycopg.NotSupportedError as exc:
             if str(exc) == _WRITES:
                 raise
-            raise psycopg.NotSupportedError(f"{exc}{_OF_CLIENT}") from None
+            raise not_supported(f"{exc}{_OF_CLIENT}") from None
 
 
 class _AwaitedClient(Client):
@@ -159,7 +159,7 @@ class _Server:
 
 class _Context(PGExecutionContext_psycopg):
     def _execute_scalar(self, stmt: Any, type_: Any, parameters: Any = None) -> NoReturn:
-        raise psycopg.NotSupportedError(f"{_BEFORE} ({stmt})")
+        raise not_supported(f"{_BEFORE} ({stmt})")
 
 
 class PSDialectHttp(PGDialect_psycopg):
@@ -320,12 +320,12 @@ class PSDialectHttp(PGDialect_psycopg):
         if context is None or not isinstance(connection, _Connection) or connection.of_batch is None:
             return
         if context.execute_style is ExecuteStyle.INSERTMANYVALUES:
-            raise psycopg.NotSupportedError(
+            raise not_supported(
                 "a list of parameters and RETURNING would be several statements, each after the result of the one before: write"
                 " insert(...).values([...]), or execute each by itself"
             )
         if context.invoked_statement is not None and context.invoked_statement is not connection.expected:
-            raise psycopg.NotSupportedError(_BEFORE)
+            raise not_supported(_BEFORE)
 
     # --- transactions, of which there are none ---
 
@@ -351,10 +351,10 @@ class PSDialectHttp(PGDialect_psycopg):
         return self.default_isolation_level
 
     def do_savepoint(self, connection: Any, name: str) -> NoReturn:
-        raise psycopg.NotSupportedError(f"SAVEPOINT: {_NO_TRANSACTION}")
+        raise not_supported(f"SAVEPOINT: {_NO_TRANSACTION}")
 
     def do_begin_twophase(self, connection: Any, xid: Any) -> NoReturn:
-        raise psycopg.NotSupportedError(f"two-phase commit: {_NO_TRANSACTION}")
+        raise not_supported(f"two-phase commit: {_NO_TRANSACTION}")
 
 
 class PSDialectHttpAsync(PSDialectHttp):

@@ -133,7 +133,7 @@ class _Middleware:
                 try:
                     stack.enter_context(deadline(asked))
                 except ConfigurationError as exc:
-                    _log.warning("ignored the header %s: %s", self.deadline_header, exc)
+                    _log.warning("ignored the header %s: %s: see %s", self.deadline_header, exc, exc.url)
             yield lambda: self._headers(inject(), scheme)
 
     def _headers(self, answer: Answer | None, scheme: str) -> Headers:

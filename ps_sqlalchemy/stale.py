@@ -23,6 +23,8 @@ from sqlalchemy import orm
 from sqlalchemy.orm import base, exc
 from sqlalchemy.orm.base import LoaderCallableStatus
 
+from ps_core._documentation import see
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -273,10 +275,11 @@ def _check(session: orm.Session, mapper: Mapper[Any], states: dict[tuple[Any, ..
         for (place, prop), value in zip(places, row[len(key) :], strict=True):
             before = _thaw(kept[place])
             if before is not _NONE and not _same(connection, prop.columns[0].type, before, value):
-                raise exc.StaleDataError(
+                wrong = (
                     f"{mapper.class_.__name__} {state.key[1] if state.key else ()}: {prop.key!r} was changed on the primary since"
                     " it was read from a replica: roll back, read it again (refresh, or with_for_update()), then write"
                 )
+                raise see(exc.StaleDataError(wrong), "StaleDataError")
     for state in states.values():
         drop(state)
 

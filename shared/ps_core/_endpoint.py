@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
+from ps_core._documentation import link
 from ps_core._fork import renew_after_fork
 from ps_core._message.functions import Functions
 from ps_core._message.script import Script, Setting
@@ -118,8 +119,9 @@ class EndpointState:
         _log_of_sessions.warning(
             'endpoint %r: session_state="allow" behind a transaction pooler: session advisory locks, LISTEN, temporary tables,'
             " cursors WITH HOLD, PREPARE and LOAD act on server connections that other clients get: use the direct endpoint for"
-            ' them, and session_state="refuse"',
+            ' them, and session_state="refuse": see %s',
             endpoint.name,
+            link("explanation/limits", "what-only-a-session-could-keep"),
         )
 
     def forget_threads(self) -> None:
@@ -194,12 +196,13 @@ class EndpointState:
                 self._told = True
                 _log.warning(
                     "endpoint %r: limits() asks for %s %s, and %s of the role ends it after %g s: write ALTER ROLE ... RESET %s,"
-                    " or let this work connect with a role of its own",
+                    " or let this work connect with a role of its own: see %s",
                     self.endpoint.name,
                     setting,
                     "off" if limit is None else f"{limit:g} s",
                     setting,
                     own / 1000,
                     setting,
+                    link("howto/timeouts", "for-a-report-a-job-a-command"),
                 )
                 return

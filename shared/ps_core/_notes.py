@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from ps_core._documentation import PREFIX
 from ps_core.failures import classify
 from ps_core.timeouts import SETTINGS, format_ms
 
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
 
     from ps_core.timeouts import Timeouts
 
-__all__ = ["PREFIX", "InForce", "carry_notes", "deadline_note", "limit_note", "limit_of", "reads_note"]
-
-PREFIX: Final = "ps-postgres: "
-"""What each note of ours begins with."""
+__all__ = ["InForce", "carry_notes", "deadline_note", "limit_note", "limit_of", "reads_note"]
 
 _RULES: Final = {
     "query_canceled": "statement",

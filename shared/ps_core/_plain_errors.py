@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ps_core._documentation import Documented
+
 __all__ = ["ConfigurationError", "DeadlineExceeded", "UnknownSetting"]
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(Documented, ValueError):
     """A connection string, setting or combination of them that cannot work.
 
     The message says what to write instead, and never holds a password.
@@ -19,7 +21,7 @@ class UnknownSetting(ConfigurationError, TypeError):
     """
 
 
-class DeadlineExceeded(TimeoutError):
+class DeadlineExceeded(Documented, TimeoutError):
     """The deadline of the block (`ps_core.context.deadline`) is over. No driver error: frameworks pass it on as it is."""
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self, cast
 
+from ps_core._documentation import Documented
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -44,7 +46,7 @@ _TOKEN: Final = re.compile(r"1\.([A-Za-z0-9_-]{1,16})\.([0-9A-Fa-f]{1,8}-[0-9A-F
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
-class InvalidToken(ValueError):
+class InvalidToken(Documented, ValueError):
     """A token that does not count here. It is ignored and logged by whoever was handed it."""
 
 

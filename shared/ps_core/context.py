@@ -65,6 +65,7 @@ Tag: TypeAlias = "str | Callable[[], str | None]"
 _log = logging.getLogger("ps_core")
 
 # PostgreSQL's rule for the names of settings that it does not know: at least two identifiers with a dot between them.
+_IGNORED: Final = "ignored a consistency token: %s: see %s"
 _SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)+")
 
 
@@ -212,7 +213,7 @@ def use_token(token: Token | str | None, *, identity: str | None = None) -> Iter
         try:
             token = Token.parse(token, identity=identity, now=time.time())
         except InvalidToken as exc:
-            _log.warning("ignored a consistency token: %s", exc)
+            _log.warning(_IGNORED, exc, exc.url)
             token = None
     tracker = Tracker(token)
     reset = _tracker.set(tracker)
@@ -232,7 +233,7 @@ def from_request(
     """
     carried = propagator.extract(cookies, header, now=time.time())
     for reason in carried.ignored:
-        _log.warning("ignored a consistency token: %s", reason)
+        _log.warning(_IGNORED, reason, InvalidToken.url)
     with use_token(carried.token) as tracker:
 
         def inject() -> Answer | None:

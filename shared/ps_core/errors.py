@@ -1,7 +1,7 @@
 """The errors of this project's own. Everything else keeps the driver's or the framework's class, raised as it came.
 
 Those that a statement can raise are the driver's classes, since that is what code around statements catches, and carry their
-`failure`, which is what `classify` returns.
+`failure`, which is what `classify` returns. Each has a section in docs/reference/errors.md, to which its note leads.
 
 - `ValueError` > `ConfigurationError`: a setting that cannot work; the message says what to write instead
 - `ConfigurationError`, `TypeError` > `UnknownSetting`: there is no setting of that name
@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final
 
 import psycopg
 
+from ps_core._documentation import Documented, see
 from ps_core._plain_errors import ConfigurationError, DeadlineExceeded, UnknownSetting
 from ps_core.failures import Failure, Kind, Ran
 
@@ -46,7 +47,7 @@ RETRYABLE: Final = (psycopg.OperationalError, psycopg.InternalError)
 """What a lost connection may be raised as. An InternalError is what psycopg makes of two errors in one answer."""
 
 
-class CommitOutcomeUnknown(psycopg.OperationalError):
+class CommitOutcomeUnknown(Documented, psycopg.OperationalError):
     """A COMMIT was sent, its answer did not come, and what the primary says now does not settle whether it took effect.
 
     Never retried by this library. `__cause__` is what was met at COMMIT.
@@ -62,19 +63,19 @@ class CommitOutcomeUnknown(psycopg.OperationalError):
         """The timeline that the id belongs to, eight hexadecimal digits."""
 
 
-class LostAtCommit(psycopg.OperationalError):
+class LostAtCommit(Documented, psycopg.OperationalError):
     """The connection was lost at COMMIT, and a lookup has shown that the transaction was rolled back."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.ROLLED_BACK, usable=False, rule="lost_at_commit")
 
 
-class Demoted(psycopg.OperationalError):
+class Demoted(Documented, psycopg.OperationalError):
     """The server refused a write, or answered a read, and is a standby now: its connections are replaced."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="demoted")
 
 
-class NotSent(psycopg.OperationalError):
+class NotSent(Documented, psycopg.OperationalError):
     """The connection was found lost before anything of the statement was sent: it may be sent on a new one, whatever it is."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="connection_closed")
@@ -83,31 +84,31 @@ class NotSent(psycopg.OperationalError):
         super().__init__("the connection is closed")
 
 
-class OutageTimeout(psycopg.errors.ConnectionTimeout):
+class OutageTimeout(Documented, psycopg.errors.ConnectionTimeout):
     """The endpoint is down, and the caller that probes it for all did not reach it within the time for trying again."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.TRANSIENT, ran=Ran.NO, usable=False, rule="connect_timeout")
 
 
-class ReplicaBehind(psycopg.errors.InvalidParameterValue):
+class ReplicaBehind(Documented, psycopg.errors.InvalidParameterValue):
     """A replica has not replayed what the caller has seen, and did not answer. The primary can."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.BEHIND, ran=Ran.ROLLED_BACK, usable=True, rule="replica_behind")
 
 
-class MayWrite(psycopg.errors.ReadOnlySqlTransaction):
+class MayWrite(Documented, psycopg.errors.ReadOnlySqlTransaction):
     """A statement that is known to write, or may, was given to an endpoint for reads, and was not sent there."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.NOT_PRIMARY, ran=Ran.ROLLED_BACK, usable=True, rule="read_only_transaction")
 
 
-class NotOnReplica(psycopg.errors.FeatureNotSupported):
+class NotOnReplica(Documented, psycopg.errors.FeatureNotSupported):
     """The session's transactions are SERIALIZABLE by its own SET, which a hot standby has not. The primary can."""
 
     failure: ClassVar[Failure] = Failure(kind=Kind.BEHIND, ran=Ran.ROLLED_BACK, usable=True, rule="not_on_replica")
 
 
-class SessionSettingRefused(psycopg.ProgrammingError):
+class SessionSettingRefused(Documented, psycopg.ProgrammingError):
     """The server refuses what was SET for the session before, such as a role that was dropped since. The statement did not run.
 
     Behind a transaction pooler the session's settings travel with every transaction. PostgreSQL's own session would go on. RESET,
@@ -120,3 +121,8 @@ class SessionSettingRefused(psycopg.ProgrammingError):
         super().__init__(message, **kwargs)
         self.setting = setting
         """Its name; "role" for the role itself."""
+
+
+def not_supported(message: str) -> psycopg.NotSupportedError:
+    """Return the error for what is not sent, since a promise of ours could not hold for it."""
+    return see(psycopg.NotSupportedError(message), "NotSupportedError")

@@ -347,7 +347,7 @@ def _send(site: Site, place: Place, work: Work, until: float) -> tuple[Send, Sen
 
 def refused(exc: Refused) -> Exception:
     """Return a refusal as the driver's error."""
-    from ps_http.errors import not_supported
+    from ps_core.errors import not_supported
 
     return not_supported(str(exc))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg.pq import DiagnosticField
 
+from ps_core._documentation import Documented
 from ps_core.errors import CommitOutcomeUnknown, DeadlineExceeded, ReplicaBehind
 from ps_core.failures import Failure, Ran
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ps_http._answer import Problem
     from ps_http._transport import Lost
 
-__all__ = ["HttpError", "not_supported", "of_lost", "of_problem"]
+__all__ = ["HttpError", "of_lost", "of_problem"]
 
 _FIELDS: Final = {
     "severity": DiagnosticField.SEVERITY,
@@ -41,7 +42,7 @@ _PARTS: Final = {"detail": "DETAIL", "hint": "HINT", "internalQuery": "QUERY", "
 _ENDS_SERVER: Final = ("FATAL", "PANIC")
 
 
-class HttpError(psycopg.OperationalError):
+class HttpError(Documented, psycopg.OperationalError):
     """No answer came, or one that PostgreSQL did not give.
 
     Nothing ran that could have changed anything: where that is not known, `CommitOutcomeUnknown` is raised, and this is its
@@ -55,11 +56,6 @@ class HttpError(psycopg.OperationalError):
         """The HTTP status; None: there was no answer."""
         self.request_id = request_id
         """The `Neon-Request-Id` of the answer, by which the server's operators find it."""
-
-
-def not_supported(message: str) -> psycopg.NotSupportedError:
-    """Return the error for what SQL over HTTPS cannot do."""
-    return psycopg.NotSupportedError(message)
 
 
 def of_problem(problem: Problem, *, writes: bool, endpoint: str, request_id: str | None) -> Exception:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 import ps_django
 import ps_sqlalchemy
 from ps_core import use_token
-from ps_core.consistency import Token, parse_lsn
+from ps_core.consistency import InvalidToken, Token, parse_lsn
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.adversity.harness import prepare
@@ -154,5 +154,5 @@ def test_counts_for_nothing(
             assert read() == (False, 1)
         finally:
             ps_lab.set_replay_delay(0)
-    assert caplog.messages == ([f"ignored a consistency token: {warning}"] if warning else [])
+    assert caplog.messages == ([f"ignored a consistency token: {warning}: see {InvalidToken.url}"] if warning else [])
     matrix.sees("A token of another branch, or an expired one", "nothing: it is ignored, with a warning where it has expired")

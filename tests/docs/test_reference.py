@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module, metadata
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,16 @@ def test_links_of_messages() -> None:
     assert f"Documentation, {DOCUMENTATION}" in (metadata.metadata("ps-postgres").get_all("Project-URL") or [])
     assert finding("D045").docs == f"{DOCUMENTATION}doctor.html#d045"
     assert link("django-checks", "ps_django.E001") == f"{DOCUMENTATION}django-checks.html#ps-django-e001"
+
+
+def test_sections_of_links() -> None:
+    """Each page that a message names has the section."""
+    folders = [
+        Path(import_module(package).__file__ or "").parent for package in ("ps_core", "ps_django", "ps_http", "ps_sqlalchemy")
+    ]
+    sources = [file.read_text() for folder in folders for file in folder.rglob("*.py")]
+    links = {found for text in sources for found in re.findall(r'\blink\("([^"]+)", "([^"]+)"\)', text)}
+    assert ("howto/timeouts", "for-a-report-a-job-a-command") in links
+    for page, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", (DOCS / f"{page}.md").read_text(), re.MULTILINE)
+        assert anchor.lower() in {re.sub(r"\W+", "-", heading.lower()).strip("-") for heading in headings}, (page, anchor)

@@ -704,7 +704,7 @@ def test_role_that_is_dropped_and_not_in_force(ps_lab: Lab, connect: Connect) ->
     conn = connect(tracking(ps_lab, "primary"), autocommit=True)
     assert run(conn, ["SET ROLE kept_gone", "SET work_mem = '9MB'", "RESET ROLE"]) is None
     ps_lab.sql("DROP ROLE kept_gone")
-    with pytest.raises(SessionSettingRefused, match=r"RESET ALL lets go of it; so does DISCARD ALL$"):
+    with pytest.raises(SessionSettingRefused, match=r"(?m)RESET ALL lets go of it; so does DISCARD ALL$"):
         conn.execute("SELECT 1")
     assert run(conn, ["RESET ALL", "SELECT 1"]) is None
 
@@ -738,7 +738,7 @@ def test_setting_that_is_refused_later(ps_lab: Lab, roles: None, connect: Connec
             ):
                 work()
             conn.rollback()
-        with pytest.raises(SessionSettingRefused, match=r"RESET ALL lets go of it; so does DISCARD ALL$"):
+        with pytest.raises(SessionSettingRefused, match=r"(?m)RESET ALL lets go of it; so does DISCARD ALL$"):
             conn.execute("INSERT INTO nowhere VALUES (1)")
         assert run(conn, ["RESET ALL", "SELECT 1"]) is None
     finally:

@@ -53,7 +53,7 @@ def test_settings_are_their_own_nearest(setting: str) -> None:
     with pytest.raises(UnknownSetting, match=rf"there is no setting ps_{wrong}: did you mean ps_{setting}\?"):
         Topology.from_url(f"{URL}?ps_{wrong}=a")
     variable = f"PS_{setting.upper()}S"
-    with pytest.raises(UnknownSetting, match=rf"^there is no variable {variable}: did you mean PS_{setting.upper()}\?$"):
+    with pytest.raises(UnknownSetting, match=rf"(?m)^there is no variable {variable}: did you mean PS_{setting.upper()}\?$"):
         Topology.from_env({"PS_URL": URL, variable: "a"})
 
 
@@ -72,7 +72,7 @@ def test_settings_are_their_own_nearest(setting: str) -> None:
 )
 def test_misspelled_variables(variable: str, meant: str) -> None:
     """A variable that is nearly a setting is refused, but for an empty one, which is not set."""
-    with pytest.raises(UnknownSetting, match=rf"there is no variable {variable}: did you mean {meant}\?$"):
+    with pytest.raises(UnknownSetting, match=rf"(?m)there is no variable {variable}: did you mean {meant}\?$"):
         Topology.from_env({"PS_URL": URL, variable: "a"})
     assert Topology.from_env({"PS_URL": URL, variable: ""}) == TOPOLOGY
 

@@ -10,7 +10,8 @@ import pytest
 
 import ps_core
 from ps_core import AsyncConnection, DeadlineExceeded, connect, deadline, limits
-from ps_core._notes import PREFIX, InForce, carry_notes, deadline_note, limit_note, limit_of
+from ps_core._documentation import PREFIX
+from ps_core._notes import InForce, carry_notes, deadline_note, limit_note, limit_of
 from ps_core.timeouts import DIRECT, POOLED, Timeouts
 from ps_lab.processes import wait_until
 from tests.adversity.harness import Doing, raised, running, wait_until_over

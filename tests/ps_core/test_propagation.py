@@ -14,7 +14,7 @@ from gunicorn.http.parser import RequestParser
 
 from ps_core import Token
 from ps_core._propagation import MAX_COOKIES, MAX_DELETED, MAX_VALUES, Answer, Carried, Propagator, cookies_of, wanted_by_browsers
-from ps_core.consistency import MAX_BRANCHES, identity_of
+from ps_core.consistency import MAX_BRANCHES, InvalidToken, identity_of
 from ps_core.context import Tracker, current_token, from_request, use_token
 from ps_core.errors import ConfigurationError
 
@@ -212,7 +212,7 @@ def test_request(caplog: pytest.LogCaptureFixture) -> None:
     with use_token(token(77, "other", at)):
         with from_request(PROPAGATOR, cookies.items(), None):
             assert current_token() == token(3, at=at)
-        assert caplog.messages == [f"ignored a consistency token: {NOT_SIGNED}"]
+        assert caplog.messages == [f"ignored a consistency token: {NOT_SIGNED}: see {InvalidToken.url}"]
         with from_request(PROPAGATOR, (), None) as inject:
             assert current_token() is None
             assert inject() is None

@@ -15,6 +15,7 @@ from psycopg import sql
 import ps_core
 from ps_core import AsyncConnection, Connection, Topology
 from ps_core._connection.cursors import AsyncServerBindingCursor, ServerBindingCursor
+from ps_core._documentation import DOCUMENTATION
 from ps_core._endpoint import EndpointState
 from ps_core.errors import MayWrite
 from ps_core.topology import Endpoint
@@ -238,7 +239,7 @@ def test_forms_of_the_setting(ps_lab: Lab) -> None:
             conn.execute(CHANNEL)
     with ps_core.connect(f"{ps_lab.url}&ps_pooled=false", autocommit=True) as conn:
         conn.execute(CHANNEL)
-    with pytest.raises(ps_core.ConfigurationError, match=r"^session_state of primary: write 'refuse' or 'allow', not 'no'$"):
+    with pytest.raises(ps_core.ConfigurationError, match=r"(?m)^session_state of primary: write 'refuse' or 'allow', not 'no'$"):
         replace(ps_lab.topology.primary, session_state="no")  # type: ignore[arg-type]
 
 
@@ -257,7 +258,8 @@ def test_warning(caplog: pytest.LogCaptureFixture) -> None:
     text = (
         "endpoint 'primary': session_state=\"allow\" behind a transaction pooler: session advisory locks, LISTEN, temporary"
         " tables, cursors WITH HOLD, PREPARE and LOAD act on server connections that other clients get: use the direct endpoint"
-        ' for them, and session_state="refuse"'
+        ' for them, and session_state="refuse": see'
+        f" {DOCUMENTATION}explanation/limits.html#what-only-a-session-could-keep"
     )
     assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
         ("ps_core", "WARNING", text)

@@ -37,6 +37,7 @@ _KEYWORDS: Final = {
         "AS",
         "CASE",
         "CAST",
+        "COALESCE",
         "EXISTS",
         "EXTRACT",
         "FROM",

@@ -408,13 +408,13 @@ def test_misspelled_names(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "postgresql://app.branch:secret@host.psdb.cloud"
     settings: Any = {"replica_bouncers": "read-pool"}
     variables = {"PS_URL": url, "PS_REPLICA_BOUNCERS": "read-pool"}
-    with pytest.raises(ConfigurationError, match=r"^there is no setting replica_bouncers: did you mean replica_bouncer\?$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)^there is no setting replica_bouncers: did you mean replica_bouncer\?$"):
         ps_django.databases(url, **settings)
     with pytest.raises(
-        ConfigurationError, match=r"^there is no variable PS_REPLICA_BOUNCERS: did you mean PS_REPLICA_BOUNCER\?$"
+        ConfigurationError, match=r"(?m)^there is no variable PS_REPLICA_BOUNCERS: did you mean PS_REPLICA_BOUNCER\?$"
     ):
         ps_django.databases(variables)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigurationError, match=r"did you mean PS_REPLICA_BOUNCER\?$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)did you mean PS_REPLICA_BOUNCER\?$"):
         ps_django.databases()

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from ps_core import Token, current_token, use_token
 from ps_core._propagation import MAX_COOKIES, Propagator
-from ps_core.consistency import parse_lsn
+from ps_core.consistency import InvalidToken, parse_lsn
 from ps_core.context import Context, current, record_seen
 from ps_core.errors import ConfigurationError
 from ps_lab import Lab
@@ -313,7 +313,8 @@ def test_rotation_of_keys(make: Make, delayed: Callable[[], None], caplog: pytes
     assert both("GET", "/items", ps_token=token).body["ids"] == [1]
     assert not caplog.messages
     assert new("GET", "/items", ps_token=token).body["ids"] == []
-    assert caplog.messages == ["ignored a consistency token: it was not signed with any of the keys"]
+    ignored = f"ignored a consistency token: it was not signed with any of the keys: see {InvalidToken.url}"
+    assert caplog.messages == [ignored]
     token = both("POST", "/items/2").headers["ps-token"]
     assert new("GET", "/items", ps_token=token).body["ids"] == [1, 2]
 

@@ -120,7 +120,7 @@ def test_misspelled_before_the_rest(create: Callable[..., Any]) -> None:
 def test_a_topology_is_complete(create: Callable[..., Any]) -> None:
     """A Topology takes no settings; a misspelled one is refused as such."""
     topology = Topology.from_url(URL)
-    with pytest.raises(UnknownSetting, match=r"^a Topology is complete: give bouncer to Topology\.from_url instead$"):
+    with pytest.raises(UnknownSetting, match=r"(?m)^a Topology is complete: give bouncer to Topology\.from_url instead$"):
         create(topology, bouncer="a")
     with pytest.raises(UnknownSetting, match=r"did you mean bouncer\?"):
         create(topology, bouncr="a")

@@ -536,11 +536,11 @@ def test_routed_once() -> None:
     [
         (
             OwnRouting,
-            r"^sync_session_class: OwnRouting has get_bind of its own, .*: write class OwnRouting\(ps_sqlalchemy\.Session\)$",
+            r"(?m)^sync_session_class: OwnRouting has get_bind of its own, .*: write class OwnRouting\(ps_sqlalchemy\.Session\)$",
         ),
         (orm.sessionmaker(class_=OwnRouting), r"sync_session_class: OwnRouting has get_bind of its own"),
         (OwnArguments, r"sync_session_class: OwnArguments has __init__ of its own"),
-        (partial(orm.Session), "makes a Session: let it make a ps_sqlalchemy.Session$"),
+        (partial(orm.Session), "(?m)makes a Session: let it make a ps_sqlalchemy.Session$"),
     ],
 )
 def test_sync_session_class_refused(given: Any, message: str) -> None:

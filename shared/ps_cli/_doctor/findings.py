@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from ps_core._diagnosis import faults
 from ps_core._documentation import link
 from ps_core.consistency import CLOCK_SKEW
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ps_cli._doctor.seen import HttpsSeen, Load, PathSeen, PoolerSeen, SessionSeen, Setup, TlsSeen
+    from ps_core._diagnosis import Fault
     from ps_core.topology import Endpoint
 
 __all__ = [
@@ -566,31 +568,30 @@ TIMEOUTS: Final = {
     "idle_in_transaction_session_timeout": "idle_in_transaction",
 }
 """PostgreSQL's settings and the fields of `Timeouts`."""
+_OF_FAULTS: Final[dict[Fault, str]] = {
+    "old": "D060",
+    "no pooler": "D040",
+    "pooler": "D041",
+    "by session": "D042",
+    "only pooled": "D045",
+    "replica": "D050",
+    "primary": "D051",
+    "read-only": "D052",
+}
 
 
 def _of_session(session: SessionSeen, endpoint: Endpoint) -> Iterator[Finding]:
     name = endpoint.name
-    if endpoint.role == "direct" and endpoint.pooled and session.behind_pooler:
-        yield finding("D045", name)
-    elif endpoint.pooled and not session.behind_pooler:
-        yield finding("D040", name)
-    elif not endpoint.pooled and session.behind_pooler:
-        yield finding("D041", name)
+    for fault in faults(endpoint, session, shared=session.pooler.shares if session.pooler else None):
+        yield finding(_OF_FAULTS[fault], name, major=session.version // 10000)
     if session.pooler is not None:
         yield from _of_pooler(session.pooler, endpoint)
-    if endpoint.read_only:
-        if not session.in_recovery:
-            yield finding("D051", name)
-        elif session.lag is None and session.behind:
-            yield finding("D053", name, behind=session.behind, lag="had not two seconds later")
-        elif session.lag is not None and session.lag >= LAGS:
-            yield finding("D053", name, behind=session.behind, lag=f"did {session.lag:.1f} s later")
-    elif session.in_recovery:
-        yield finding("D050", name)
-    elif session.read_only:
-        yield finding("D052", name)
+    if endpoint.read_only and session.lag is None and session.behind:
+        yield finding("D053", name, behind=session.behind, lag="had not two seconds later")
+    elif endpoint.read_only and session.lag is not None and session.lag >= LAGS:
+        yield finding("D053", name, behind=session.behind, lag=f"did {session.lag:.1f} s later")
     yield from _of_limits(session, endpoint)
-    if endpoint.role == "direct" and not session.in_recovery:
+    if endpoint.role == "direct":
         if session.schema is None:
             yield finding("D066", name, role=session.role)
         elif not session.may_create:
@@ -600,8 +601,6 @@ def _of_session(session: SessionSeen, endpoint: Endpoint) -> Iterator[Finding]:
 
 
 def _of_pooler(pooler: PoolerSeen, endpoint: Endpoint) -> Iterator[Finding]:
-    if pooler.shares is False:
-        yield finding("D042", endpoint.name)
     if pooler.prepares is False:
         yield finding("D043", endpoint.name)
     if pooler.options == "dropped":
@@ -626,9 +625,6 @@ def _of_limits(session: SessionSeen, endpoint: Endpoint) -> Iterator[Finding]:
 
 def _of_roles(sessions: Sequence[SessionSeen]) -> Iterator[Finding]:
     """Return what is the same on all paths, once."""
-    oldest = min((session.version for session in sessions), default=170000)
-    if oldest < 170000:
-        yield finding("D060", major=oldest // 10000)
     for role in dict.fromkeys(session.role for session in sessions):
         if not any(session.timeouts.get("statement_timeout") for session in sessions if session.role == role):
             yield finding("D064", role=role)

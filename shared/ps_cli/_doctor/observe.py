@@ -16,11 +16,13 @@ from uuid import uuid4
 
 import psycopg
 from psycopg import pq
+from psycopg.adapt import Transformer
 
 from ps_cli._doctor.findings import kind_of, public_address
 from ps_cli._doctor.https import STEP, addresses_of, fault_of, see_https, trusting
 from ps_cli._doctor.seen import PathSeen, PoolerSeen, SessionSeen, TlsSeen
 from ps_core import conninfo
+from ps_core._diagnosis import PROCESS, QUESTION, share_a_server
 from ps_core.failures import classify
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
     from ps_cli._doctor.seen import HttpsSeen
+    from ps_core._diagnosis import Answer
     from ps_core.topology import Endpoint
 
 __all__ = ["masked", "observe"]
@@ -40,16 +43,7 @@ LAG: Final = 2.0
 """Seconds for a replica to replay what the primary has written."""
 _ALPN: Final = "postgresql"
 _SSL_REQUEST: Final = bytes.fromhex("00000008 04d2162f")
-# What came as a startup option ("client") is ours, not the role's.
-_SESSION: Final = b"""
-SELECT pg_backend_pid(), pg_is_in_recovery(), current_user, current_setting('server_version_num'),
-    current_setting('transaction_read_only') = 'on', extract(epoch FROM clock_timestamp()),
-    current_schema(), has_schema_privilege(current_schema(), 'CREATE'),
-    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-    - coalesce(current_setting('reserved_connections', true)::int, 0),
-    (SELECT string_agg(name || '=' || CASE source WHEN 'client' THEN '0' ELSE reset_val END, ' ') FROM pg_settings
-        WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout'))
-"""
+_CLOCK: Final = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 
 def observe(endpoints: Sequence[Endpoint], *, addresses: Mapping[str, str] | None = None) -> list[PathSeen]:
@@ -141,7 +135,8 @@ class _Look:
         if self._conn is None or session is None or session.in_recovery:
             return None
         with suppress(psycopg.Error, TimeoutError):
-            return _ask(self._conn, b"SELECT pg_current_wal_flush_lsn()")[0]
+            position: str = _ask(self._conn, "SELECT pg_current_wal_flush_lsn()")[0]
+            return position
         return None
 
     def measure_lag(self, position: str) -> None:
@@ -150,12 +145,12 @@ class _Look:
         if self._conn is None or session is None or not session.in_recovery:
             return
         # A pooler may lead to another replica each time: four answers in a row have to be good.
-        query = f"SELECT greatest('{position}'::pg_lsn - pg_last_wal_replay_lsn(), 0)::bigint".encode()
+        query = f"SELECT greatest('{position}'::pg_lsn - pg_last_wal_replay_lsn(), 0)::bigint"
         began, behind, arrived = time.monotonic(), 0, 0
         lag: float | None = None
         with suppress(psycopg.Error, TimeoutError):
             while time.monotonic() - began < LAG and arrived < 4:
-                rest = int(_ask(self._conn, query)[0] or 0)
+                rest = _ask(self._conn, query)[0]
                 behind = max(behind, rest)
                 arrived = 0 if rest else arrived + 1
                 if rest:
@@ -209,29 +204,10 @@ class _Look:
         return hosts[0]
 
     def _ask_server(self, conn: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]]) -> SessionSeen:
-        before = time.time()
-        pid, standby, role, version, read_only, clock, schema, may_create, room, limits = _ask(conn, _SESSION)
-        after = time.time()
-        behind_pooler = int(pid or 0) != conn.info.backend_pid
-        trips = []
-        for _ in range(5):
-            began = time.perf_counter()
-            _ask(conn, b"SELECT 1")
-            trips.append(time.perf_counter() - began)
-        return SessionSeen(
-            version=int(version or 0),
-            role=role or "",
-            in_recovery=standby == "t",
-            read_only=read_only == "t",
-            behind_pooler=behind_pooler,
-            pooler=_see_pooler(conn, connect) if behind_pooler and self._endpoint.pooled else None,
-            timeouts={name: int(value) for name, _, value in (pair.partition("=") for pair in (limits or "").split())},
-            schema=schema,
-            may_create=may_create == "t",
-            max_connections=int(room or 0),
-            round_trip=min(trips),
-            clock_ahead=float(clock or 0) - (before + after) / 2,
-        )
+        seen = SessionSeen.of(_ask(conn, QUESTION), pid=conn.info.backend_pid)
+        round_trip, clock_ahead = min(_time_trip(conn) for _ in range(5))
+        pooler = _see_pooler(conn, connect, seen) if seen.behind_pooler and self._endpoint.pooled else None
+        return replace(seen, pooler=pooler, round_trip=round_trip, clock_ahead=clock_ahead)
 
     # --- notes ---
 
@@ -327,20 +303,19 @@ def _shake_hands(address: str, port: int, name: str, context: ssl.SSLContext, *,
 # --- pooler ---
 
 
-def _see_pooler(first: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]]) -> PoolerSeen:
+def _see_pooler(first: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]], answer: Answer) -> PoolerSeen:
     options: Literal["refused", "dropped", "passed"] | None = None
     try:
         with closing(connect(options="-c statement_timeout=61234")) as conn:
-            options = "passed" if _ask(conn, b"SHOW statement_timeout")[0] == "61234ms" else "dropped"
+            options = "passed" if _ask(conn, "SHOW statement_timeout")[0] == "61234ms" else "dropped"
     except TimeoutError:
         return PoolerSeen()
     except psycopg.Error as exc:
         options = "refused" if classify(exc).rule == "startup_parameter" else None
     try:
         with closing(connect()) as second:
-            # Five times: another client may come in between.
-            shares = any(_backend(first) == _backend(second) for _ in range(5))
-            if not shares and _is_replica(first):
+            shares = share_a_server(partial(_process, first), partial(_process, second))
+            if not shares and answer.in_recovery:
                 # One of several servers, a different one each time.
                 return PoolerSeen(options=options)
             return PoolerSeen(shares=shares, prepares=_sees_prepared(first, second) if shares else None, options=options)
@@ -348,57 +323,63 @@ def _see_pooler(first: psycopg.Connection[Any], connect: Callable[..., psycopg.C
         return PoolerSeen(options=options)
 
 
-def _is_replica(conn: psycopg.Connection[Any]) -> bool:
-    return _ask(conn, b"SELECT pg_is_in_recovery()")[0] == "t"
-
-
-def _backend(conn: psycopg.Connection[Any]) -> str | None:
-    return _ask(conn, b"SELECT pg_backend_pid()")[0]
+def _process(conn: psycopg.Connection[Any]) -> int:
+    pid: int = _ask(conn, PROCESS)[0]
+    return pid
 
 
 def _sees_prepared(first: psycopg.Connection[Any], second: psycopg.Connection[Any]) -> bool | None:
     """Prepare a statement of one name as two clients: on one server connection, only a pooler that renames lets them."""
-    name = f"ps_doctor_{uuid4().hex}".encode()
+    name = f"ps_doctor_{uuid4().hex}"
     for _ in range(5):
         made = [_prepare(conn, name) for conn in (first, second)]
-        pids = [_backend(conn) for conn in (first, second)]
+        pids = [_process(conn) for conn in (first, second)]
         if made == [True, True] and pids[0] == pids[1]:
             return True
         for conn in (first, second):
             _forget(conn, name)
         if made == [True, False]:
             return False
-        name += b"_"
+        name += "_"
     return None
 
 
-def _prepare(conn: psycopg.Connection[Any], name: bytes) -> bool:
-    conn.pgconn.send_prepare(name, b"SELECT 1")
+def _prepare(conn: psycopg.Connection[Any], name: str) -> bool:
+    conn.pgconn.send_prepare(name.encode(), b"SELECT 1")
     return _result(conn).status == pq.ExecStatus.COMMAND_OK
 
 
-def _forget(conn: psycopg.Connection[Any], name: bytes) -> None:
+def _forget(conn: psycopg.Connection[Any], name: str) -> None:
     """Remove the statement from the pooler's server connection, if it is there."""
     with suppress(psycopg.Error):
-        _ask(conn, b"DEALLOCATE " + name)
+        _ask(conn, f"DEALLOCATE {name}")
 
 
 # --- asking ---
 
 
-def _ask(conn: psycopg.Connection[Any], query: bytes) -> tuple[str | None, ...]:
-    """Return the first row, as text. Not by psycopg's cursors, whose waiting has no limit.
+def _time_trip(conn: psycopg.Connection[Any]) -> tuple[float, float]:
+    """Return the seconds of a round trip, and those that the server's clock is ahead of ours."""
+    before, began = time.time(), time.perf_counter()
+    (clock,) = _ask(conn, _CLOCK)
+    took = time.perf_counter() - began
+    return took, clock - before - took / 2
+
+
+def _ask(conn: psycopg.Connection[Any], query: str) -> tuple[Any, ...]:
+    """Return the first row. Not by psycopg's cursors, whose waiting has no limit.
 
     Raises:
         TimeoutError: there was no answer within a step's time.
         psycopg.Error: there was an error.
     """
-    conn.pgconn.send_query(query)
+    conn.pgconn.send_query(query.encode())
     result = _result(conn)
     if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
         raise psycopg.errors.error_from_result(result)
-    row = (result.get_value(0, column) for column in range(result.nfields)) if result.ntuples else ()
-    return tuple(None if value is None else value.decode() for value in row)
+    transformer = Transformer(conn)
+    transformer.set_pgresult(result)
+    return transformer.load_row(0, tuple) or ()
 
 
 def _result(conn: psycopg.Connection[Any]) -> PGresult:

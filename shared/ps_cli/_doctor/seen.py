@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ps_core import pgbouncer
+from ps_core._diagnosis import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,24 +90,10 @@ class PoolerSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSeen:
-    """What the server said to a client that was let in."""
+class SessionSeen(Answer):
+    """What the server said to a client that was let in, and what was seen beside."""
 
-    version: int
-    """The number that the server reports, such as 180004."""
-    role: str
-    in_recovery: bool
-    read_only: bool
-    """What a transaction is by default here."""
-    behind_pooler: bool
     pooler: PoolerSeen | None = None
-    timeouts: Mapping[str, int] = field(default_factory=dict)
-    """The role's own, in milliseconds; 0 is off. What the server does not know is not in it."""
-    schema: str | None = None
-    may_create: bool = False
-    """In `schema`."""
-    max_connections: int = 0
-    """Those that are left to ordinary roles."""
     round_trip: float = 0.0
     """Seconds: the shortest of some, which a busy machine does not lengthen."""
     clock_ahead: float = 0.0

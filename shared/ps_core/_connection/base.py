@@ -69,13 +69,14 @@ from ps_core.errors import (
     NotOnReplica,
     ReplicaBehind,
     SessionSettingRefused,
+    not_supported,
 )
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify, is_made_by_pooler
 from ps_core.notices import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
@@ -138,25 +139,25 @@ OPENING_ALONE: Final = Plan(analyse(""))
 """While only what goes before a statement is under way: whatever the statement is, it was not sent."""
 
 
-_REFUSED: Final = {
+_REFUSED: Final[dict[Refused, tuple[Callable[[str], psycopg.Error], str]]] = {
     Refused.MAY_WRITE: (
         MayWrite,
         "cannot execute this in a read-only transaction, and {endpoint!r} is an endpoint for reads: the server refused it there"
         " before, or it names a VOLATILE function (declare one that only reads STABLE), or nothing can make it READ ONLY",
     ),
     Refused.NO_ROLE: (
-        psycopg.NotSupportedError,
+        not_supported,
         "this statement must stand alone, and would run without the local settings, the assumed role or what was SET for the"
         " session: use a connection without them, to the direct endpoint",
     ),
     Refused.SEVERAL_TRANSACTIONS: (
-        psycopg.NotSupportedError,
+        not_supported,
         "a text of several transactions: what follows the first would run without timeouts, limits(), local settings and assumed"
         " role: send each by itself, or all of it to the direct endpoint, without limits() and local settings",
     ),
     Refused.SEVERAL: (psycopg.ProgrammingError, "COPY and stream() take one statement, and cannot be mixed with others"),
     Refused.UNGUARDED: (
-        psycopg.NotSupportedError,
+        not_supported,
         "AND CHAIN, and BEGIN in a pipeline, begin a transaction on {endpoint!r}, an endpoint for reads, without asking whether"
         " it has what the caller has seen: use `with connection.transaction():`",
     ),
@@ -166,18 +167,18 @@ _REFUSED: Final = {
         " session, and a hot standby has no such level",
     ),
     Refused.SESSION: (
-        psycopg.NotSupportedError,
+        not_supported,
         "it sets something for the session, which a transaction pooler does not keep, and only execute() outside of pipelines can"
         " take it: use that, or SET LOCAL",
     ),
     Refused.OPEN_ENDED: (
-        psycopg.NotSupportedError,
+        not_supported,
         "in autocommit, stream() with parameters that the server binds and a named cursor WITH HOLD would have no timeouts, local"
         " settings or assumed role: use them in `with connection.transaction():`",
     ),
     **{
         refused: (
-            psycopg.NotSupportedError,
+            not_supported,
             f"{{endpoint!r}} is behind a transaction pooler, where {what} would stay with a server connection that other clients"
             f' get: {instead}, or use the direct endpoint (to="direct", engine.direct, Django\'s alias "direct"); where there is'
             ' no such pooler, write pooled=False; session_state="allow" sends it all the same',
@@ -375,7 +376,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             pipeline.plan(SEVERAL)
         elif self._autocommit and self.pgconn.transaction_status == IDLE:
             if must_carry(self.state.endpoint):
-                raise psycopg.NotSupportedError(
+                raise not_supported(
                     "in autocommit, only cursors of ps_core carry timeouts, local settings, an assumed role and the guard of a"
                     ' replica: leave `cursor_factory` out (binding="server" binds and prepares as psycopg.Cursor does), or use it'
                     " in `with connection.transaction():`"
@@ -564,7 +565,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if isinstance(change, NotHeld):
             if not self.state.endpoint.refuses_session:
                 return None
-            raise psycopg.NotSupportedError(change.why)
+            raise not_supported(change.why)
         return change
 
     def _escapes(self) -> bool:

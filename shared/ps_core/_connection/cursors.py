@@ -23,7 +23,7 @@ from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import NOTHING
 from ps_core._message.statement import analyse, binds_outside_quotes
 from ps_core.context import current, remaining
-from ps_core.errors import RETRYABLE, Demoted, NotSent
+from ps_core.errors import RETRYABLE, Demoted, NotSent, not_supported
 from ps_core.tags import current_comment, with_comment
 
 if TYPE_CHECKING:
@@ -429,7 +429,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         if way is Way.COPY and (params or not isinstance(query, str | bytes | sql.Composable)):
             # For which no server binds parameters: psycopg merges them as bare literals.
             if self._must_be_bound_by_server(query):
-                raise psycopg.NotSupportedError(
+                raise not_supported(
                     "COPY: a placeholder may stand inside of quotes or of a comment: write it outside of them, in a text without"
                     " backslashes and dollar quotes"
                 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # where 3.2 has it
 
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
@@ -14,6 +13,7 @@ from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import Script, Setting
 from ps_core.consistency import POSITION_SQL
 from ps_core.context import remaining, unknown_positions
+from ps_core.errors import not_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,13 @@ class PipelineMixin(BasePipeline):
         conn, status = self._conn, self.pgconn.transaction_status
         explicit = self._explicit = self._is_explicit() and not self._over
         if self._over and not conn._autocommit:
-            raise psycopg.NotSupportedError(
+            raise not_supported(
                 "behind a COMMIT or ROLLBACK by text in a pipeline, a statement would have no transaction: call sync() of the"
                 " pipeline, or connection.commit()"
             )
         plan: Plan = conn._plan_for(text, way=Way.PIPELINE, within=explicit or self._opened)
         if plan.statement.controls and conn._session.begun is not None:
-            raise psycopg.NotSupportedError(
+            raise not_supported(
                 "the transaction has set something for the session, and the end of a transaction or a savepoint by text in a"
                 " pipeline does not say whether that holds: use `with connection.transaction():`, or connection.commit()"
             )
