@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, Protocol
 
 from ps_core import Topology
 from ps_core.topology import Endpoint
-from ps_demo.bank.models import ddl
+from ps_demo.bank_sqlalchemy import ddl
 
 ACCOUNTS: Final = 1000
 TABLES: Final = f"""

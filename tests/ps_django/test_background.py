@@ -44,7 +44,7 @@ def write(name: str) -> Any:
 def look(pk: int) -> list[bool]:
     """Return who answered, if they knew of the product: [True] for a replica; [] if they did not."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     with ps_django.reading():
         return list(Product.objects.filter(pk=pk).annotate(by_replica=InRecovery()).values_list("by_replica", flat=True))

@@ -48,7 +48,7 @@ def write(request: HttpRequest) -> HttpResponse:
 def answers() -> str:
     """Tell who answers a read."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     return "replica" if Product.objects.values_list(InRecovery(), flat=True).first() else "primary"
 

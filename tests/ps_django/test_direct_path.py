@@ -96,7 +96,7 @@ def test_block_as_first_use(ps_lab: Lab, default: Any) -> None:
 def test_block_reads_from_the_primary(default: Any) -> None:
     """What would be read from a replica is read on the direct path."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     Product.objects.create(name="direct", price=1, stock=1)
     with ps_django.reading(), ps_django.on_direct_path(), use_token(None):

@@ -47,7 +47,7 @@ def _settings() -> Iterator[None]:
 
 def _who(request: HttpRequest) -> JsonResponse:
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     if request.method == "POST":
         Product.objects.create(name="web", price=1, stock=1)
@@ -111,7 +111,7 @@ def tenant_of(request: HttpRequest) -> dict[str, str]:
 async def awho(request: HttpRequest) -> JsonResponse:
     """Tell who answered, from async code."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     return JsonResponse({"by_replica": await Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).afirst()})
 

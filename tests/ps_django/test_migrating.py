@@ -45,7 +45,7 @@ def replaces(*theirs: str) -> Callable[[F], F]:
 def read() -> bool:
     """Return whether a replica answered."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     row: Any = Product.objects.annotate(by_replica=InRecovery()).filter(name="moved").first()
     return bool(row.by_replica)

@@ -15,7 +15,7 @@ def shown(found: list[Any]) -> JsonResponse:
 def products(request: HttpRequest) -> JsonResponse:
     """POST makes a product; GET lists their names, and whether a replica answered."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     if request.method == "POST":
         product = Product.objects.create(name=request.POST["name"], price=1, stock=1)
@@ -27,7 +27,7 @@ def products(request: HttpRequest) -> JsonResponse:
 async def aproducts(request: HttpRequest) -> JsonResponse:
     """The same for ASGI."""
     from django_shop.shop.models import Product
-    from ps_demo.shop.functions import InRecovery
+    from ps_demo.bank_django import InRecovery
 
     found = [product async for product in Product.objects.annotate(by_replica=InRecovery()).filter(name__startswith="web ")]
     return shown(found)
