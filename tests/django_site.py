@@ -1,10 +1,15 @@
-"""A Django project on the lab, the shop of the demo: settings are a process's, so all tests share it."""
+"""A Django project on the lab, with the shop of docs/examples: settings are a process's, so all tests share it."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from ps_lab import Lab
+
+EXAMPLES: Final = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +21,11 @@ def site(ps_lab: Lab) -> Iterator[None]:
 
     import ps_django
 
+    sys.path.append(str(EXAMPLES))  # processes that a test starts get it from here
     settings.configure(
         DATABASES=ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", statement_timeout="2s"),
         DATABASE_ROUTERS=["ps_django.routers.ReplicaRouter"],
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "ps_demo.shop"],
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.admin", "django_shop.shop"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="tests",
         ALLOWED_HOSTS=["testserver"],

@@ -1,1 +1,1 @@
-"""The demo: a SQLAlchemy application and a Django site at work while their primary changes. What each does is for tests, too."""
+"""The demo: a bank, in SQLAlchemy and in Django, at work while its primary changes. The bank is for tests, too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -19,7 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
     from multiprocessing.connection import Connection
 
-__all__ = ["LEDGERS", "Application", "ApplicationError", "Client", "Customers", "Retries", "set_up_django"]
+__all__ = [
+    "ACCOUNTS",
+    "NAMES",
+    "Application",
+    "ApplicationError",
+    "Bank",
+    "Client",
+    "Retries",
+    "any_transfer",
+    "numbers",
+    "set_up_django",
+]
 
 SETTINGS: Final[dict[str, Any]] = {
     "bouncer": "write-pool",
@@ -27,8 +37,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "statement_timeout": "2s",
     "transaction_timeout": "3s",
 }
-LEDGERS: Final = {"SQLAlchemy": "bank_transfer", "Django": "shop_order"}
-"""The applications, and the table in which each one's writes leave their references."""
+NAMES: Final = ("SQLAlchemy", "Django")
+"""The applications. Both work on the same accounts."""
+ACCOUNTS: Final = 1_000_000
 
 SHARE_OF_WRITES: Final = 0.25
 """The share of writes in the operations of every other client. The rest only read,
@@ -37,52 +48,78 @@ PAUSE: Final = 0.02
 """Seconds between two operations of a client, on average. Applications, servers and poolers share one machine: without it, the
 figures would tell of the queue for its processors."""
 PREPARING: Final = 120.0
-"""Seconds that an application may take to create and load its tables, and to connect."""
+"""Seconds that an application may take to begin, and to connect."""
 ENDING: Final = 60.0
 """Seconds that it may take to end: what is under way may be tried again for 30 s."""
 
 
-class Customers(Protocol):
-    """What the clients of an application do, each in a thread of its own."""
+class Bank(Protocol):
+    """What the clients ask of an application, each in a thread of its own."""
 
-    def prepare(self) -> None:
-        """Create and load the tables."""
+    def read(self, account: int) -> bool:
+        """Read a balance; return whether a replica answered."""
 
-    def read(self, random: Random) -> bool:
-        """Read something; return whether a replica answered."""
-
-    def write(self, random: Random, reference: int) -> None:
-        """Write something, and `reference` with it, in one transaction."""
+    def transfer(self, reference: int, source: int, target: int, amount: int) -> None:
+        """Move money between two accounts, and note `reference` with it, in one transaction."""
 
 
-def _sqlalchemy(url: str, clients: int) -> Customers:
-    from ps_demo.bank.customers import Bank
-    from ps_sqlalchemy import create_engine
+def any_transfer(random: Random, accounts: int) -> tuple[int, int, int]:
+    """Return two of the accounts and an amount. The accounts are in order: two transfers must not wait for each other."""
+    source, target = sorted(random.sample(range(1, accounts + 1), 2))
+    return source, target, random.randint(1, 100)
 
-    return Bank(create_engine(url, **SETTINGS, pool_size=clients))
 
-
-def _django(url: str, clients: int) -> Customers:
-    set_up_django(url, SETTINGS)
-    from ps_demo.shop.customers import Shop
-
-    return Shop()
+def numbers(name: str, clients: int) -> range:
+    """Return the numbers of an application's clients; a client's references begin at its number, shifted left by 32."""
+    first = NAMES.index(name) * clients + 1
+    return range(first, first + clients)
 
 
 def set_up_django(url: str, settings: dict[str, Any]) -> None:
-    """Make this process one of the shop's site."""
-    # The environment is this process's own: what it says of another database must not get in.
-    for name in [name for name in os.environ if name.startswith("PS_")]:
-        del os.environ[name]
-    os.environ |= {f"PS_{name.upper()}": value for name, value in {"url": url, **settings}.items()}
-    os.environ["DJANGO_SETTINGS_MODULE"] = "ps_demo.shop.settings"
-
+    """Make this process one of a Django project that has the bank."""
     import django
+    from django.conf import settings as of_project
 
+    import ps_django
+
+    databases = ps_django.databases(url, **settings)
+    of_project.configure(
+        DATABASES={alias: {**entry, "CONN_MAX_AGE": None} for alias, entry in databases.items()},
+        DATABASE_ROUTERS=["ps_django.routers.ReplicaRouter"],
+        USE_TZ=True,
+    )
     django.setup()
 
 
-_MAKE: Final[dict[str, Callable[[str, int], Customers]]] = {"SQLAlchemy": _sqlalchemy, "Django": _django}
+def _sqlalchemy(url: str, clients: int) -> Bank:
+    from ps_demo.bank_sqlalchemy import Bank
+    from ps_sqlalchemy import create_engine, sessionmaker
+
+    return Bank(sessionmaker(create_engine(url, **SETTINGS, pool_size=clients)))
+
+
+def _django(url: str, clients: int) -> Bank:
+    set_up_django(url, SETTINGS)
+    from django.db import transaction
+
+    import ps_django
+    from ps_demo import bank_django
+
+    class Views:
+        """Each call is a request."""
+
+        def read(self, account: int) -> bool:
+            with bank_django.request(), ps_django.reading():
+                return bank_django.read(account)
+
+        def transfer(self, reference: int, source: int, target: int, amount: int) -> None:
+            with bank_django.request(), transaction.atomic():
+                bank_django.transfer(reference, source, target, amount)
+
+    return Views()
+
+
+_MAKE: Final[dict[str, Callable[[str, int], Bank]]] = {"SQLAlchemy": _sqlalchemy, "Django": _django}
 
 
 class Retries(logging.Handler):
@@ -113,13 +150,14 @@ class Retries(logging.Handler):
 class Client(threading.Thread):
     """One client: reads, and every other client also writes, until told to stop."""
 
-    def __init__(self, customers: Customers, number: int, seed: int, retries: Retries) -> None:
+    def __init__(self, bank: Bank, number: int, seed: int, retries: Retries, accounts: int = ACCOUNTS) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.connected = threading.Event()
         self.starting = threading.Event()
         self.stopping = threading.Event()
         self.recording = Recording()
-        self._customers = customers
+        self._bank = bank
+        self._accounts = accounts
         self._random = Random(f"{seed}/{number}")  # noqa: S311 - chooses rows, guards nothing
         self._share_of_writes = SHARE_OF_WRITES if number % 2 else 0.0
         self._reference = number << 32
@@ -146,9 +184,9 @@ class Client(threading.Thread):
         try:
             if write:
                 self._reference += 1
-                self._customers.write(self._random, self._reference)
+                self._bank.transfer(self._reference, *any_transfer(self._random, self._accounts))
                 recording.acknowledged.append(self._reference)
-            elif self._customers.read(self._random):
+            elif self._bank.read(self._random.randint(1, self._accounts)):
                 flags |= REPLICA
         except Exception as exc:  # noqa: BLE001 - whatever an operation raises is what the demo is about
             flags |= FAILED
@@ -160,11 +198,10 @@ class Client(threading.Thread):
 
 def _serve(name: str, url: str, clients: int, seed: int, demo: Connection, progress: MutableSequence[int]) -> None:
     """Be the application's process, in step with the demo's. Ends when that one says so, or is gone."""
-    customers = _MAKE[name](url, clients)
-    customers.prepare()
+    bank = _MAKE[name](url, clients)
     with Retries() as retries, suppress(EOFError):
         _meet(demo)
-        threads = [Client(customers, number, seed, retries) for number in range(1, clients + 1)]
+        threads = [Client(bank, number, seed, retries) for number in numbers(name, clients)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -68,7 +68,7 @@ def make_whole(lab: Lab, after: str) -> None:
     broken = _repair(lab)
     following = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
     wait_until(lambda: lab.sql(following)[0][0] == len(lab.replicas), "replicas that follow")
-    lab.sql("DROP TABLE IF EXISTS ledger, entry")
+    lab.sql("DROP TABLE IF EXISTS ledger, bank_account, bank_transfer")
     assert not broken, f"{after} left the lab broken; it was repaired: {'; '.join(broken)}"
 
 

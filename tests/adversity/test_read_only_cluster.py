@@ -43,11 +43,11 @@ def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> 
         "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " RAISE EXCEPTION 'invalid statement because cluster is read-only' USING ERRCODE = '25006'; END $$"
     )
-    ps_lab.sql("CREATE TRIGGER refuse BEFORE INSERT ON entry FOR EACH ROW EXECUTE FUNCTION refuse()")
+    ps_lab.sql("CREATE TRIGGER refuse BEFORE INSERT ON bank_transfer FOR EACH ROW EXECUTE FUNCTION refuse()")
     wait_for_replicas(applications)
     for application in applications:
         assert "cluster is read-only" in str(refused_once(application)), application.name
         with use_token(None):  # of somebody else: replicas may not have yet what this one has seen
             assert application.look(0) == [True], application.name
-    ps_lab.sql("DROP TABLE entry")
+    ps_lab.sql("DROP TABLE bank_transfer")
     matrix.sees("The cluster is read-only (disk full)", "a write raises its words, once; reads are answered", synthetic=True)

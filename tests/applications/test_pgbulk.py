@@ -12,7 +12,7 @@ pgbulk = pytest.importorskip("pgbulk")
 @pytest.mark.parametrize("binary", [False, True])
 def test_pgbulk(ps_lab: Lab, site: None, binary: bool) -> None:
     """What it writes is the primary's, and is read back at once."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.all().delete()
     ps_lab.wait_replicas_caught_up()

@@ -42,12 +42,12 @@ from ps_core._message.statement import _remembered, analyse
 from ps_core._registry import states_of
 from ps_core._retry.gate import OutageGate, _Admission, _Ticket
 from ps_core.consistency import parse_lsn
-from ps_core.timeouts import Timeouts
-from ps_core.topology import Endpoint
+from ps_demo.figures import percentile
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.benchmarks.bench import FOLDER, spread
 from tests.benchmarks.costs import quartiles
+from tests.stock import libpq
 
 READ: Final = "SELECT 1"
 ENDPOINTS: Final = ("primary", "replica")
@@ -425,16 +425,12 @@ def _caller(way: Way, token: ps_core.Token) -> Any:
     return ps_core.use_token(replace(token, at=time.time()) if way is Way.GUARDED else None)
 
 
-def _stock_options(endpoint: Endpoint) -> dict[str, Any]:
-    return {**ps_core.conninfo(replace(endpoint, timeouts=Timeouts())), "prepare_threshold": None}
-
-
 def _psycopg_reads(topology: ps_core.Topology, way: Way, size: int) -> Callable[[], None]:
     """Return a read on a connection that is free, of `size`."""
     free: list[psycopg.Connection[Any]] = []
     for _ in range(size):
         if way is Way.STOCK:
-            free.append(psycopg.connect(**_stock_options(topology.replicas[0]), autocommit=True))
+            free.append(psycopg.connect(**libpq(topology.replicas[0]), autocommit=True))
         else:
             free.append(ps_core.connect(topology, to="replica", autocommit=True))
 
@@ -450,7 +446,7 @@ async def _apsycopg_reads(topology: ps_core.Topology, way: Way, size: int) -> Ca
     free: asyncio.LifoQueue[psycopg.AsyncConnection[Any]] = asyncio.LifoQueue()
     for _ in range(size):
         if way is Way.STOCK:
-            free.put_nowait(await psycopg.AsyncConnection.connect(**_stock_options(topology.replicas[0]), autocommit=True))
+            free.put_nowait(await psycopg.AsyncConnection.connect(**libpq(topology.replicas[0]), autocommit=True))
         else:
             free.put_nowait(await ps_core.connect_async(topology, to="replica", autocommit=True))
 
@@ -465,7 +461,7 @@ async def _apsycopg_reads(topology: ps_core.Topology, way: Way, size: int) -> Ca
 def _session_reads(topology: ps_core.Topology, way: Way, size: int) -> Callable[[], None]:
     options: dict[str, Any] = {"pool_size": size, "max_overflow": 0}
     if way is Way.STOCK:
-        stock = sa.create_engine("postgresql+psycopg://", connect_args=_stock_options(topology.replicas[0]), **options)
+        stock = sa.create_engine("postgresql+psycopg://", connect_args=libpq(topology.replicas[0]), **options)
         make: Callable[[], orm.Session] = orm.sessionmaker(stock)
     else:
         make = ps_sqlalchemy.sessionmaker(ps_sqlalchemy.create_engine(topology, **options))
@@ -480,9 +476,7 @@ def _session_reads(topology: ps_core.Topology, way: Way, size: int) -> Callable[
 async def _asession_reads(topology: ps_core.Topology, way: Way, size: int) -> Callable[[], Awaitable[None]]:
     options: dict[str, Any] = {"pool_size": size, "max_overflow": 0}
     if way is Way.STOCK:
-        stock = sa_asyncio.create_async_engine(
-            "postgresql+psycopg://", connect_args=_stock_options(topology.replicas[0]), **options
-        )
+        stock = sa_asyncio.create_async_engine("postgresql+psycopg://", connect_args=libpq(topology.replicas[0]), **options)
         make: Callable[[], sa_asyncio.AsyncSession] = sa_asyncio.async_sessionmaker(stock)
     else:
         make = ps_sqlalchemy.async_sessionmaker(ps_sqlalchemy.create_async_engine(topology, **options))
@@ -583,8 +577,7 @@ def traffic(url: str, position: int) -> dict[str, tuple[Traffic, Traffic]]:
     found: dict[str, tuple[Traffic, Traffic]] = {}
     for name in UNITS_OF_TRAFFIC:
         endpoint = topology.replicas[0] if name.startswith("read") else topology.primary
-        options = _stock_options(endpoint)
-        stock = psycopg.connect(**options, autocommit=name.startswith("read"))
+        stock = psycopg.connect(**libpq(endpoint), autocommit=name.startswith("read"))
         ours = ps_core.connect(topology, to="replica" if name.startswith("read") else "primary", autocommit=stock.autocommit)
         with closing(stock), closing(ours):
             counts = []
@@ -624,7 +617,7 @@ class Login:
 
 def logins(url: str, number: int) -> Login:
     """Measure connecting to the primary's bouncer."""
-    options = _stock_options(topology_of(url).primary)
+    options = libpq(topology_of(url).primary)
 
     def connect(_: int) -> None:
         psycopg.connect(**options).close()
@@ -722,11 +715,6 @@ class Findings:
     login: Login
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of all do not exceed."""
-    return sorted(values)[max(0, -int(-share * len(values) // 1) - 1)]
-
-
 def report(lab: Lab, found: Findings) -> Iterator[str]:
     """Yield the lines of the report."""
     effort, bouncer = found.load.effort, lab.bouncers["local"].admin("SHOW VERSION")[0][0]
@@ -789,7 +777,8 @@ def _load_lines(load: Load) -> Iterator[str]:
     }
     for name, (begin, end) in spans.items():
         times = seen.within(begin, end)
-        cells = [f"{value * 1e3:,.0f} ms" for value in (percentile(times, 0.5), percentile(times, 0.99), max(times))]
+        ordered = sorted(times)
+        cells = [f"{value * 1e3:,.0f} ms" for value in (percentile(ordered, 50), percentile(ordered, 99), ordered[-1])]
         counts = f"{len(times):,} | {load.failed(begin, end):,}"
         yield f"| {name} | {end - begin:.1f} | {counts} | {' | '.join(cells)} | {load.attempts(begin, end):,} |"
     begin, end = load.outage

@@ -9,7 +9,7 @@ import pytest
 
 from ps_core._retry.gate import OutageGate
 from ps_lab import Lab
-from tests.benchmarks.scale import GATES, QUICK, Fleet, Reach, load, memories, percentile, reaches, sums, write
+from tests.benchmarks.scale import GATES, QUICK, Fleet, Reach, load, memories, reaches, sums, write
 
 
 @pytest.fixture
@@ -84,9 +84,3 @@ def test_sums() -> None:
     """What 1,000 processes come to, counted by hand."""
     found = sums(Fleet(), 6.0)
     assert list(found.values()) == [5000, 5000, 50, 1, 20_000, 100, pytest.approx(5000), 6000, 5000]
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.5, 2), (0.99, 4), (0.25, 1), (0.26, 2)])
-def test_percentile(share: float, expected: float) -> None:
-    """The nearest rank."""
-    assert percentile([4, 3, 2, 1], share) == expected

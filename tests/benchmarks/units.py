@@ -30,6 +30,7 @@ from ps_core.timeouts import Timeouts
 from ps_core.topology import Endpoint
 from ps_lab import Lab
 from ps_lab.routes import Path
+from tests.stock import django_alias, libpq
 
 READS: Final = "psycopg: reads in autocommit"
 READ: Final = "SELECT 1"
@@ -115,13 +116,6 @@ def _endpoint(name: str) -> Endpoint:
     return {"primary": _topology.primary, "replica": _topology.replicas[0], "direct": _topology.direct}[name]
 
 
-def _stock_options(name: str) -> dict[str, Any]:
-    """What psycopg is given without this project: behind a pooler, no prepared statements."""
-    endpoint = _endpoint(name)
-    options: dict[str, Any] = dict(ps_core.conninfo(replace(endpoint, timeouts=Timeouts())))
-    return options | ({"prepare_threshold": None} if endpoint.pooled else {})
-
-
 # --- psycopg ---
 
 
@@ -130,7 +124,7 @@ def _connect(endpoint: Path, way: Way) -> psycopg.Connection[Any]:
         return ps_core.connect(_endpoint(endpoint))
     if way is Way.TOKENS:
         return ps_core.connect(_topology, to=endpoint)
-    return psycopg.connect(**_stock_options(endpoint))
+    return psycopg.connect(**libpq(_endpoint(endpoint)))
 
 
 _psycopg = cache(_connect)
@@ -212,7 +206,7 @@ def _engine(endpoint: str, way: Way) -> sa.Engine:
             state.tracks = way is Way.TOKENS
         # A read that nobody routes goes to a replica by itself: the whole engine is what an application has.
         return whole.direct if endpoint == "direct" else whole
-    options = _stock_options(endpoint)
+    options = libpq(_endpoint(endpoint))
     engine = sa.create_engine("postgresql+psycopg://", connect_args=options, pool_pre_ping=way is Way.TESTED)
     if way is Way.SEPARATE:
 
@@ -291,17 +285,7 @@ def _databases(url: str) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {"default": {}}
     ours = ps_django.databases(url, bouncer="write-pool", replica_bouncer="read-pool")
     for name, alias in zip(ENDPOINTS, ("default", "replica", "direct"), strict=True):
-        endpoint = _endpoint(name)
-        stock = {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": endpoint.dbname,
-            "USER": endpoint.user,
-            "PASSWORD": endpoint.password,
-            "HOST": endpoint.host,
-            "PORT": str(endpoint.port),
-            "OPTIONS": dict(endpoint.params),
-            "DISABLE_SERVER_SIDE_CURSORS": True,
-        }
+        stock = django_alias(_endpoint(name))
         options = ours[alias]["OPTIONS"] | {"ps_statement_timeout": 2, "ps_transaction_timeout": 3}
         for way in Way:
             of_way = {key: _alias(key[3:], way) for key in ("ps_primary", "ps_direct") if key in options}

@@ -35,6 +35,7 @@ import ps_core
 import ps_django
 import ps_sqlalchemy
 from ps_core.consistency import identity_of
+from tests.stock import django_alias, libpq
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,10 +113,6 @@ def _endpoint(name: str) -> Any:
     return {"primary": topology.primary, "replica": topology.replicas[0]}[name]
 
 
-def _stock_options(name: str) -> dict[str, Any]:
-    return {**ps_core.conninfo(_endpoint(name)), "prepare_threshold": None}
-
-
 # --- psycopg ---
 
 
@@ -123,7 +120,7 @@ def _connect(name: str, autocommit: bool = True) -> psycopg.Connection[Any]:
     if way.is_ours:
         return ps_core.connect(topology, to=name, autocommit=autocommit)  # type: ignore[call-overload, no-any-return]
     cursor = psycopg.ClientCursor if way is Way.SIMPLE else psycopg.Cursor
-    return psycopg.connect(**_stock_options(name), autocommit=autocommit, cursor_factory=cursor)
+    return psycopg.connect(**libpq(_endpoint(name)), autocommit=autocommit, cursor_factory=cursor)
 
 
 _psycopg = cache(_connect)
@@ -158,7 +155,7 @@ def _psycopg_copy() -> object:
 def _engine(name: str) -> sa.Engine:
     if way.is_ours:
         return ps_sqlalchemy.create_engine(topology, **POOL)
-    return sa.create_engine("postgresql+psycopg://", connect_args=_stock_options(name), **POOL)
+    return sa.create_engine("postgresql+psycopg://", connect_args=libpq(_endpoint(name)), **POOL)
 
 
 def _session(name: str) -> orm.Session:
@@ -192,7 +189,7 @@ def _sqlalchemy_check_out() -> object:
 def _async_engine() -> Any:
     if way.is_ours:
         return ps_sqlalchemy.create_async_engine(topology, **POOL)
-    return sa_asyncio.create_async_engine("postgresql+psycopg://", connect_args=_stock_options("replica"), **POOL)
+    return sa_asyncio.create_async_engine("postgresql+psycopg://", connect_args=libpq(_endpoint("replica")), **POOL)
 
 
 _LOOP: Final = asyncio.new_event_loop()
@@ -238,27 +235,13 @@ def _models() -> tuple[Any, Any]:
     return Author, Book
 
 
-def _stock_alias(name: str) -> dict[str, Any]:
-    endpoint = _endpoint(name)
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": endpoint.dbname,
-        "USER": endpoint.user,
-        "PASSWORD": endpoint.password,
-        "HOST": endpoint.host,
-        "PORT": str(endpoint.port),
-        "OPTIONS": dict(endpoint.params),
-        "DISABLE_SERVER_SIDE_CURSORS": True,
-    }
-
-
 def _django_settings(url: str) -> dict[str, Any]:
     if way.is_ours:
         options = {**POOLED, **LIMITS, "consistency": _CONSISTENCY[way]}
         aliases = ps_django.databases(url, **options)
         routers: list[Any] = ["ps_django.routers.ReplicaRouter"]
     else:
-        aliases = {"default": _stock_alias("primary"), "replica": _stock_alias("replica")}
+        aliases = {"default": django_alias(_endpoint("primary")), "replica": django_alias(_endpoint("replica"))}
         routers = [_StockRouter()]
     for alias in aliases.values():
         alias["CONN_MAX_AGE"] = None

@@ -1,12 +1,11 @@
 """What is compared: an application of accounts and transfers, set up in the way of each system."""
 
-from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final, Literal, Protocol
 
-import ps_core
-from ps_core import Timeouts, Topology
-from ps_demo.bank.models import ddl
+from ps_core import Topology
+from ps_core.topology import Endpoint
+from ps_demo.bank_sqlalchemy import ddl
 
 ACCOUNTS: Final = 1000
 TABLES: Final = f"""
@@ -16,7 +15,7 @@ INSERT INTO bank_account SELECT id, 0 FROM generate_series(1, {ACCOUNTS}) AS id;
 CREATE INDEX ON bank_transfer (reference);
 """
 
-Endpoint = Literal["primary", "replica"]
+Side = Literal["primary", "replica"]
 
 SYSTEMS: Final = (
     "sqlalchemy_stock",
@@ -64,13 +63,7 @@ def load(name: str) -> Module:
     return module  # type: ignore[no-any-return]
 
 
-def libpq(url: str, endpoint: Endpoint) -> dict[str, Any]:
-    """Return psycopg's parameters for a bouncer: keepalives and the time to connect are the same for every system.
-
-    No statement timeout: the bouncers refuse it as a start-up parameter, and a SET would be another client's a moment later.
-    psycopg prepares nothing, as its documentation says for PgBouncer before 1.22:
-    https://www.psycopg.org/psycopg3/docs/advanced/prepare.html#using-prepared-statements-with-pgbouncer
-    """
+def bouncer(url: str, side: Side) -> Endpoint:
+    """Return a bouncer: what stock psycopg and Django are given for it is the same for every system."""
     topology = Topology.from_url(url, bouncer="write-pool", replica_bouncer="read-pool")
-    chosen = topology.primary if endpoint == "primary" else topology.replicas[0]
-    return {**ps_core.conninfo(replace(chosen, timeouts=Timeouts())), "prepare_threshold": None}
+    return topology.primary if side == "primary" else topology.replicas[0]

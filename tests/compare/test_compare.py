@@ -93,3 +93,4 @@ def test_compare(ps_lab: Lab) -> None:
     assert int(summary["reads by replicas"].rstrip("%")) > 50
     assert all(rate > 0 for findings in found for rate in findings.throughput.values())
     assert len(ours.throughput) == 8
+    ps_lab.sql("DROP TABLE bank_account, bank_transfer")

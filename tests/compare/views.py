@@ -8,20 +8,17 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.utils.module_loading import import_string
 
-from ps_demo.shop.functions import InRecovery
-from tests import bank_django
-from tests.bank_django import Account, Transfer
+from ps_demo import bank_django
 
 
 def read(_: HttpRequest, account: int) -> HttpResponse:
     """Answer whether a replica told the balance."""
-    found: Any = Account.objects.annotate(by_replica=InRecovery()).get(pk=account)
-    return HttpResponse(f"{found.by_replica}")
+    return HttpResponse(f"{bank_django.read(account)}")
 
 
 def read_own(_: HttpRequest, reference: int) -> HttpResponse:
     """Answer whether the transfer is there."""
-    return HttpResponse(f"{Transfer.objects.filter(reference=reference).exists()}")
+    return HttpResponse(f"{bank_django.Transfer.objects.filter(reference=reference).exists()}")
 
 
 def transfer(_: HttpRequest, reference: int, source: int, target: int, amount: int) -> HttpResponse:

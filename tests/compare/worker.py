@@ -1,17 +1,16 @@
 """A system in a process of its own, with its clients, and the handle that the comparison has of it."""
 
 import logging
-import multiprocessing
 import threading
 import time
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from random import Random
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
-from ps_demo.clients import Client, Retries
+from ps_demo.clients import Application, Client, Retries, any_transfer
 from ps_demo.figures import Recording
-from tests.compare.system import ACCOUNTS, Module, System, load
+from tests.compare.system import ACCOUNTS, Module, load
 
 Unit = Literal["read", "transfer"]
 RETRY_REPLICAS_FOR: Final = 15.0
@@ -20,41 +19,27 @@ ANSWER: Final = 60.0
 """Seconds that anything else may take."""
 
 
-class Worker:
+class Worker(Application):
     """The handle. Leaving the block ends the process, whatever it is doing."""
 
     def __init__(self, name: str, url: str, clients: int) -> None:
-        self.name = name
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(name, url, clients, other), name=f"compare-{name}", daemon=True)
-        self._process.start()
-        other.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+        super().__init__(name, url, clients=clients, seed=0, serve=_serve)
 
     def call(self, what: str, *args: object) -> Any:
         """Let the process do something; return what it returns.
 
         Raises:
-            RuntimeError: it raised, or did not answer in time.
+            ApplicationError: it ended, or did not answer in time.
+            RuntimeError: it raised.
         """
-        self._pipe.send((what, args))
-        if not self._pipe.poll(ANSWER):
-            raise RuntimeError(f"{self.name}: {what} took more than {ANSWER:.0f} s")
-        result, error = self._pipe.recv()
+        self.go_on((what, args))
+        result, error = self.result(ANSWER)
         if error is not None:
             raise RuntimeError(f"{self.name}: {what}: {error}")
         return result
 
 
-def _serve(name: str, url: str, clients: int, pipe: Connection) -> None:
+def _serve(name: str, url: str, clients: int, seed: int, pipe: Connection, progress: object) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # what a system logs as a warning is not for the terminal
     jobs = _Jobs(load(name), url, clients)
     while True:
@@ -66,30 +51,6 @@ def _serve(name: str, url: str, clients: int, pipe: Connection) -> None:
             pipe.send((getattr(jobs, what)(*args), None))
         except Exception as exc:  # noqa: BLE001 - for the other process to raise
             pipe.send((None, f"{type(exc).__name__}: {exc}"))
-
-
-class _Customers:
-    """The demo's clients, on this application."""
-
-    def __init__(self, system: System) -> None:
-        self._system = system
-
-    def prepare(self) -> None:
-        """There is nothing to prepare."""
-
-    def read(self, random: Random) -> bool:
-        """Read any balance."""
-        return self._system.read(random.randint(1, ACCOUNTS))
-
-    def write(self, random: Random, reference: int) -> None:
-        """Transfer something."""
-        _transfer(self._system, random, reference)
-
-
-def _transfer(system: System, random: Random, reference: int) -> None:
-    # In the order of their keys, as it has to be: two transfers must not wait for each other.
-    source, target = sorted(random.sample(range(1, ACCOUNTS + 1), 2))
-    system.transfer(reference, source, target, random.randint(1, 100))
 
 
 class _Jobs:
@@ -126,8 +87,7 @@ class _Jobs:
 
     def begin(self, clients: int, seed: int, number: int) -> None:
         """Start clients, whose references are this number's; they work when all have connected."""
-        customers = _Customers(self._system)
-        self._clients = [Client(customers, 100 * number + n, seed, Retries()) for n in range(1, clients + 1)]
+        self._clients = [Client(self._system, 100 * number + n, seed, Retries(), ACCOUNTS) for n in range(1, clients + 1)]
         for client in self._clients:
             client.start()
         for client in self._clients:
@@ -175,4 +135,4 @@ class _Jobs:
             self._system.read(random.randint(1, ACCOUNTS))
         else:
             self._reference += 1
-            _transfer(self._system, random, self._reference)
+            self._system.transfer(self._reference, *any_transfer(random, ACCOUNTS))

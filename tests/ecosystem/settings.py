@@ -4,7 +4,6 @@ import json
 import os
 
 import ps_django
-from ps_demo.shop.templates import TEMPLATES  # noqa: F401 - a setting
 from tests.ecosystem.packages import PACKAGES
 
 NAME = os.environ["SITE"]
@@ -38,6 +37,22 @@ MIDDLEWARE = [
 ]
 if not STOCK:
     MIDDLEWARE.insert(0, "ps_django.middleware.ConsistencyMiddleware")
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                f"django.{name}"
+                for name in (
+                    "template.context_processors.request",
+                    "contrib.auth.context_processors.auth",
+                    "contrib.messages.context_processors.messages",
+                )
+            ]
+        },
+    }
+]
 ROOT_URLCONF = "tests.ecosystem.urls"
 MIGRATION_MODULES = {"site": "migrations_of_site"}
 ALLOWED_HOSTS = ["*"]

@@ -36,15 +36,15 @@ def late(ps_lab: Lab, site: None) -> Iterator[None]:
 
 def write(name: str) -> Any:
     """Create what the task will look for."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     return Product.objects.create(name=name, price=1, stock=1).pk
 
 
 def look(pk: int) -> list[bool]:
     """Return who answered, if they knew of the product: [True] for a replica; [] if they did not."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     with ps_django.reading():
         return list(Product.objects.filter(pk=pk).annotate(by_replica=InRecovery()).values_list("by_replica", flat=True))

@@ -72,7 +72,7 @@ def test_every_behaviour_has_its_test() -> None:
 @pytest.fixture
 def shop(ps_lab: Lab) -> Iterator[Any]:
     """Products, on the replicas too."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.all().delete()
     Product.objects.bulk_create(Product(name=f"cup {number}", price=1, stock=100) for number in range(50))

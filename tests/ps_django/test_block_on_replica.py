@@ -24,7 +24,7 @@ WHERE = "SELECT pg_is_in_recovery()"
 
 def products(request: HttpRequest) -> HttpResponse:
     """POST makes a product; GET tells the names, and who answered."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     if request.method == "POST":
         Product.objects.create(name=request.POST["name"], price=1, stock=1)
@@ -35,7 +35,7 @@ def products(request: HttpRequest) -> HttpResponse:
 
 def write(request: HttpRequest) -> HttpResponse:
     """Write on the replica's alias, and fail where that is asked for."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.using("replica").get_or_create(name="pan", defaults={"price": 1, "stock": 1})
     with transaction.atomic():
@@ -47,8 +47,8 @@ def write(request: HttpRequest) -> HttpResponse:
 
 def answers() -> str:
     """Tell who answers a read."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     return "replica" if Product.objects.values_list(InRecovery(), flat=True).first() else "primary"
 
@@ -57,7 +57,7 @@ def answers() -> str:
 @transaction.non_atomic_requests(using="replica")
 def own(request: HttpRequest) -> HttpResponse:
     """Read and write in blocks of its own."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with transaction.atomic():
         where = Product.objects.all().db
@@ -68,7 +68,7 @@ def own(request: HttpRequest) -> HttpResponse:
 
 def undo(request: HttpRequest) -> HttpResponse:
     """Undo what was written on the replica's alias, in the two ways in which Django does that by hand."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     if request.POST["by"] == "savepoint":
         connections["replica"].savepoint()
@@ -83,7 +83,7 @@ urlpatterns = [path("products", products), path("write", write), path("own", own
 @pytest.fixture
 def late(ps_lab: Lab) -> Iterator[None]:
     """Replicas that are late: they have a product, and nothing that follows."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.all().delete()
     Product.objects.create(name="cup", price=1, stock=1)
@@ -157,7 +157,7 @@ def test_writes_of_a_request(ps_lab: Lab, late: None) -> None:
 @override_settings(ROOT_URLCONF=__name__)
 def test_blocks_of_its_own(ps_lab: Lab, late: None) -> None:
     """What a view, a task or a test opens itself is no request's block: it reads on the primary, and rolls back what it says."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with atomic_requests("default", "replica"):
         assert Client().get("/own").content == b"default"
@@ -170,7 +170,7 @@ def test_blocks_of_its_own(ps_lab: Lab, late: None) -> None:
 @override_settings(ROOT_URLCONF=__name__)
 def test_what_a_request_undoes(ps_lab: Lab, late: None) -> None:
     """A savepoint on the replica's alias undoes nothing on the primary's, so what would write behind it is refused."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with atomic_requests("default", "replica"):
         assert Client().post("/undo", {"by": "block"}).status_code == 200
@@ -209,7 +209,7 @@ def test_first_is_a_savepoint(ps_lab: Lab) -> None:
 
 def test_what_was_set_on_the_primary(ps_lab: Lab, late: None) -> None:
     """What a middleware SETs on the primary's alias holds for the reads of a request, also in its block on the replica."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     tenant = RawSQL("nullif(current_setting('app.tenant', true), '')", ())
     for alias in ("default", "replica"):
@@ -291,7 +291,7 @@ def endpoint(ps_lab: Lab) -> Iterator[str]:
 @pytest.mark.parametrize("block", [nullcontext, partial(transaction.atomic, using="replica-2")], ids=["autocommit", "atomic"])
 def test_iterator(ps_lab: Lab, late: None, endpoint: str, block: Any) -> None:
     """`iterator()` reads in chunks where a cursor can carry what holds, and from the primary what the replica has not."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.create(name="pot", price=1, stock=1)
 
@@ -306,7 +306,7 @@ def test_iterator(ps_lab: Lab, late: None, endpoint: str, block: Any) -> None:
 
 def test_iterator_with_limits(ps_lab: Lab) -> None:
     """On the direct path, what a server-side cursor would not carry outside of a transaction is asked without one."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.create(name="cup", price=1, stock=1)
     products = Product.objects.using("direct").filter(name="cup")

@@ -35,7 +35,7 @@ def entry(lab: Lab, bouncer: str, **options: Any) -> dict[str, Any]:
 @pytest.fixture(params=[{}, {"ps_consistency": "monotonic"}, {"ps_identity": "reports"}])
 def products(ps_lab: Lab, request: Any) -> Iterator[Any]:
     """The shop's products, by two more aliases."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.all().delete()
     ps_lab.wait_replicas_caught_up()

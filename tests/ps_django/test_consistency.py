@@ -88,7 +88,7 @@ def test_hidden_write_runs_once_on_the_primary(ps_lab: Lab) -> None:
 
 def test_single_write_yields_a_token() -> None:
     """A write outside atomic, and an atomic block, bring the position back."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with use_token(None):
         Product.objects.create(name="token", price=1, stock=1)
@@ -105,7 +105,7 @@ def test_single_write_yields_a_token() -> None:
 
 def test_run_transaction(ps_lab: Lab) -> None:
     """A connection lost in the middle, and a conflict, run the function again; on_commit hooks run once."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     calls: list[int] = []
     hooks: list[int] = []
@@ -133,7 +133,7 @@ def test_run_transaction(ps_lab: Lab) -> None:
 
 def test_reading_on_the_replica_alias_inside_atomic(ps_lab: Lab) -> None:
     """In a block of its own on the replica alias, a write is refused, and the error reaches the caller."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with pytest.raises(Exception, match="read-only"), transaction.atomic(using="replica"):
         Product.objects.using("replica").create(name="never", price=1, stock=1)

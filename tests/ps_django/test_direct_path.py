@@ -95,8 +95,8 @@ def test_block_as_first_use(ps_lab: Lab, default: Any) -> None:
 
 def test_block_reads_from_the_primary(default: Any) -> None:
     """What would be read from a replica is read on the direct path."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     Product.objects.create(name="direct", price=1, stock=1)
     with ps_django.reading(), ps_django.on_direct_path(), use_token(None):
@@ -263,7 +263,7 @@ def test_backends_on_top(default: Any) -> None:
 
 def test_called_commands(ps_lab: Lab, default: Any, tmp_path: Path) -> None:
     """Each takes the direct path where it is called with an open connection; what follows is on the pooled one."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.create(name="dumped", price=1, stock=1)
     fixture = tmp_path / "shop.json"
@@ -291,7 +291,7 @@ def test_called_commands(ps_lab: Lab, default: Any, tmp_path: Path) -> None:
 
 def test_called_in_a_transaction(default: Any) -> None:
     """A command that is called where something was asked in a transaction stays in it."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with transaction.atomic():
         Product.objects.create(name="not committed", price=1, stock=1)
@@ -524,7 +524,7 @@ def test_flags_that_are_none() -> None:
 
 def test_signals_of_packages(default: Any) -> None:
     """`pre_save` that a package sends by hand, without what it does not need, is no error."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     pre_save.send(sender=Product, instance=Product(name="cup"), using="default")
     pre_save.send(sender=Product, instance=Product(name="cup"))

@@ -74,7 +74,7 @@ def _named_halfway(connection: Any, lab: Lab) -> None:
 def _iterator_halfway(connection: Any, lab: Lab) -> None:
     from django.db.models import F, Value
 
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with transaction.atomic(using=connection.alias):
         products = Product.objects.using(connection.alias)

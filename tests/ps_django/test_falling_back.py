@@ -21,7 +21,7 @@ WHERE = "SELECT pg_is_in_recovery()"
 @pytest.fixture
 def shop(ps_lab: Lab) -> Iterator[Any]:
     """The products, of which there is none."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION dj_product(named text) RETURNS text LANGUAGE sql AS"

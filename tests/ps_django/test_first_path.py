@@ -59,7 +59,7 @@ def test_timeouts_hold(alias: str) -> None:
 
 def test_routing(ps_lab: Lab) -> None:
     """Reads go to a replica where the context says so; writes, and everything in atomic, to the primary."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     made = Product.objects.create(name="one", price=1, stock=1)
     assert made._state.db == "default"
@@ -78,7 +78,7 @@ def test_routing(ps_lab: Lab) -> None:
 
 def test_round_trips(ps_lab: Lab) -> None:
     """A read or a single write outside atomic costs one round trip, an atomic block of n statements n + 1."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with ps_lab.round_trips() as counter:
         Product.objects.filter(name="nobody").first()
@@ -123,7 +123,7 @@ def test_ddl_takes_the_direct_path(ps_lab: Lab) -> None:
 
 def test_connection_closed_loop_is_gone(ps_lab: Lab) -> None:
     """After a write that was lost under way, the next query works without anybody closing the connection (ticket 24810)."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 80 AND NOT granted"
 

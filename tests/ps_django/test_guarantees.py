@@ -41,7 +41,7 @@ SENT = {
 @pytest.fixture(params=LEVELS)
 def level(ps_lab: Lab, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Consistency]:
     """Two more aliases, of each level, whose connections are open; the shop has no products."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     monkeypatch.setattr(Functions, "is_due", lambda *_: False)  # once a minute, a message asks for more
     made = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool", consistency=request.param)
@@ -80,7 +80,7 @@ def test_sent(ps_lab: Lab, level: Consistency) -> None:
 
 def test_promises(ps_lab: Lab, level: Consistency) -> None:
     """With replicas that are late: one's own write is seen but at "none", and what was seen elsewhere at "monotonic" alone."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     products = Product.objects
     ps_lab.set_replay_delay(60)
@@ -99,7 +99,7 @@ def test_promises(ps_lab: Lab, level: Consistency) -> None:
 
 def test_cookies(ps_lab: Lab, level: Consistency) -> None:
     """A response that wrote sets the cookie, but at "none"; of one that read more, who has a cookie learns at "monotonic"."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     def view(request: HttpRequest) -> HttpResponse:
         if request.method == "POST":

@@ -46,8 +46,8 @@ def _settings() -> Iterator[None]:
 
 
 def _who(request: HttpRequest) -> JsonResponse:
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     if request.method == "POST":
         Product.objects.create(name="web", price=1, stock=1)
@@ -110,8 +110,8 @@ def tenant_of(request: HttpRequest) -> dict[str, str]:
 
 async def awho(request: HttpRequest) -> JsonResponse:
     """Tell who answered, from async code."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     return JsonResponse({"by_replica": await Product.objects.annotate(r=InRecovery()).values_list("r", flat=True).afirst()})
 
@@ -169,7 +169,7 @@ urlpatterns = [
 @pytest.fixture(scope="module", autouse=True)
 def product(ps_lab: Lab, site: None) -> None:
     """There is a product, on the replicas too."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.create(name="web", price=1, stock=1)
     ps_lab.wait_replicas_caught_up()

@@ -44,8 +44,8 @@ def replaces(*theirs: str) -> Callable[[F], F]:
 
 def read() -> bool:
     """Return whether a replica answered."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     row: Any = Product.objects.annotate(by_replica=InRecovery()).filter(name="moved").first()
     return bool(row.by_replica)
@@ -53,7 +53,7 @@ def read() -> bool:
 
 def write() -> Any:
     """Write."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     return Product.objects.create(name="moved", price=1, stock=1)
 
@@ -129,7 +129,7 @@ def test_which_are_replicas(ps_lab: Lab) -> None:
     entries = ps_django.databases(ps_lab.url, bouncer="write-pool", replica_bouncer="read-pool")
     assert [alias for alias, entry in entries.items() if entry["OPTIONS"]["ps_role"] == "replica"] == [REPLICA]
     assert entries[REPLICA]["TEST"] == {"MIRROR": DEFAULT}
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with pytest.MonkeyPatch.context() as patch, ps_django.reading():
         by_hand = {DEFAULT: entries[DEFAULT], "shadow-1": entries[REPLICA]}
@@ -258,7 +258,7 @@ def test_db_write(late: Lab) -> None:
 @replaces("pin_this_thread", "unpin_this_thread", "this_thread_is_pinned", "routers.state")
 def test_pinned() -> None:
     """The router tells where reads would go."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with ps_django.reading():
         with ps_django.using_primary():
@@ -392,7 +392,7 @@ def test_roll_out() -> None:
 
 def test_using_replica_alias(ps_lab: Lab) -> None:
     """What names the replica's alias is answered there; a write is the primary's at once, but refused in a block on the alias."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     for work, paths in (
         (lambda: list(Product.objects.using(REPLICA)[:1]), {REPLICA: 1}),

@@ -21,7 +21,7 @@ DATABASES["default"]["TEST"] = {{"NAME": os.environ["TEST_NAME"]}}
 DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
 MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
 ROOT_URLCONF = "tests.ps_django.urls"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "ps_demo.shop"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_shop.shop"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = "tests"
 STATIC_URL = "/static/"
@@ -37,7 +37,7 @@ from django.core.management import call_command
 from django.db import IntegrityError, connection, connections, transaction
 from django.test import LiveServerTestCase, TestCase, TransactionTestCase
 import ps_django
-from ps_demo.shop.models import Product
+from django_shop.shop.models import Product
 from ps_core import use_token
 from ps_django.test import databases_at
 
@@ -134,7 +134,7 @@ import time
 import pytest
 from django.db import connection
 from test_shop import FREE, where
-from ps_demo.shop.models import Product
+from django_shop.shop.models import Product
 
 @pytest.mark.django_db
 def test_long():

@@ -33,7 +33,7 @@ _stock: str | None = None
 
 def products() -> Any:
     """The manager, on the alias that is compared."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     return Product.objects.using(using()) if using() else Product.objects
 

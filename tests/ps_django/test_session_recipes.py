@@ -228,7 +228,7 @@ def test_set_before_the_direct_path(ps_lab: Lab) -> None:
 
 def routed(primary: str = "default") -> tuple[bool, Any]:
     """Return whether a read of the ORM went to the replica, and the tenant that it saw there."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     read = Product.objects.annotate(
         replica=RawSQL("pg_is_in_recovery()", ()), tenant=RawSQL("nullif(current_setting('app.tenant', true), '')", ())
@@ -242,7 +242,7 @@ def routed(primary: str = "default") -> tuple[bool, Any]:
 @pytest.fixture
 def product() -> Iterator[None]:
     """A row to read."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     one = Product.objects.create(name="recipe", price="1", stock=1)
     yield

@@ -220,7 +220,7 @@ def test_time_zone(ps_lab: Lab) -> None:
 @pytest.mark.parametrize(("alias", "named"), [("default", False), ("replica", False), ("direct", True)])
 def test_iterator(ps_lab: Lab, alias: str, named: bool) -> None:
     """QuerySet.iterator() works on pooled endpoints, where it has no server-side cursor, and on the direct one, where it has."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.bulk_create([Product(name=f"n{n}", price=1, stock=1) for n in range(30)])
     ps_lab.wait_replicas_caught_up()
@@ -240,7 +240,7 @@ def test_callproc(ps_lab: Lab) -> None:
 
 def test_only_the_users_statements_are_counted(ps_lab: Lab) -> None:
     """CaptureQueriesContext counts what the application asked, not what travels with it; wrappers see a fallback once."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION counted() RETURNS int LANGUAGE sql AS 'DELETE FROM shop_product WHERE id < 0; SELECT 1'"
@@ -274,7 +274,7 @@ def test_queries_of_a_lone_entry(ps_lab: Lab) -> None:
 
 def test_transactions_behave(ps_lab: Lab) -> None:
     """Savepoints, durable blocks, on_commit and set_autocommit do what Django's documentation says."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     done = []
     with transaction.atomic():
@@ -299,7 +299,7 @@ def test_transactions_behave(ps_lab: Lab) -> None:
 
 def test_lost_inside_atomic(ps_lab: Lab) -> None:
     """A connection that is lost inside atomic() is an error there, and nothing goes on silently; after the block all is well."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with pytest.raises((OperationalError, InternalError)), transaction.atomic():
         Product.objects.create(name="one", price=1, stock=1)
@@ -314,7 +314,7 @@ def test_lost_inside_atomic(ps_lab: Lab) -> None:
 
 def test_run_transaction_as_a_decorator(ps_lab: Lab) -> None:
     """The decorator runs the whole function again, and its on_commit hooks once; inside atomic it refuses."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     calls, hooks = [], []
 
@@ -359,7 +359,7 @@ def test_marker_schema() -> None:
 
 def test_what_a_session_would_keep() -> None:
     """It is refused as Django's NotSupportedError, also in a query; the direct alias has sessions, and it can be allowed."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     lock = "SELECT pg_advisory_lock(1020), pg_advisory_unlock(1020)"
     dropped = "CREATE TEMP TABLE taken_along ON COMMIT DROP AS SELECT 7 AS a"

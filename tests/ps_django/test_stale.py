@@ -20,7 +20,7 @@ DEFAULT, REPLICA = "default", "replica"
 @pytest.fixture
 def product(ps_lab: Lab) -> Iterator[Any]:
     """A product that a replica gave."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     with use_token(None):
         made = Product.objects.create(name="cup", price=1, stock=1)

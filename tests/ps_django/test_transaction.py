@@ -19,7 +19,7 @@ from ps_lab.processes import wait_until
 @pytest.fixture
 def products() -> Iterator[Any]:
     """The shop's products: none yet."""
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
 
     Product.objects.all().delete()
     with use_token(None):

@@ -24,7 +24,7 @@ DATABASE_ROUTERS = ["ps_django.routers.ReplicaRouter"]
 MIDDLEWARE = ["ps_django.middleware.ConsistencyMiddleware"]
 ROOT_URLCONF = "tests.ps_django.urls"
 STATIC_URL = "/static/"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "ps_demo.shop"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_shop.shop"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = "tests"
 USE_TZ = True
@@ -40,7 +40,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.test import LiveServerTestCase, SimpleTestCase, TestCase, TransactionTestCase
 import ps_django
-from ps_demo.shop.models import Product
+from django_shop.shop.models import Product
 from ps_core import Token, use_token
 from ps_django.test import assert_routes, lagging_replica
 from ps_django.transaction import run_transaction
@@ -206,7 +206,7 @@ import json
 from urllib.request import urlopen
 import pytest
 import ps_django
-from ps_demo.shop.models import Product
+from django_shop.shop.models import Product
 
 pytestmark = pytest.mark.django_db
 

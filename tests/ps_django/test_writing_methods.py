@@ -227,7 +227,7 @@ def test_subquery_of_another_database(m: SimpleNamespace) -> None:
 FIRST = """
 import sys, django
 django.setup()
-from ps_demo.shop.models import Product
+from django_shop.shop.models import Product
 Product.objects.using("replica").update_or_create(name="first", defaults={"price": 1, "stock": 1})
 print(Product.objects.using("direct").get(name="first").stock)
 """

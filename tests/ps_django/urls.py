@@ -14,8 +14,8 @@ def shown(found: list[Any]) -> JsonResponse:
 
 def products(request: HttpRequest) -> JsonResponse:
     """POST makes a product; GET lists their names, and whether a replica answered."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     if request.method == "POST":
         product = Product.objects.create(name=request.POST["name"], price=1, stock=1)
@@ -26,8 +26,8 @@ def products(request: HttpRequest) -> JsonResponse:
 
 async def aproducts(request: HttpRequest) -> JsonResponse:
     """The same for ASGI."""
-    from ps_demo.shop.functions import InRecovery
-    from ps_demo.shop.models import Product
+    from django_shop.shop.models import Product
+    from ps_demo.bank_django import InRecovery
 
     found = [product async for product in Product.objects.annotate(by_replica=InRecovery()).filter(name__startswith="web ")]
     return shown(found)

@@ -13,7 +13,7 @@ from rich.live import Live
 
 from ps_core import conninfo
 from ps_core.failures import Kind, classify
-from ps_demo.bank.models import ddl
+from ps_demo.bank_sqlalchemy import ddl
 from ps_demo.clients import Application
 from ps_demo.figures import FAILED, WRITE, count
 from ps_lab import Lab

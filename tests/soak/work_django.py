@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.db import close_old_connections, connections, models
+from django.db import connections, models
 from django.db.models import Func, TextField, Value
 
 import ps_django
-from ps_demo.shop.functions import InRecovery
+from ps_demo import bank_django
+from ps_demo.bank_django import InRecovery, request
 from ps_django.transaction import run_transaction
-from tests import bank_django
 from tests.soak.checks import Answer, Write
 
 if TYPE_CHECKING:
@@ -48,12 +48,8 @@ class Site:
 
     def read(self, work: Read) -> Answer:
         """Read the client's register."""
-        close_old_connections()
-        try:
-            with ps_django.reading():
-                return _look(work.client)
-        finally:
-            close_old_connections()
+        with request(), ps_django.reading():
+            return _look(work.client)
 
     def write(self, work: Transfer | Write) -> Answer:
         """Transfer, or write the register, in a transaction that may be run again."""
@@ -65,11 +61,8 @@ class Site:
                 bank_django.transfer(work.reference, work.source, work.target, work.amount)
             return _look(work.client)
 
-        close_old_connections()
-        try:
+        with request():
             return run_transaction(change)
-        finally:
-            close_old_connections()
 
     def end_thread(self) -> None:
         """Close this thread's connections."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ps_demo.bank import models
+from ps_demo import bank_sqlalchemy
 from ps_sqlalchemy import (
     AsyncSession,
     Session,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncBank", "Bank"]
 
 
-class Row(models.Base):
+class Row(bank_sqlalchemy.Base):
     """A client's register."""
 
     __tablename__ = "soak_register"
@@ -47,11 +47,11 @@ def _look(client: int) -> Select[Any]:
 def _changes(work: Transfer | Write) -> list[Any]:
     if isinstance(work, Write):
         return [update(Row).where(Row.client == work.client).values(version=work.version)]
-    return models.moves(work.source, work.target, work.amount)
+    return bank_sqlalchemy.moves(work.source, work.target, work.amount)
 
 
-def _record(work: Transfer) -> models.Transfer:
-    return models.Transfer(reference=work.reference, source=work.source, target=work.target, amount=work.amount)
+def _record(work: Transfer) -> bank_sqlalchemy.Transfer:
+    return bank_sqlalchemy.Transfer(reference=work.reference, source=work.source, target=work.target, amount=work.amount)
 
 
 class Bank:

@@ -159,7 +159,7 @@ def pairs(lab: Lab, base: str, password: str, number: int) -> Found:
         for one in range(which, number, CUSTOMERS):
             name = f"Product {one}"
             try:
-                ended, shown = browser.post("/", page, name=name, price="9.50")
+                ended, shown = browser.post("/", page, name=name, price="9.50", stock="1")
             except HTTPError as error:
                 if error.code != 404:
                     raise

@@ -45,6 +45,7 @@ def test_visit(ps_lab: Lab, chromium: Any, site: dict[str, str], server: str) ->
             page.click("button")
             page.fill("input[name=name]", f"Kettle {server}")
             page.fill("input[name=price]", "12.50")
+            page.fill("input[name=stock]", "1")
             page.click("button")
             assert page.inner_text("h1") == f"Kettle {server}"
             page.click("a")

@@ -16,9 +16,16 @@ def site(ps_lab: Lab) -> Iterator[dict[str, str]]:
         yield site
 
 
+def test_site_is_whole(site: dict[str, str]) -> None:
+    """Django finds nothing wrong with the site, and its migrations make what its models say."""
+    strict = site | {"PYTHONWARNINGS": "error"}
+    run.manage(strict, "check")
+    run.manage(strict, "makemigrations", "--check", "--dry-run")
+
+
 @pytest.mark.parametrize("server", run.SERVERS)
 def test_visit(ps_lab: Lab, site: dict[str, str], server: str) -> None:
-    """A user logs in, creates in the shop and in the admin, lists, and reads what they wrote, though replicas are 2 s late."""
+    """A user logs in, creates in shop and admin, orders, lists, and reads what they wrote, though replicas are 2 s late."""
     password = site["DJANGO_SUPERUSER_PASSWORD"]
     with run.serve(run.SERVERS[server], site) as base:
         visitor, browser = run.Browser(base), run.Browser(base)
@@ -29,11 +36,14 @@ def test_visit(ps_lab: Lab, site: dict[str, str], server: str) -> None:
         try:
             ended, page = browser.log_in(password)
             assert ended == "/"
-            ended, shown = browser.post("/", page, name=f"Teapot {server}", price="9.50")
+            ended, shown = browser.post("/", page, name=f"Teapot {server}", price="9.50", stock="3")
             assert ended.startswith("/products/")
             assert f"<h1>Teapot {server}</h1>" in shown
+            assert "1 in stock, 1 orders" in browser.post(ended, shown, quantity="2")[1]
+            assert "not so many" in browser.post(ended, shown, quantity="2")[1]
+            assert "1 in stock, 1 orders" in browser.get(ended)[1]
             assert f"Teapot {server}" in browser.get("/")[1]
-            ended, page = browser.submit("/admin/shop/product/add/", name=f"Cup {server}", price="2.00")
+            ended, page = browser.submit("/admin/shop/product/add/", name=f"Cup {server}", price="2.00", stock="1")
             assert ended == "/admin/shop/product/"
             assert f"Cup {server}</a>” was added successfully" in page
             assert "was added" not in browser.get("/admin/shop/product/")[1]

@@ -12,7 +12,8 @@ from sqlalchemy import URL
 from sqlalchemy.orm import Session
 
 from tests.compare.bank_sqlalchemy import Bank
-from tests.compare.system import libpq
+from tests.compare.system import bouncer
+from tests.stock import libpq
 
 NAME = "advanced-alchemy, routing"
 DISTRIBUTIONS = ("advanced-alchemy", "SQLAlchemy")
@@ -23,8 +24,8 @@ def make(url: str, clients: int) -> Bank:
     """Set it up."""
     config = SQLAlchemySyncConfig(
         routing_config=RoutingConfig(
-            primary_connection_string=_url(libpq(url, "primary")),
-            read_replicas=[_url(libpq(url, "replica"))],
+            primary_connection_string=_url(libpq(bouncer(url, "primary"))),
+            read_replicas=[_url(libpq(bouncer(url, "replica")))],
         ),
         engine_config=EngineConfig(pool_pre_ping=True, pool_size=clients, connect_args={"prepare_threshold": None}),
     )

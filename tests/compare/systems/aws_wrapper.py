@@ -18,8 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from tests.compare.bank_sqlalchemy import Bank
-from tests.compare.system import libpq
+from tests.compare.system import bouncer
 from tests.compare.systems.sqlalchemy_recipe import RoutingSession
+from tests.stock import libpq
 
 NAME = "AWS wrapper, `failover`"
 DISTRIBUTIONS = ("aws-advanced-python-wrapper", "SQLAlchemy")
@@ -57,8 +58,8 @@ def _again(request: Callable[[], T]) -> T:
 def make(url: str, clients: int) -> Bank:
     """Set it up."""
     RoutingSession.engines = {
-        "leader": _engine(libpq(url, "primary"), plugins=PLUGINS, pool_size=clients),
-        "follower": _engine(libpq(url, "replica"), plugins=PLUGINS, pool_size=clients),
+        "leader": _engine(libpq(bouncer(url, "primary")), plugins=PLUGINS, pool_size=clients),
+        "follower": _engine(libpq(bouncer(url, "replica")), plugins=PLUGINS, pool_size=clients),
     }
     return WrappedBank(sessionmaker(class_=RoutingSession))
 
@@ -87,7 +88,7 @@ TRIED: Final[tuple[dict[str, Any], ...]] = (
 
 def attempts(url: str) -> Iterator[tuple[str, str]]:
     """Try the plugins on a connection to the primary's bouncer: yield each configuration, and what came of it."""
-    params = libpq(url, "primary")
+    params = libpq(bouncer(url, "primary"))
     for wrapper in TRIED:
         engine = _engine(params, failover_timeout_sec=2, **wrapper)
         try:

@@ -7,25 +7,17 @@ transaction pooler, #transaction-pooling-server-side-cursors.
 from typing import Any
 
 from tests.compare.site import Site
-from tests.compare.system import Endpoint, libpq
+from tests.compare.system import Side, bouncer
+from tests.stock import django_alias
 
 NAME = "Django, `CONN_HEALTH_CHECKS`"
 DISTRIBUTIONS = ("Django",)
 REMARK = "reads on the primary; each request tests its connection first"
 
 
-def database(url: str, endpoint: Endpoint) -> dict[str, Any]:
+def database(url: str, side: Side) -> dict[str, Any]:
     """Return an entry of DATABASES."""
-    params = libpq(url, endpoint)
-    names = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        **{name: str(params.pop(key)) for name, key in names.items()},
-        "OPTIONS": params,
-        "CONN_MAX_AGE": None,
-        "CONN_HEALTH_CHECKS": True,
-        "DISABLE_SERVER_SIDE_CURSORS": True,
-    }
+    return {**django_alias(bouncer(url, side)), "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
 
 
 def make(url: str, clients: int) -> Site:

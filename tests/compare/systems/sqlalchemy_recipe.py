@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql import Delete, Update
 
 from tests.compare.bank_sqlalchemy import Bank
-from tests.compare.system import Endpoint, libpq
+from tests.compare.system import Side, bouncer
+from tests.stock import libpq
 
 NAME = "SQLAlchemy, routing recipe"
 DISTRIBUTIONS = ("SQLAlchemy",)
@@ -33,8 +34,9 @@ class RoutingSession(Session):
 def make(url: str, clients: int) -> Bank:
     """Set it up."""
 
-    def engine(endpoint: Endpoint) -> Engine:
-        return create_engine("postgresql+psycopg://", connect_args=libpq(url, endpoint), pool_pre_ping=True, pool_size=clients)
+    def engine(side: Side) -> Engine:
+        params = libpq(bouncer(url, side))
+        return create_engine("postgresql+psycopg://", connect_args=params, pool_pre_ping=True, pool_size=clients)
 
     RoutingSession.engines = {"leader": engine("primary"), "follower": engine("replica")}
     return Bank(sessionmaker(class_=RoutingSession))

@@ -7,7 +7,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from tests.compare.bank_sqlalchemy import Bank
-from tests.compare.system import libpq
+from tests.compare.system import bouncer
+from tests.stock import libpq
 
 NAME = "SQLAlchemy, `pool_pre_ping`"
 DISTRIBUTIONS = ("SQLAlchemy",)
@@ -16,8 +17,5 @@ REMARK = "reads on the primary; a connection is tested when it is borrowed"
 
 def make(url: str, clients: int) -> Bank:
     """Set it up."""
-    return Bank(
-        sessionmaker(
-            create_engine("postgresql+psycopg://", connect_args=libpq(url, "primary"), pool_pre_ping=True, pool_size=clients)
-        )
-    )
+    params = libpq(bouncer(url, "primary"))
+    return Bank(sessionmaker(create_engine("postgresql+psycopg://", connect_args=params, pool_pre_ping=True, pool_size=clients)))

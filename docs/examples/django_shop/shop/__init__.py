@@ -1,1 +1,1 @@
-"""Products."""
+"""Products and orders."""

@@ -2,12 +2,15 @@
 
 from django import forms
 from django.contrib.auth.decorators import login_required
+from django.db import transaction
+from django.db.models import F
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 
-from django_shop.shop.models import Product
+from django_shop.shop.models import Order, Product
 
-NewProduct = forms.modelform_factory(Product, fields=("name", "price"))
+NewProduct = forms.modelform_factory(Product, fields=("name", "price", "stock"))
+NewOrder = forms.modelform_factory(Order, fields=("quantity",))
 
 
 @login_required
@@ -21,5 +24,14 @@ def products(request: HttpRequest) -> HttpResponse:
 
 @login_required
 def product(request: HttpRequest, pk: int) -> HttpResponse:
-    """Show a product."""
-    return render(request, "shop/product.html", {"product": get_object_or_404(Product, pk=pk)})
+    """Show a product; POST orders it."""
+    shown = get_object_or_404(Product, pk=pk)
+    form = NewOrder(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        quantity = form.cleaned_data["quantity"]
+        with transaction.atomic():
+            if Product.objects.filter(pk=pk, stock__gte=quantity).update(stock=F("stock") - quantity):
+                shown.orders.create(quantity=quantity)
+                return redirect("product", pk=pk)
+        form.add_error("quantity", "There are not so many in stock.")
+    return render(request, "shop/product.html", {"product": shown, "form": form})

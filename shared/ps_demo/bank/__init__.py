@@ -1,1 +1,0 @@
-"""A bank in SQLAlchemy: accounts, and transfers between them."""

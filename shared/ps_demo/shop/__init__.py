@@ -1,1 +1,0 @@
-"""A small Django site: products, orders, and Django's admin."""

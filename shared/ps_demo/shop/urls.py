@@ -1,6 +1,0 @@
-"""Django's admin is all that the site shows."""
-
-from django.contrib import admin
-from django.urls import path
-
-urlpatterns = [path("admin/", admin.site.urls)]
