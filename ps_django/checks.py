@@ -27,7 +27,7 @@ from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
 from ps_django.backend.base import DatabaseWrapper
-from ps_django.config import consistency_of, endpoint_of, families
+from ps_django.config import check_direct, consistency_of, endpoint_of, families
 from ps_django.engines import ours_of, strangers
 from ps_django.settings import Settings
 
@@ -109,6 +109,7 @@ def check_settings(app_configs: Any = None, **_: Any) -> list[CheckMessage]:
     found += _of_project(ours)
     try:
         families(entries)
+        check_direct(entries)
     except ConfigurationError as exc:
         found.append(Error(str(exc), hint="The message says what to write.", obj="DATABASES", id="ps_django.E001"))
     pooled = []

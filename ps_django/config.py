@@ -23,8 +23,10 @@ from ps_core.topology import (
     parse_consistency,
     parse_flag,
     parse_port,
+    parse_retry_timeout,
     parse_session_state,
     parse_transport,
+    parse_weight,
 )
 from ps_django.path import AS_CONFIGURED, limited
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from ps_core.topology import Consistency
     from ps_django.path import PathDecision
 
-__all__ = ["consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of_alias"]
+__all__ = ["check_direct", "consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of_alias"]
 
 ENGINE: Final = "ps_django.backend"
 POSTGIS: Final = "ps_django.postgis"
@@ -74,6 +76,10 @@ _OWN: Final = frozenset(
 )
 
 
+_OF_PRIMARY: Final = ("ps_consistency", "ps_identity", "ps_replica_fallback", "ps_retry_timeout")
+"""What holds for all aliases of a primary, and is read from its entry alone."""
+
+
 def databases(
     url: str | Mapping[str, str] | None = None, *, engine: str = ENGINE, **settings: Unpack[TopologySettings]
 ) -> dict[str, dict[str, Any]]:
@@ -97,18 +103,19 @@ def databases(
         topology = Topology.from_url(url, **settings)
     else:
         topology = Topology.from_env(os.environ if url is None else url, **settings)
-    common: dict[str, Any] = {"ps_identity": identity_of(topology.identity)}
+    of_primary: dict[str, Any] = {"ps_identity": identity_of(topology.identity)}
     if topology.retry_timeout != RETRY_TIMEOUT:
-        common["ps_retry_timeout"] = topology.retry_timeout
+        of_primary["ps_retry_timeout"] = topology.retry_timeout
     fallback = {0.0: "none", 1.0: "primary"}.get(topology.replica_fallback)
     if fallback is None:
         raise ConfigurationError("replica_fallback: there is no pool of which this could be a share: write 'primary' or 'none'")
-    of_primary = {"ps_replica_fallback": fallback} if topology.replicas else {}
+    if topology.replicas:
+        of_primary["ps_replica_fallback"] = fallback
     if topology.replicas and topology.consistency != "monotonic":
         of_primary["ps_consistency"] = topology.consistency
-    entries = {"default": _entry(topology.primary, ps_direct="direct", **of_primary, **common)}
+    entries = {"default": _entry(topology.primary, ps_direct="direct", **of_primary)}
     for endpoint in (*topology.replicas, topology.direct):
-        entries[endpoint.name] = _entry(endpoint, ps_primary="default", **common) | {"TEST": {"MIRROR": "default"}}
+        entries[endpoint.name] = _entry(endpoint, ps_primary="default") | {"TEST": {"MIRROR": "default"}}
     for entry in entries.values():
         entry["ENGINE"] = engine
     return entries
@@ -154,22 +161,23 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     Raises:
         ConfigurationError: an option is unknown, or cannot work.
     """
+    try:
+        return _endpoint(alias, entry)
+    except ConfigurationError as exc:
+        raise type(exc)(f"DATABASES[{alias!r}]: {exc}") from exc
+
+
+def _endpoint(alias: str, entry: Mapping[str, Any]) -> Endpoint:
     options = entry.get("OPTIONS") or {}
     unknown = [name for name in options if name.startswith("ps_") and name not in _OWN]
     if unknown:
-        raise no_such("option", unknown[0], sorted(_OWN), where=f"DATABASES[{alias!r}]")
+        raise no_such("option", unknown[0], sorted(_OWN))
     role = options.get("ps_role", "primary")
     if role not in ("primary", "replica", "direct"):
-        raise ConfigurationError(f"DATABASES[{alias!r}]: ps_role: write 'primary', 'replica' or 'direct', not {role!r}")
-    if "ps_consistency" in options:
-        parse_consistency(options["ps_consistency"], name=f"DATABASES[{alias!r}]: ps_consistency")
-        if (primary := options.get("ps_primary", alias)) != alias:
-            raise ConfigurationError(
-                f"DATABASES[{alias!r}]: ps_consistency holds for all aliases of a primary: write it in the OPTIONS of"
-                f" DATABASES[{primary!r}]"
-            )
+        raise ConfigurationError(f"ps_role: write 'primary', 'replica' or 'direct', not {role!r}")
+    _check_of_primary(options)
     defaults = DIRECT if role == "direct" else POOLED
-    pooled = _flag(alias, options, "ps_pooled")
+    pooled = _flag(options, "ps_pooled")
     if pooled is None:
         pooled = role != "direct"
     host = entry.get("HOST") or ""
@@ -189,21 +197,33 @@ def endpoint_of(alias: str, entry: Mapping[str, Any]) -> Endpoint:
             (name, str(value)) for name, value in options.items() if not name.startswith("ps_") and name not in _NOT_LIBPQ
         ),
         pooled=pooled,
-        weight=float(options.get("ps_weight", 1.0)),
+        weight=parse_weight(options.get("ps_weight", 1.0), name="ps_weight"),
         timeouts=Timeouts(**timeouts),
         application_name=options.get("ps_application_name"),
         marker_schema=options.get("ps_marker_schema", "public"),
-        session_state=parse_session_state(options.get("ps_session_state"), name=f"DATABASES[{alias!r}]: ps_session_state"),
+        session_state=parse_session_state(options.get("ps_session_state"), name="ps_session_state"),
         assumed_role=options.get("assume_role") if pooled else None,
-        transport=parse_transport(options.get("ps_transport"), name=f"DATABASES[{alias!r}]: ps_transport"),
-        https_port=parse_port(options.get("ps_https_port"), name=f"DATABASES[{alias!r}]: ps_https_port") or HTTPS_PORT,
+        transport=parse_transport(options.get("ps_transport"), name="ps_transport"),
+        https_port=parse_port(options.get("ps_https_port"), name="ps_https_port") or HTTPS_PORT,
     )
 
 
-def _flag(alias: str, options: Mapping[str, Any], name: str) -> bool | None:
+def _flag(options: Mapping[str, Any], name: str) -> bool | None:
     # Packages that make DATABASES of a URL leave it a string, or make a number of it.
     value = options.get(name)
-    return parse_flag(str(value) if type(value) is int else value, name=f"DATABASES[{alias!r}]: {name}")
+    return parse_flag(str(value) if type(value) is int else value, name=name)
+
+
+def _check_of_primary(options: Mapping[str, Any]) -> None:
+    """Check the options that hold for all aliases of a primary."""
+    if "ps_consistency" in options:
+        parse_consistency(options["ps_consistency"], name="ps_consistency")
+    if "ps_retry_timeout" in options:
+        parse_retry_timeout(options["ps_retry_timeout"], name="ps_retry_timeout")
+    if (fallback := options.get("ps_replica_fallback", "primary")) not in ("primary", "none"):
+        raise ConfigurationError(f"ps_replica_fallback: write 'primary' or 'none', not {fallback!r}")
+    if not isinstance(identity := options.get("ps_identity"), str | None):
+        raise ConfigurationError(f"ps_identity: write a string, not {identity!r}")
 
 
 def link_of(
@@ -265,22 +285,51 @@ def families(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the primary's alias for the alias of each replica and direct path.
 
     Raises:
-        ConfigurationError: an entry names an unknown primary, or a replica's ENGINE is not its primary's.
+        ConfigurationError: an entry names an unknown primary, or one that is none; says something else than its
+            primary's of what holds for all of them; or a replica's ENGINE is not its primary's.
     """
     found = {}
     for alias, entry in tuple(entries.items()):
         primary = (entry.get("OPTIONS") or {}).get("ps_primary")
         if primary is not None:
-            if primary not in entries:
-                raise ConfigurationError(f"DATABASES[{alias!r}]: ps_primary={primary!r}: write one of {', '.join(entries)}")
+            _check_named(alias, "ps_primary", primary, entries, "replica", "direct")
+            own, of_primary = entry["OPTIONS"], entries[primary].get("OPTIONS") or {}
+            for name in _OF_PRIMARY:
+                if name in own and own[name] != of_primary.get(name):
+                    raise ConfigurationError(
+                        f"DATABASES[{alias!r}]: {name} holds for all aliases of a primary: write it in the OPTIONS of"
+                        f" DATABASES[{primary!r}]"
+                    )
             engines = entry.get("ENGINE"), entries[primary].get("ENGINE")
-            if entry["OPTIONS"].get("ps_role") == "replica" and engines[0] != engines[1]:
+            if own.get("ps_role") == "replica" and engines[0] != engines[1]:
                 raise ConfigurationError(
                     f"DATABASES[{alias!r}]: ENGINE={engines[0]!r}, and that of its primary {primary!r} is {engines[1]!r}: write"
                     f" the same, or reads on the replica are without what the primary's backend does"
                 )
             found[alias] = primary
     return found
+
+
+def check_direct(entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that what entries name as their direct path could be one: without it, migrations take the alias's own path.
+
+    Raises:
+        ConfigurationError: an entry names an unknown alias, or a replica's.
+    """
+    for alias, entry in tuple(entries.items()):
+        if (direct := (entry.get("OPTIONS") or {}).get("ps_direct")) is not None:
+            _check_named(alias, "ps_direct", direct, entries, "replica")
+
+
+def _check_named(alias: str, option: str, named: Any, entries: Mapping[str, Mapping[str, Any]], *wrong: str) -> None:
+    """Refuse an alias that does not exist, or is of a `wrong` role."""
+
+    def fits(entry: Mapping[str, Any]) -> bool:
+        return (entry.get("OPTIONS") or {}).get("ps_role", "primary") not in wrong
+
+    if named not in entries or not fits(entries[named]):
+        fitting = ", ".join(name for name, entry in tuple(entries.items()) if fits(entry) and name != alias)
+        raise ConfigurationError(f"DATABASES[{alias!r}]: {option}={named!r}: write one of {fitting}, or leave it out")
 
 
 def replicas_of_alias(

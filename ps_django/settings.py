@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from ps_core.timeouts import Duration, parse_duration
 from ps_django.command_limits import USUAL, CommandLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from django.http import HttpRequest
 
@@ -57,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "command_limits", CommandLimits.parse(self.command_limits))
-        check_tags(self.tags or ())
+        check_tags(self.tags or {})
         for name, words in (("reads", ("primary", "replica")), ("stale_writes", ("warn", "refuse", "allow"))):
             if getattr(self, name) not in words:
                 raise ConfigurationError(f"PS_DJANGO[{name.upper()!r}]: write one of {words}, not {getattr(self, name)!r}")
@@ -70,11 +71,15 @@ class Settings:
             object.__setattr__(self, "deadline", parse_duration(self.deadline, name="PS_DJANGO['DEADLINE']"))
         if self.local_settings is not None:
             try:
-                import_string(self.local_settings)
-            except ImportError as exc:
+                function = import_string(self.local_settings)
+            except (ImportError, AttributeError) as exc:
                 raise ConfigurationError(
                     f"PS_DJANGO['LOCAL_SETTINGS']: write a function's dotted path, not {self.local_settings!r}: {exc}"
                 ) from exc
+            if not callable(function):
+                raise ConfigurationError(
+                    f"PS_DJANGO['LOCAL_SETTINGS']: {self.local_settings!r} leads to {function!r}: write a function's"
+                )
 
     def _check_cookie(self, name: str) -> None:
         wanted = wanted_by_browsers(
@@ -96,8 +101,10 @@ class Settings:
             )
 
     @classmethod
-    def parse(cls, given: dict[str, Any]) -> Settings:
+    def parse(cls, given: Mapping[str, Any]) -> Settings:
         """Return what a `PS_DJANGO` says."""
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"PS_DJANGO: write a mapping, as in {{'READS': 'replica'}}, not {given!r}")
         known = [field.name.upper() for field in fields(cls)]
         for name in given:
             if name not in known:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import tenacity
 from django.db import DatabaseError, connections, transaction
 
-from ps_core._retry.policy import USUAL
+from ps_core._retry.policy import USUAL, checked_policy
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
@@ -59,7 +59,8 @@ def run_transaction(
 
     Raises:
         RuntimeError: a transaction is open already.
-        TypeError: `fn` is async or a generator, which would run when the transaction is over.
+        TypeError: `fn` is async or a generator, which would run when the transaction is over; or it is no function.
+        ConfigurationError: `retry` is no policy, or `verify` no text.
     """
     if fn is None:
 
@@ -95,7 +96,7 @@ def run_transaction(
             return False
         return classify(exc).kind in RUN_AGAIN
 
-    for attempt in tenacity.Retrying(**retry.loop_options(retry=may_run_again, remaining=remaining())):
+    for attempt in tenacity.Retrying(**checked_policy(retry).loop_options(retry=may_run_again, remaining=remaining())):
         with attempt, commit_check(verify=verify, marker=marker), transaction.atomic(using=using):
             transaction.on_commit(lambda: committed.append(True), using=using)  # the first hook
             result = fn()
@@ -158,6 +159,8 @@ def own_blocks(connection: Any) -> list[Any]:
 
 
 def _check_runs_when_called(function: Callable[..., Any]) -> None:
+    if not callable(function):
+        raise TypeError(f'run_transaction: write a function, not {function!r}; an alias is `using="..."`')
     if iscoroutinefunction(function) or isgeneratorfunction(function) or isasyncgenfunction(function):
         raise TypeError(
             f"run_transaction: {function!r} would run when the transaction is over: write a plain function that returns its"

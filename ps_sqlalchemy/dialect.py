@@ -26,7 +26,7 @@ from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._notes import carry_notes
 from ps_core._registry import policy_for, replicas_of, states_of
 from ps_core._retry.attempts import NotOfEndpoint
-from ps_core.errors import ConfigurationError
+from ps_core.errors import ConfigurationError, UnknownSetting
 from ps_core.events import emit_fallback
 from ps_core.failures import READ_FOR_PRIMARY, Kind, classify
 from ps_sqlalchemy._falling_back import falls_back
@@ -37,7 +37,7 @@ from ps_sqlalchemy.transaction import note_commit
 from ps_sqlalchemy.url import endpoint_of, topology_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Engine
     from sqlalchemy.engine import ExceptionContext
@@ -264,6 +264,7 @@ class PSDialect(PGDialect_psycopg):
                 self._do_autocommit(dbapi_connection, autocommit)  # type: ignore[no-untyped-call]
 
     def set_engine_execution_options(self, engine: Any, opts: Mapping[str, Any]) -> None:
+        _check_execution_options(opts)
         # As SQLAlchemy's; but what is set on the primary's engine does not set it on those beside it, which have it, or another.
         names = set(self.connection_characteristics).intersection(opts)
         if not names:
@@ -274,6 +275,10 @@ class PSDialect(PGDialect_psycopg):
         def set_connection_characteristics(connection: Any) -> None:
             if root_of(connection.engine) is own:
                 self._set_connection_characteristics(connection, characteristics)  # type: ignore[no-untyped-call]
+
+    def set_connection_execution_options(self, connection: Any, opts: Mapping[str, Any]) -> None:
+        _check_execution_options(opts)
+        super().set_connection_execution_options(connection, opts)
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
         with getattr(dbapi_connection, "driver_connection", dbapi_connection).asking_anywhere():
@@ -395,6 +400,16 @@ class PSDialect(PGDialect_psycopg):
 
 _QUOTED: Final = re.compile(r"\n\S+ \d+: [^\n]*\n *\^")
 """The line of the statement that libpq quotes: "LINE 1: ...", in the language of the process."""
+
+
+def _check_execution_options(options: Iterable[str]) -> None:
+    """Refuse those of ours: only a session hears them, from a statement or from `execute()`."""
+    for name in options:
+        if name.startswith("ps_"):
+            raise UnknownSetting(
+                f"{name} is no option of an engine or a connection: write `with limits(...)`, `with using_primary()` or"
+                f" `with using_replica()`, or give it to a session's execute()"
+            )
 
 
 def _hide_values(error: Exception, context: Any) -> None:

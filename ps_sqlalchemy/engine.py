@@ -22,7 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine as SAAsyncEngine
 
 from ps_core._names import given_to_complete
 from ps_core._registry import policy_for
+from ps_core._retry.policy import checked_policy
 from ps_core.errors import ConfigurationError
+from ps_core.share import replica_share
 from ps_core.topology import Topology
 from ps_sqlalchemy.options import SETTINGS, SIDES, check_options, options_of
 from ps_sqlalchemy.pool import max_fallback_of
@@ -484,7 +486,7 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
         topology = target
     else:
         url = target.render_as_string(hide_password=False) if isinstance(target, sa.URL) else target
-        if f"{TO}=" in (url or ""):
+        if f"{TO}=" in str(url):
             raise ConfigurationError(
                 f"{TO}: this URL leads to one endpoint: give it to sqlalchemy.create_engine, or write the role's URL here"
             )
@@ -492,7 +494,13 @@ def _create(target: str | sa.URL | Topology, retry: RetryPolicy | None, options:
     if not topology.replicas and sides["replica_"]:
         names = ", ".join(f"replica_{name}" for name in sides["replica_"])
         raise ConfigurationError(f"{names}: there are no replicas: write replica_bouncer=..., or leave this out")
-    policy = retry or policy_for(topology.retry_timeout)
+    policy = policy_for(topology.retry_timeout) if retry is None else checked_policy(retry)
+    if str(sides["replica_"].get("isolation_level")).upper().replace("_", " ") == "SERIALIZABLE":
+        raise ConfigurationError(
+            "replica_isolation_level: a replica has no SERIALIZABLE: write 'REPEATABLE READ', or isolation_level='SERIALIZABLE',"
+            " with which sessions use the primary"
+        )
+    replica_share()  # a wrong PS_REPLICA_SHARE would be noticed by the first read
 
     def make(to: To, **more: Any) -> tuple[sa.Engine, Mapping[str, Any]]:
         side = sides.get(f"{to}_", {})

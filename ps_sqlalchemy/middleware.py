@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ps_core._propagation import HEADER, Propagator, cookies_of, wanted_by_browsers
+from ps_core._propagation import Propagator, check_header, cookies_of, wanted_by_browsers
 from ps_core.consistency import MAX_AGE
 from ps_core.context import deadline, from_request, reading, using_primary
 from ps_core.errors import ConfigurationError
 from ps_core.routing import SAFE_METHODS
 from ps_core.tags import check_tags, tags
-from ps_core.timeouts import Duration, parse_duration
+from ps_core.timeouts import Duration, parse_bound, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -90,10 +90,13 @@ class _Middleware:
 
     def __post_init__(self) -> None:
         propagator = Propagator(keys=self.keys, cookie=self.cookie, header=self.header, identity=self.identity)
-        if self.deadline_header is not None and not HEADER.fullmatch(self.deadline_header):
-            raise ConfigurationError(
-                f"deadline_header: {self.deadline_header!r} is no name for one: write letters, digits and '-'"
-            )
+        if self.deadline_header is not None:
+            check_header(self.deadline_header, name="deadline_header")
+        if not callable(self.reads):
+            raise ConfigurationError(f"reads: write a function of the request's scope or environ, not {self.reads!r}")
+        for name, flags in (("secure", (None, False, True)), ("partitioned", (False, True))):
+            if getattr(self, name) not in flags:
+                raise ConfigurationError(f"{name}: write one of {flags}, not {getattr(self, name)!r}")
         if self.samesite not in ("lax", "strict", "none"):
             raise ConfigurationError(f"samesite: write 'lax', 'strict' or 'none', not {self.samesite!r}")
         cross_site = self.samesite == "none" or self.partitioned
@@ -106,11 +109,11 @@ class _Middleware:
             )
         if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
             raise ConfigurationError(f"domain: write a host's name, as in 'example.org', not {self.domain!r}")
-        max_age = parse_duration(self.max_age, name="max_age")
-        if max_age is None or not 1 <= max_age <= MAX_AGE:
+        max_age = parse_bound(self.max_age, name="max_age")
+        if not 1 <= max_age <= MAX_AGE:
             raise ConfigurationError(f"max_age: write a duration from 1s to {MAX_AGE:g}s, for which a token counts")
         parse_duration(self.deadline, name="deadline")
-        check_tags(self.tags or ())
+        check_tags(self.tags or {})
         object.__setattr__(self, "_propagator", propagator)
         object.__setattr__(self, "_max_age", int(max_age))
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from ps_core._message.statement import analyse
+from ps_core._names import no_such
 from ps_core.context import current, limits
 from ps_core.errors import ConfigurationError
 from ps_core.events import Name, emit_fallback, emit_route, is_heard
@@ -43,6 +44,7 @@ __all__ = ["AsyncSession", "Session", "async_sessionmaker", "sessionmaker"]
 
 ROUTE: Final = "ps_route"
 LIMITS: Final = "ps_limits"
+_OPTIONS: Final = frozenset({ROUTE, LIMITS, READ})
 
 
 class Session(orm.Session):
@@ -62,7 +64,8 @@ class Session(orm.Session):
             that instead.
 
     Raises:
-        ConfigurationError: `twophase=True`, which needs more than a transaction pooler gives, or an unknown `ps_route`.
+        ConfigurationError: `twophase=True`, which needs more than a transaction pooler gives, or an execution option `ps_*`
+            that does not exist, or has another value.
         sqlalchemy.orm.exc.StaleDataError: a row was changed on the primary since it was read from a replica.
         sqlalchemy.exc.InvalidRequestError: a read-only session was to write.
     """
@@ -103,6 +106,9 @@ class Session(orm.Session):
         own = statement.get_execution_options() if isinstance(statement, sa.Executable) else {}
         if not (given or own) or self._ps_asked is not None:
             return self._ps_execute(statement, params, **kwargs)
+        for name in (*given, *own):
+            if name.startswith("ps_") and name not in _OPTIONS:
+                raise no_such("execution option", name, (ROUTE, LIMITS))
         bounds, route = given.get(LIMITS, own.get(LIMITS)), given.get(ROUTE, own.get(ROUTE))
         if bounds is None and route is None:
             return self._ps_execute(statement, params, **kwargs)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 
 import ps_core
 from ps_core import RetryPolicy
-from ps_core._retry.policy import USUAL
+from ps_core._retry.policy import USUAL, checked_policy
 from ps_core.context import commit_check, remaining
 from ps_core.errors import CommitOutcomeUnknown
 from ps_core.failures import RUN_AGAIN, classify
@@ -66,6 +66,8 @@ _running: Final[ContextVar[_Run | None]] = ContextVar("ps_sqlalchemy_run_transac
 
 _ITSELF: Final = (orm.Session, sa.Connection, AsyncSession, AsyncConnection)
 """What is given to the function itself: what its `begin()` returns is the transaction."""
+_SYNC: Final = (orm.Session, orm.sessionmaker, sa.Connection, sa.Engine)
+_ASYNC: Final = (AsyncSession, async_sessionmaker, AsyncConnection, AsyncEngine)
 
 
 @overload
@@ -99,11 +101,14 @@ def run_transaction(
     Raises:
         RuntimeError: it is called inside another one, or `begin` is a session that is in a transaction already, or is in
             AUTOCOMMIT, where there is no transaction that could run again.
-        TypeError: `fn` is an async function or a generator function, whose body would run after the COMMIT.
+        TypeError: `fn` is an async function or a generator function, whose body would run after the COMMIT; or it is no function,
+            or `begin` does not begin transactions.
+        ConfigurationError: `retry` is no policy, or `verify` no text.
         CommitOutcomeUnknown: as SQLAlchemy wraps it (`exc.orig`).
     """
-    with _alone(begin, fn) as run:
-        for attempt in tenacity.Retrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
+    _check(begin, fn, _ASYNC, "run_transaction", "`await arun_transaction(...)`")
+    with _alone(begin) as run:
+        for attempt in tenacity.Retrying(**checked_policy(retry).loop_options(retry=run.may_run_again, remaining=remaining())):
             with attempt, commit_check(verify=verify, marker=marker), begin.begin() as work, _in_transactions(begin, work):
                 run.done = False
                 result = fn(begin if isinstance(begin, _ITSELF) else work)
@@ -144,8 +149,11 @@ async def arun_transaction(
     marker: bool = False,
 ) -> T:
     """Like `run_transaction`, with an `async_sessionmaker` or an `AsyncEngine`."""
-    with _alone(begin, fn) as run:
-        async for attempt in tenacity.AsyncRetrying(**retry.loop_options(retry=run.may_run_again, remaining=remaining())):
+    _check(begin, fn, _SYNC, "arun_transaction", "`run_transaction(...)`")
+    with _alone(begin) as run:
+        async for attempt in tenacity.AsyncRetrying(
+            **checked_policy(retry).loop_options(retry=run.may_run_again, remaining=remaining())
+        ):
             with attempt, commit_check(verify=verify, marker=marker):
                 async with begin.begin() as work:
                     with _in_transactions(begin, work):
@@ -168,10 +176,20 @@ def note_commit() -> None:
         run.committed = True
 
 
-@contextmanager
-def _alone(begin: Any, fn: Any) -> Iterator[_Run]:
+def _check(begin: Any, fn: Any, wrong: tuple[type, ...], caller: str, instead: str) -> None:
+    """Refuse what cannot run before anything is sent. `wrong` is what `instead` takes."""
+    if isinstance(begin, wrong):
+        raise TypeError(f"{caller}: {type(begin).__name__} is for {instead}: write that, or give this one the other kind")
+    if isinstance(begin, type) or not callable(getattr(begin, "begin", None)):
+        raise TypeError(f"{caller}: write what begins transactions, as in {caller}(sessionmaker(engine), fn), not {begin!r}")
+    if not callable(fn):
+        raise TypeError(f"{caller}: write a function of the session or connection, not {fn!r}")
     if isgeneratorfunction(fn) or isasyncgenfunction(fn):
         raise TypeError(f"{fn!r} is a generator function, whose body runs when the transaction is over: write one that returns")
+
+
+@contextmanager
+def _alone(begin: Any) -> Iterator[_Run]:
     if _running.get() is not None:
         raise RuntimeError(
             "run_transaction inside run_transaction: the outer one may run all of it again; call the function instead"

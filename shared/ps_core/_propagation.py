@@ -17,7 +17,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from http.cookies import Morsel
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ps_core.consistency import InvalidToken, Token, joined, merge, parts_of
 from ps_core.errors import ConfigurationError
@@ -33,6 +33,7 @@ __all__ = [
     "Answer",
     "Carried",
     "Propagator",
+    "check_header",
     "cookies_of",
     "wanted_by_browsers",
 ]
@@ -52,6 +53,16 @@ _NOT_SIGNED: Final = "it was not signed with any of the keys"
 _SALT: Final = b"ps_core.token"
 _SIGNATURE: Final = 12
 """Bytes of HMAC-SHA256 that are kept: 96 bits, in 16 characters."""
+
+
+def check_header(value: object, *, name: str) -> None:
+    """Refuse what is no name of a header of requests.
+
+    Raises:
+        ConfigurationError: see there.
+    """
+    if not isinstance(value, str) or not HEADER.fullmatch(value):
+        raise ConfigurationError(f"{name}: {value!r} is no name for one: write letters, digits and '-'")
 
 
 class Carried(NamedTuple):
@@ -96,17 +107,22 @@ class Propagator:
     _own: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        keys = () if isinstance(self.keys, (str, bytes)) else self.keys
-        if not keys or not all(keys):
+        keys: Sequence[Any] = () if isinstance(self.keys, (str, bytes)) else self.keys
+        if not keys or not all(key and isinstance(key, (str, bytes)) for key in keys):
             raise ConfigurationError("keys: write a list of secret strings, the one that signs first, as in keys=[secret]")
         if self.cookie is None and self.header is None:
             raise ConfigurationError("cookie and header are both None: write the name of at least one that carries the token")
-        if self.cookie is not None and (not COOKIE.fullmatch(self.cookie) or Morsel().isReservedKey(self.cookie)):
+        cookie: Any = self.cookie
+        if cookie is not None and (not isinstance(cookie, str) or not COOKIE.fullmatch(cookie) or Morsel().isReservedKey(cookie)):
             raise ConfigurationError(
                 f"cookie: {self.cookie!r} is no name for one: write up to 32 letters, digits, '-', '_', and no attribute's name"
             )
-        if self.header is not None and not HEADER.fullmatch(self.header):
-            raise ConfigurationError(f"header: {self.header!r} is no name for one: write letters, digits and '-'")
+        if self.header is not None:
+            check_header(self.header, name="header")
+        if not isinstance(self.identity, str | None):
+            raise ConfigurationError(
+                f"identity: write a branch's name, as in identity=engine.topology.identity, not {self.identity!r}"
+            )
         derived = tuple(hmac.digest(key.encode() if isinstance(key, str) else key, _SALT, "sha256") for key in keys)
         object.__setattr__(self, "_keys", derived)
         object.__setattr__(self, "_own", re.compile(re.escape(self.cookie or "") + "_[0-9a-f]{8}"))

@@ -23,7 +23,7 @@ from ps_core._endpoint import EndpointState
 from ps_core._fork import renew_after_fork
 from ps_core._names import given_to_complete, no_such
 from ps_core._retry.gate import OutageGate
-from ps_core._retry.policy import USUAL, RetryPolicy
+from ps_core._retry.policy import USUAL, RetryPolicy, checked_policy
 from ps_core.consistency import identity_of
 from ps_core.errors import ConfigurationError
 from ps_core.replicas import Replicas
@@ -171,6 +171,8 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
         ConfigurationError: these settings cannot work, or an option is unknown.
     """
     _check_options(target, options)
+    if retry is not None:
+        checked_policy(retry)
     if isinstance(target, Endpoint):
         return Target(state_of(target), None, retry or USUAL)
     if not isinstance(target, Topology):

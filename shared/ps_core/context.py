@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,10 @@ from ps_core._plain_errors import ConfigurationError
 from ps_core.consistency import CLOCK_SKEW, MAX_AGE, InvalidToken, Token, merge, parts_of
 from ps_core.events import deadline_exceeded
 from ps_core.routing import Route
-from ps_core.timeouts import Duration, parse_duration
+from ps_core.timeouts import Duration, parse_bound, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextvars import Token as ContextToken
 
     from ps_core._propagation import Answer, Propagator
@@ -348,9 +349,7 @@ def deadline(seconds: Duration) -> Block:
     Raises:
         ConfigurationError: `seconds` is not a duration ("1.5s", 1.5).
     """
-    duration = parse_duration(seconds, name="deadline")
-    if duration is None:
-        raise ConfigurationError('deadline: write a duration, as in "1.5s"; where there is none, leave the block out')
+    duration = parse_bound(seconds, name="deadline", otherwise="; where there is none, leave the block out")
 
     def changes(outer: Context) -> dict[str, Any]:
         until = time.monotonic() + duration
@@ -405,7 +404,7 @@ def limits(
         ConfigurationError: a value is not a duration above zero, or `statement` is not below `transaction`.
     """
     given = {"statement": statement, "transaction": transaction, "idle_in_transaction": idle_in_transaction, "lock": lock}
-    values = {name: parse_duration(value, name=f"{name}_timeout") for name, value in given.items() if value is not _NOT_GIVEN}
+    values = {name: parse_duration(value, name=f"limits: {name}") for name, value in given.items() if value is not _NOT_GIVEN}
     bound, whole = values.get("statement"), values.get("transaction")
     if bound is not None and whole is not None and bound >= whole:
         raise ConfigurationError(
@@ -427,7 +426,12 @@ def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     transaction's id does not settle it, in a transaction with the local settings, limits and role that the lost one had. A false
     answer counts as a rollback only where the id says that the transaction is over, which may otherwise still commit:
     `CommitOutcomeUnknown`, else.
+
+    Raises:
+        ConfigurationError: `verify` is no text: it would be noticed when a COMMIT's answer is lost.
     """
+    if not isinstance(verify, str | None):
+        raise ConfigurationError(f"verify: write a query as a string, not {verify!r}")
     return block(verify=verify, marker=marker)
 
 
@@ -444,10 +448,14 @@ def local_settings(settings: Mapping[str, str | Sequence[str]]) -> Block:
             schemas or a text as SET takes it (`'"Tenant", public'`).
 
     Raises:
-        ConfigurationError: another name; a `search_path` that is no list; a value that is no string, or holds a NUL.
+        ConfigurationError: no mapping; another name; a `search_path` that is no list; a value that is no string, or holds a NUL.
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"local_settings: write a mapping, as in {{'app.tenant': '42'}}, not {settings!r}")
     given: dict[str, str] = {}
     for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"local_settings: write a name as a string, not {name!r}")
         key = name.lower() if name.lower() in (ROLE, SEARCH_PATH) else name
         if not (key in (ROLE, SEARCH_PATH) or _SETTING.fullmatch(name)):
             raise ConfigurationError(

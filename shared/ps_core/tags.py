@@ -12,15 +12,13 @@ b"SELECT 1/*a='b'*/;"
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from ps_core._plain_errors import ConfigurationError
 from ps_core.context import Block, Tag, current
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 __all__ = ["check_tags", "comment", "current_comment", "tags", "with_comment"]
 
@@ -47,15 +45,19 @@ def tags(**values: Tag) -> Block:
     return Block(lambda outer: {"tags": tuple({**dict(outer.tags), **values}.items())})
 
 
-def check_tags(names: Iterable[str]) -> None:
-    """Refuse names that PlanetScale would drop.
+def check_tags(given: Any) -> None:
+    """Refuse names that PlanetScale would drop, and values that are neither strings nor functions.
 
     Raises:
         ConfigurationError: see there.
     """
-    for name in names:
-        if not _KEY.fullmatch(name):
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"tags: write a mapping of names to strings or functions, not {given!r}")
+    for name, value in given.items():
+        if not isinstance(name, str) or not _KEY.fullmatch(name):
             raise ConfigurationError(f"tags: {name!r}: write letters, digits and _-./:, (at most 65)")
+        if not isinstance(value, str | None) and not callable(value):
+            raise ConfigurationError(f"tags: {name}: write a string, or a function that returns one, not {value!r}")
 
 
 def comment(values: Mapping[str, str]) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ps_core._plain_errors import ConfigurationError
 
-__all__ = ["DIRECT", "POOLED", "SETTINGS", "Duration", "Timeouts", "format_ms", "parse_duration"]
+__all__ = ["DIRECT", "POOLED", "SETTINGS", "Duration", "Timeouts", "format_ms", "parse_bound", "parse_duration"]
 
 Duration = str | float
 """A string with a unit ("2s", "500ms") or a number of seconds."""
@@ -32,6 +32,21 @@ def parse_duration(value: Duration | None, *, name: str) -> float | None:
     """
     if value is None or value == "off":
         return None
+    return _seconds(value, name, '; None ("off" in a URL or the environment) turns it off')
+
+
+def parse_bound(value: Duration | None, *, name: str, otherwise: str = "") -> float:
+    """Return `value` in seconds, as `parse_duration` does, for what cannot be off.
+
+    Raises:
+        ConfigurationError: as there, or `value` is None or "off". The message ends with `otherwise`.
+    """
+    if value is None or value == "off":
+        raise ConfigurationError(f'{name}: it cannot be off: write a duration, as in "5s"{otherwise}')
+    return _seconds(value, name, otherwise)
+
+
+def _seconds(value: Duration, name: str, otherwise: str) -> float:
     seconds: float | None = None
     if isinstance(value, str):
         if found := _DURATION.fullmatch(value.strip()):
@@ -42,7 +57,7 @@ def parse_duration(value: Duration | None, *, name: str) -> float | None:
     if seconds is None or not 0 < seconds <= _LONGEST:
         raise ConfigurationError(
             f"{name}: {value!r} is not a duration above zero and up to 24h: write it with a unit (ms, s, min, h), "
-            f'as in "2s" or "500ms", or as a number of seconds; None ("off" in a URL or the environment) turns it off'
+            f'as in "2s" or "500ms", or as a number of seconds{otherwise}'
         )
     return format_ms(seconds) / 1000
 
@@ -95,10 +110,9 @@ class Timeouts:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        for field in ("statement", "transaction", "idle_in_transaction", "lock", "connect"):
+        for field in SETTINGS:
             object.__setattr__(self, field, parse_duration(getattr(self, field), name=f"{field}_timeout"))
-        if self.connect is None:
-            raise ConfigurationError('connect_timeout: it cannot be off: write a duration, as in "5s"')
+        object.__setattr__(self, "connect", parse_bound(self.connect, name="connect_timeout"))
         if self.statement is not None and self.transaction is not None and self.statement >= self.transaction:
             # The server would disable the statement timeout: FATAL 25P04 in place of ERROR 57014.
             raise ConfigurationError(

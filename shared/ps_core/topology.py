@@ -18,7 +18,7 @@ from ps_core._plain_errors import ConfigurationError, UnknownSetting
 from ps_core._websocket import HTTPS_PORT, check_websockets, target_of
 from ps_core.dsn import Dsn, Pairs
 from ps_core.providers import Address, Paths, paths_of
-from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_duration
+from ps_core.timeouts import DIRECT, POOLED, Duration, Timeouts, parse_bound, parse_duration
 
 __all__ = [
     "HTTPS_PORT",
@@ -27,6 +27,7 @@ __all__ = [
     "Endpoint",
     "Topology",
     "TopologySettings",
+    "check_startup",
     "database_identity",
     "parse_consistency",
     "parse_flag",
@@ -34,6 +35,7 @@ __all__ = [
     "parse_retry_timeout",
     "parse_session_state",
     "parse_transport",
+    "parse_weight",
 ]
 
 Consistency: TypeAlias = Literal["monotonic", "read_your_writes", "none"]
@@ -173,8 +175,7 @@ class Endpoint:
         object.__setattr__(self, "read_only", self.role == "replica")
         object.__setattr__(self, "refuses_session", self.pooled and self.session_state != "allow")
         object.__setattr__(self, "params", tuple(sorted(dict(self.params).items())))
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ConfigurationError(f"weight of {self.name}: write a number from 0 on, not {self.weight!r}")
+        object.__setattr__(self, "weight", parse_weight(self.weight, name=f"weight of {self.name}"))
         for host in self.host.lower().split(","):
             if host == "planetscale.com" or host.endswith(".planetscale.com"):
                 raise ConfigurationError(
@@ -319,9 +320,9 @@ class Topology:
                 "the URL's user name ends in |replica: write it without, and the replicas as "
                 "ps_replica_bouncer=NAME or ps_direct_replica=true"
             )
-        names = (bouncer, *replica_bouncers)
+        names = [name for name in (bouncer, *replica_bouncers) if name]
         if len(set(names)) < len(names):
-            raise ConfigurationError(f"bouncers {names}: a bouncer has one target, so write each name once")
+            raise ConfigurationError(f"bouncers {', '.join(names)}: a bouncer has one target, so write each name once")
 
         planetscale = _is_planetscale(dsn.host) or bool(bouncer or replica_bouncers or direct_replica or dsn.suffix)
         provider = None if planetscale else paths_of(dsn.host, dsn.port)
@@ -466,6 +467,11 @@ def _addresses(
         if provider.pooled if use_pooled else provider.direct:
             return provider.direct, provider.pooled, use_pooled
     direct_port, pooled_port = _ports(dsn.port, settings, planetscale=planetscale)
+    if _is_planetscale(dsn.host) and (direct_port == _POOLED_PORT or pooled_port == _DIRECT_PORT):
+        raise ConfigurationError(
+            f"direct port {direct_port}, pooled port {pooled_port}: at PlanetScale {_DIRECT_PORT} is direct and {_POOLED_PORT}"
+            f" the bouncers': leave out ps_direct_port and ps_pooled_port"
+        )
     return (
         (dsn.host, direct_port) if direct_port else None,
         (dsn.host, pooled_port) if pooled_port else None,
@@ -530,16 +536,26 @@ def _check_suffix(endpoint: Endpoint) -> None:
         )
 
 
+def check_startup(endpoint: Endpoint, params: Mapping[str, Any]) -> None:
+    """Refuse libpq's `options` behind a transaction pooler, which would refuse the connection.
+
+    Raises:
+        ConfigurationError: see there.
+    """
+    if endpoint.pooled and params.get("options"):
+        raise ConfigurationError(
+            f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
+            f"options for the direct endpoint alone (in ps_direct_url, or SQLAlchemy's direct_connect_args), or ps_pooled=false "
+            f"where there is no pooler"
+        )
+
+
 def _check_params(endpoint: Endpoint) -> None:
     params = dict(endpoint.params)
     if endpoint.transport == "websocket":
         check_websockets()
         target_of(endpoint.parameters(), endpoint.https_port, os.environ)
-    if endpoint.pooled and "options" in params:
-        raise ConfigurationError(
-            f"options cannot pass a transaction pooler ({endpoint.name}, port {endpoint.port}): write ALTER ROLE ... SET, or "
-            f"options in ps_direct_url alone, or ps_pooled=false where there is no pooler"
-        )
+    check_startup(endpoint, params)
     if _UNNAMED_OPTION.search(params.get("options", "")):
         raise ConfigurationError("options has a setting without a name: write -c NAME=VALUE")
     system, mode = params.get("sslrootcert") == "system", endpoint.sslmode
@@ -580,17 +596,28 @@ def _parse(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {name: _PARSERS[name](value, name=prefix + name) for name, value in given.items()}
 
 
-def _text(value: str | None, **_: str) -> str | None:
+def _text(value: Any, *, name: str) -> str | None:
+    if not isinstance(value, str | None):
+        raise ConfigurationError(f"{name}: write a string, not {value!r}")
     return value or None
 
 
-def parse_schema(value: str, *, name: str) -> str:
+def _items(value: Any, *, name: str, separator: str = r"[,\s]+") -> Sequence[Any]:
+    """Return what a list holds, or a text that is one. What it shows of another value is no password."""
+    if isinstance(value, str):
+        return re.split(separator, value)
+    if value is None or (isinstance(value, Sequence) and not isinstance(value, bytes)):
+        return value or ()
+    raise ConfigurationError(f"{name}: write a list, or one string with commas, not a value of type {type(value).__name__}")
+
+
+def parse_schema(value: Any, *, name: str) -> str:
     """Return the name of a schema.
 
     Raises:
         ConfigurationError: it cannot be one.
     """
-    if not value or "\x00" in value or len(value.encode()) > 63:
+    if not isinstance(value, str) or not value or "\x00" in value or len(value.encode()) > 63:
         raise ConfigurationError(f"{name}: {value!r} is no schema's name: write 1 to 63 bytes, without quotes around them")
     return value
 
@@ -663,6 +690,7 @@ def parse_port(value: int | str | None, *, name: str) -> int | None:
 
 
 def _bouncer(value: str | None, *, name: str) -> str | None:
+    value = _text(value, name=name)
     if not value:
         return None
     if value in ("primary", _REPLICA):
@@ -676,34 +704,47 @@ def _bouncer(value: str | None, *, name: str) -> str | None:
 
 
 def _bouncers(value: str | Sequence[str] | None, *, name: str) -> tuple[str, ...]:
-    items = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
-    return tuple(found for item in items if (found := _bouncer(item, name=name)))
+    return tuple(found for item in _items(value, name=name) if (found := _bouncer(item, name=name)))
 
 
 def _url(value: str | None, *, name: str) -> Dsn | None:
     if not value:
         return None
-    dsn = Dsn.parse(value)
+    try:
+        dsn = Dsn.parse(value)
+    except ConfigurationError as exc:
+        raise type(exc)(f"{name}: {exc}") from exc
     if dsn.ps:
         raise ConfigurationError(f"{name}: ps_{dsn.ps[0][0]} has no meaning in this URL: write it in the main one")
     return dsn
 
 
 def _weights(value: str | Sequence[float] | None, *, name: str) -> tuple[float, ...]:
-    items = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
+    return tuple(parse_weight(item, name=name) for item in _items(value, name=name) if item != "")
+
+
+def parse_weight(value: str | float, *, name: str) -> float:
+    """Return the share of the reads that an endpoint takes.
+
+    Raises:
+        ConfigurationError: it is no number from 0 on.
+    """
     try:
-        return tuple(float(item) for item in items if item != "")
+        weight = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        raise ConfigurationError(f"{name}: write numbers from 0 on, as in 3,1, not {value!r}") from None
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ConfigurationError(f"{name}: write a number from 0 on, not {value!r}")
+    return weight
 
 
-def _fallback(value: str | float | None, *, name: str) -> float:
+def _fallback(value: Any, *, name: str) -> float:
     words = {None: 1.0, "primary": 1.0, "none": 0.0}
     try:
-        share = words[value] if value in words else float(value)  # type: ignore[arg-type]
+        share = words[value] if value in words else float(value)
     except (TypeError, ValueError):
         share = math.nan
-    if not 0 <= share <= 1:
+    if isinstance(value, bool) or not 0 <= share <= 1:
         raise ConfigurationError(f"{name}: write 'primary', 'none', or a share of the primary's pool such as 0.25, not {value!r}")
     return share
 
@@ -723,15 +764,12 @@ def parse_retry_timeout(value: Duration | None, *, name: str) -> float:
     """
     if value in (0, "0", "0s") and not isinstance(value, bool):
         return 0.0
-    seconds = parse_duration(value, name=name)
-    if seconds is None:
-        raise ConfigurationError(f'{name}: trying again has to end: write a duration, as in "10s", or 0 for never')
-    return seconds
+    return parse_bound(value, name=name, otherwise=", or 0 for no retries")
 
 
 def _urls(value: str | Sequence[str] | None, *, name: str) -> tuple[Dsn, ...]:
     # A comma may also stand between the hosts of one URL.
-    items = re.split(r"[,\s]+(?=[\w+]+://)", value) if isinstance(value, str) else value or ()
+    items = _items(value, name=name, separator=r"[,\s]+(?=[\w+]+://)")
     return tuple(found for item in items if (found := _url(item, name=name)))
 
 
@@ -754,7 +792,7 @@ _PARSERS: Final[Mapping[str, Callable[..., Any]]] = {
     "transaction_timeout": parse_duration,
     "idle_in_transaction_timeout": parse_duration,
     "lock_timeout": parse_duration,
-    "connect_timeout": parse_duration,
+    "connect_timeout": parse_bound,
     "retry_timeout": parse_retry_timeout,
     "consistency": parse_consistency,
     "application_name": _text,

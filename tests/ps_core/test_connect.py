@@ -37,6 +37,10 @@ def test_connect(ps_lab: Lab) -> None:
         with ps_core.connect(ps_lab.url, to=to, **settings) as conn:
             row = conn.execute("SELECT pg_is_in_recovery(), current_setting('statement_timeout')").fetchone()
             assert row == (in_recovery, timeout)
+    with pytest.raises(ps_core.ConfigurationError, match=r"options cannot pass a transaction pooler \(primary"):
+        ps_core.connect(ps_lab.url, options="-c search_path=a", **settings)
+    with ps_core.connect(ps_lab.url, to="direct", options="-c search_path=a") as conn:
+        assert conn.execute("SHOW search_path").fetchone() == ("a",)
     with pytest.raises(ps_core.ConfigurationError, match="replica_bouncer"):
         ps_core.connect(ps_lab.url, to="replica")
     with ps_core.connect(ps_lab.topology.direct, autocommit=True) as conn:

@@ -12,7 +12,7 @@ import pytest
 from ps_core import ConfigurationError, deadline, limits, local_settings, using_primary, using_replica, without_sticky_writes
 from ps_core._endpoint import EndpointState
 from ps_core.consistency import Token
-from ps_core.context import Context, Limits, Tracker, current, remaining
+from ps_core.context import Context, Limits, Tracker, commit_check, current, remaining
 from ps_core.routing import Route
 from ps_core.timeouts import Timeouts
 from ps_core.topology import Topology
@@ -113,7 +113,7 @@ def test_threads_have_their_own() -> None:
 @pytest.mark.parametrize("seconds", [0, -1, "soon", None, "off", "10", float("nan")])
 def test_deadlines_refused(seconds: Any) -> None:
     """What is no duration is refused when the block is made."""
-    with pytest.raises(ConfigurationError, match="deadline"):
+    with pytest.raises(ConfigurationError, match=r"^deadline: .*; where there is none, leave the block out$"):
         deadline(seconds)
 
 
@@ -126,6 +126,17 @@ def test_refused_when_made() -> None:
             local_settings({name: "1"})
     with pytest.raises(ConfigurationError, match="NUL"):
         local_settings({"app.a": "\x00"})
+    others: tuple[Any, ...] = ("app.a=1", [("app.a", "1")], {1: "1"})
+    for other in others:
+        with pytest.raises(ConfigurationError, match=r"^local_settings: write a (mapping|name as a string)"):
+            local_settings(other)
+
+
+@pytest.mark.parametrize("verify", [5, True, lambda: True, ["SELECT true"]])
+def test_verify_is_a_text(verify: Any) -> None:
+    """What cannot be asked is refused before the transaction, and not when the answer to its COMMIT is lost."""
+    with pytest.raises(ConfigurationError, match=r"^verify: write a query as a string"):
+        commit_check(verify=verify)
 
 
 @pytest.mark.parametrize("value", [0, 0.0, -0.0, False, True, "", "0", "0s", -1, float("nan"), "25h"], ids=repr)
@@ -136,8 +147,8 @@ def test_what_is_no_limit(name: str, value: Any) -> None:
         Timeouts(**{name: value})
     with pytest.raises(ConfigurationError) as of_limits:
         limits(**{name: value})
-    assert str(of_limits.value) == str(of_timeouts.value)
-    assert str(of_limits.value).startswith(f"{name}_timeout: {value!r} is not a duration above zero")
+    assert str(of_limits.value) == str(of_timeouts.value).replace(f"{name}_timeout", f"limits: {name}")
+    assert str(of_limits.value).startswith(f"limits: {name}: {value!r} is not a duration above zero")
 
 
 @pytest.mark.parametrize("name", ["statement", "transaction", "idle_in_transaction", "lock"])

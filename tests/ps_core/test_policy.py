@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ps_core import RetryPolicy
+from ps_core import RetryPolicy, connect
+from ps_core._retry.policy import checked_policy
 from ps_core.errors import ConfigurationError
 
 pytestmark = pytest.mark.fast
@@ -93,3 +94,12 @@ def test_durations() -> None:
     for name in ("max_elapsed", "first_wait", "max_wait"):
         with pytest.raises(ConfigurationError, match=name):
             RetryPolicy(**{name: "off"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("retry", [0, 3, "30s", False, RetryPolicy])
+def test_what_is_no_policy(retry: Any) -> None:
+    """It is refused before anything is sent, and not when a connection is lost."""
+    with pytest.raises(ConfigurationError, match=r"^retry: write a policy, as in RetryPolicy\(attempts=3\), not "):
+        checked_policy(retry)
+    with pytest.raises(ConfigurationError, match=r"^retry: write a policy"):
+        connect("postgresql://nowhere.invalid/d", retry=retry)

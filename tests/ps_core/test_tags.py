@@ -1,13 +1,13 @@
 """Query tags: what the comment holds, where it stands, and which statements carry it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 import pytest
 
 import ps_core
 from ps_core import ConfigurationError, connect, connect_async, tags
-from ps_core.tags import comment, with_comment
+from ps_core.tags import check_tags, comment, with_comment
 from ps_lab import Lab
 
 NOW = "SELECT current_query()"
@@ -43,6 +43,13 @@ def test_names() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("given", ["shop", ["shop"], {"a b": "shop"}, {1: "shop"}, {"shop": 1}, {"shop": ["a"]}], ids=repr)
+def test_refused(given: Any) -> None:
+    """What is no mapping of names to strings or functions is refused where it is set, and not with each statement."""
+    with pytest.raises(ConfigurationError, match=r"^tags: "):
+        check_tags(given)
+
+
 @pytest.mark.parametrize(
     ("query", "tagged"),
     [

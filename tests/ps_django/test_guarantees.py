@@ -15,7 +15,7 @@ from ps_core._message.functions import Functions
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Consistency
 from ps_django.checks import check_settings
-from ps_django.config import consistency_of, endpoint_of, link_of, replicas_of_alias
+from ps_django.config import consistency_of, families, link_of, replicas_of_alias
 from ps_django.middleware import ConsistencyMiddleware
 from ps_lab import Lab
 from tests.ps_core.wire import sending
@@ -164,16 +164,10 @@ def test_refused_elsewhere() -> None:
     entries["replica"]["OPTIONS"]["ps_consistency"] = NONE
     message = r"DATABASES\['replica'\]: ps_consistency holds for all aliases .* in the OPTIONS of DATABASES\['default'\]"
     with pytest.raises(ConfigurationError, match=message):
-        endpoint_of("replica", entries["replica"])
+        families(entries)
 
 
 SESSIONS, OURS = "django.contrib.sessions.middleware.SessionMiddleware", "ps_django.middleware.ConsistencyMiddleware"
-
-
-def test_old_name() -> None:
-    """`ps_tracks`, which it was before, is refused."""
-    with pytest.raises(ConfigurationError, match=r"no option ps_tracks"):
-        endpoint_of("default", {"OPTIONS": {"ps_tracks": False}})
 
 
 @pytest.mark.parametrize(

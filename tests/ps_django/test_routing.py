@@ -21,7 +21,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import ConfigurationError, Token, use_token
 from ps_core.share import set_replica_share
-from ps_django.config import families, replicas_of_alias
+from ps_django.config import check_direct, endpoint_of, families, replicas_of_alias
 from ps_django.routers import ReplicaRouter
 from ps_django.settings import Settings
 from ps_django.stale import StaleWriteError
@@ -407,9 +407,16 @@ def test_weights(ps_lab: Lab) -> None:
         ({"STALE_WRITES": "no"}, "write one of"),
         ({"DEADLINE": "soon"}, "DEADLINE"),
         ({"LOCAL_SETTINGS": "nowhere.function"}, "dotted path"),
+        ({"LOCAL_SETTINGS": {"app.tenant": "42"}}, "dotted path"),
+        ({"LOCAL_SETTINGS": "django.conf.settings"}, "leads to .*: write a function's"),
+        ({"COOKIE": True}, "cookie: True"),
+        ({"HEADER": 5}, "header: 5"),
+        ({"TAGS": ["shop"]}, "tags: write a mapping"),
+        (["READS"], "^PS_DJANGO: write a mapping"),
+        (None, "^PS_DJANGO: write a mapping"),
     ],
 )
-def test_settings_are_validated(given: dict[str, Any], word: str) -> None:
+def test_settings_are_validated(given: Any, word: str) -> None:
     """An unknown setting or an invalid value is refused with what to write."""
     with pytest.raises(ConfigurationError, match=word):
         Settings.parse(given)
@@ -419,6 +426,63 @@ def test_unknown_primary_is_refused() -> None:
     """An entry that names a primary which is not there is refused."""
     with pytest.raises(ConfigurationError, match="ps_primary"):
         families({"replica": {"OPTIONS": {"ps_primary": "main"}}})
+
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "default": {"OPTIONS": {"ps_direct": "direct", "ps_identity": "b"}},
+    "replica": {"OPTIONS": {"ps_role": "replica", "ps_primary": "default"}},
+    "direct": {"OPTIONS": {"ps_role": "direct", "ps_primary": "default"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("alias", "option", "value", "message"),
+    [
+        ("default", "ps_direct", "dirct", r"ps_direct='dirct': write one of direct, or leave it out$"),
+        ("default", "ps_direct", "replica", "ps_direct='replica': write one of direct, or"),
+        ("default", "ps_primary", "replica", "ps_primary='replica'"),
+        ("replica", "ps_primary", "replica", "ps_primary='replica': write one of default, or"),
+        ("replica", "ps_primary", "direct", "ps_primary='direct': write one of default, or"),
+        ("replica", "ps_retry_timeout", "1s", r"^DATABASES\['replica'\]: ps_retry_timeout holds for all aliases of a primary"),
+        ("replica", "ps_replica_fallback", "none", "ps_replica_fallback holds for all"),
+        ("direct", "ps_identity", "c", r"ps_identity holds for all .* in the OPTIONS of DATABASES\['default'\]$"),
+        ("replica", "ps_identity", "b", None),
+    ],
+)
+def test_entries_of_one_family(alias: str, option: str, value: str, message: str | None) -> None:
+    """What an entry says of the others, or should leave to its primary's, is refused where it would be without effect."""
+    entries = {name: {"OPTIONS": {**entry["OPTIONS"]}} for name, entry in ENTRIES.items()}
+    entries[alias]["OPTIONS"][option] = value
+    with nullcontext() if message is None else pytest.raises(ConfigurationError, match=message):
+        assert families(entries) == {"replica": "default", "direct": "default"}
+        check_direct(entries)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("ps_weight", "many"),
+        ("ps_weight", -1),
+        ("ps_statement_timeout", "2"),
+        ("ps_connect_timeout", "off"),
+        ("ps_marker_schema", 5),
+        ("ps_replica_fallback", "primry"),
+        ("ps_replica_fallback", 0.25),
+        ("ps_retry_timeout", None),
+        ("ps_identity", 5),
+        ("ps_role", "master"),
+        ("ps_pooled", "maybe"),
+        ("ps_session_state", "keep"),
+        ("ps_transport", "udp"),
+        ("ps_https_port", 0),
+        ("ps_rol", "replica"),
+        ("options", "-c search_path=a"),
+    ],
+)
+def test_options_of_an_entry_are_validated(option: str, value: Any) -> None:
+    """A wrong value is refused with the entry where it stands."""
+    with pytest.raises(ConfigurationError, match=rf"^DATABASES\['main'\]: .*{option.removeprefix('ps_').partition('_')[0]}"):
+        endpoint_of("main", {"OPTIONS": {option: value}})
 
 
 def test_decided_before_a_connection(ps_lab: Lab, shop: Any) -> None:

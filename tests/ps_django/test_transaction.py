@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError, connections, router, transaction
 
 import ps_django
-from ps_core import use_token
+from ps_core import ConfigurationError, use_token
 from ps_core.context import remaining
 from ps_core.errors import DeadlineExceeded
 from ps_django.transaction import run_transaction
@@ -87,6 +87,17 @@ def test_inner_block_past_the_deadline(products: Any) -> None:
             wait_until(_is_over, "the deadline")
         add(products, "last")
     assert sorted(product.name for product in products.all()) == ["in time", "last", "outer"]
+
+
+def test_what_cannot_run() -> None:
+    """An alias without its keyword is no function, and what is needed only when something is lost is looked at before."""
+    alias: Any = "default"
+    with pytest.raises(TypeError, match=r'write a function, not \'default\'; an alias is `using="\.\.\."`'):
+        run_transaction(alias)
+    for given in ({"retry": 3}, {"verify": 5}):
+        options: dict[str, Any] = given
+        with pytest.raises(ConfigurationError, match=f"^{next(iter(given))}: write"):
+            run_transaction(lambda: pytest.fail("it ran"), **options)
 
 
 def test_functions_that_run_later() -> None:

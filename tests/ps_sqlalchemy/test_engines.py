@@ -19,6 +19,7 @@ import ps_sqlalchemy
 from ps_core import ConfigurationError, DeadlineExceeded, deadline, use_token
 from ps_core._connection.cursors import AsyncCursor, Cursor
 from ps_core._registry import replicas_of
+from ps_core.share import _of_environment
 from ps_lab import Lab
 from ps_sqlalchemy import Engine, Session
 from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, engine_for, plain_url
@@ -197,6 +198,32 @@ def test_creator_is_refused(option: str) -> None:
     options: dict[str, Any] = {option: None}
     with pytest.raises(ConfigurationError, match=option):
         ps_sqlalchemy.create_engine(URL, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retry": 3}, r"^retry: write a policy, as in RetryPolicy\(attempts=3\), not 3$"),
+        ({"replica_isolation_level": "serializable"}, "^replica_isolation_level: a replica has no SERIALIZABLE"),
+    ],
+)
+@pytest.mark.fast
+def test_refused_before_the_first_connection(options: dict[str, Any], message: str) -> None:
+    """What could not work later is refused when the engine is made."""
+    with pytest.raises(ConfigurationError, match=message):
+        ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool", **options)
+
+
+@pytest.mark.fast
+def test_share_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is a wrong PS_REPLICA_SHARE."""
+    monkeypatch.setenv("PS_REPLICA_SHARE", "50%")
+    _of_environment.cache_clear()
+    try:
+        with pytest.raises(ConfigurationError, match=r"^PS_REPLICA_SHARE: write a number from 0"):
+            ps_sqlalchemy.create_engine(URL, replica_bouncer="read-pool")
+    finally:
+        _of_environment.cache_clear()
 
 
 @pytest.mark.fast
@@ -423,8 +450,8 @@ def test_url_alone_has_all_sides(ps_lab: Lab, asynchronous: bool) -> None:
                 assert driver.info.get_parameters()["application_name"] == "of_url"
                 assert conn.scalar(SERVED_BY_REPLICA) is (role == "replica")
                 assert conn.scalar(json) == "mine"
-        engine.update_execution_options(ps_limits=None)
-        assert all("ps_limits" in side.get_execution_options() for side in sides.values())
+        engine.update_execution_options(of_shop=None)
+        assert all("of_shop" in side.get_execution_options() for side in sides.values())
         engine.dispose()
         assert all(side.pool.checkedin() == 0 for side in sides.values())
 

@@ -1,5 +1,6 @@
 """`run_transaction` where there is no transaction to run again: every way to AUTOCOMMIT is refused."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ from sqlalchemy import orm, select
 from sqlalchemy.ext.asyncio import AsyncSession as StockAsyncSession
 from sqlalchemy.ext.asyncio import async_sessionmaker as stock_async_sessionmaker
 
-from ps_core import use_token
+from ps_core import ConfigurationError, use_token
 from ps_lab import Lab
 from ps_sqlalchemy import (
     AsyncSession,
@@ -28,6 +29,11 @@ from tests.ps_sqlalchemy.conftest import SERVED_BY_REPLICA, Item
 
 AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 SIDES: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
+
+
+def count_one(_: Any) -> int:
+    """Return a number."""
+    return 1
 
 
 class Elsewhere(orm.Session):
@@ -169,3 +175,43 @@ def test_another_engine_in_the_function(engine: Engine, items: type[Item]) -> No
             return conn.scalar(select(1))
 
     assert run_transaction(sessionmaker(engine), work) == 1
+
+
+WRONG: dict[str, tuple[Callable[[Engine], Any], Any, str]] = {
+    "a URL": (lambda _: "postgresql://h/d", count_one, "write what begins transactions"),
+    "nothing": (lambda _: None, count_one, "write what begins transactions"),
+    "a class": (lambda _: Session, count_one, "write what begins transactions"),
+    "the arguments swapped": (lambda _: count_one, sessionmaker(), "write what begins transactions"),
+    "no function": (lambda engine: engine, None, "write a function"),
+    "a result in place of a function": (lambda engine: engine, 5, "write a function"),
+    "an asynchronous engine": (lambda _: create_async_engine("postgresql://h/d"), count_one, r"AsyncEngine is for `await arun_"),
+    "an asynchronous sessionmaker": (lambda _: async_sessionmaker(), count_one, r"async_sessionmaker is for `await arun_"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("way", WRONG)
+def test_what_cannot_run(way: str) -> None:
+    """It is refused before anything is sent, with what to write."""
+    begin, fn, message = WRONG[way]
+    with pytest.raises(TypeError, match=f"^run_transaction: .*{message}"):
+        run_transaction(begin(create_engine("postgresql://h/d")), fn)
+
+
+@pytest.mark.fast
+def test_what_cannot_run_with_asyncio() -> None:
+    """The other kind is refused here, too."""
+    others: tuple[Any, ...] = (create_engine("postgresql://h/d"), sessionmaker(), Session())
+    for begin in others:
+        with pytest.raises(TypeError, match=r"is for `run_transaction\(\.\.\.\)`"):
+            asyncio.run(arun_transaction(begin, count_one))  # type: ignore[arg-type]
+
+
+@pytest.mark.fast
+def test_what_would_be_noticed_at_a_loss() -> None:
+    """What is needed only when something is lost is refused before the function is called."""
+    engine = create_engine("postgresql://h/d")
+    for given in ({"retry": 3}, {"retry": None}, {"verify": 5}, {"verify": lambda: True}):
+        options: dict[str, Any] = given
+        with pytest.raises(ConfigurationError, match=f"^{next(iter(given))}: write"):
+            run_transaction(engine, count_one, **options)

@@ -14,6 +14,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 import ps_sqlalchemy
 from ps_core import ConfigurationError, limits, local_settings, set_replica_share, subscribe, use_token
+from ps_core.errors import UnknownSetting
 from ps_lab import Lab
 from ps_sqlalchemy import (
     AsyncSession,
@@ -62,6 +63,24 @@ def test_route_of_one_statement(engine: Engine, items: type[Item]) -> None:
         assert session.scalar(SERVED_BY_REPLICA, execution_options={"ps_route": "replica"}) is True
     with Session(engine) as session, pytest.raises(ConfigurationError, match="ps_route"):
         session.execute(SERVED_BY_REPLICA, execution_options={"ps_route": "secondary"})
+
+
+def test_options_that_do_not_exist(engine: Engine) -> None:
+    """An option of ours that nobody heeds is refused: it may be there for a tenant, or for the primary."""
+    with Session(engine) as session:
+        for option, message in (
+            ("ps_rout", r"^there is no execution option ps_rout: did you mean ps_route\?$"),
+            ("ps_local_settings", "no execution option ps_local_settings"),
+        ):
+            with pytest.raises(UnknownSetting, match=message):
+                session.execute(SERVED_BY_REPLICA, execution_options={option: "primary"})
+            with pytest.raises(UnknownSetting, match=message):
+                session.execute(SERVED_BY_REPLICA.execution_options(**{option: "primary"}))
+        with pytest.raises(UnknownSetting, match=r"with limits\(\.\.\.\)"):
+            session.connection(execution_options={"ps_limits": {"statement": "60s"}})
+    for set_option in (engine.execution_options, engine.update_execution_options, engine.connect().execution_options):
+        with pytest.raises(UnknownSetting, match=r"^ps_route is no option of an engine or a connection"):
+            set_option(ps_route="primary")
 
 
 def test_limits_of_one_statement(engine: Engine) -> None:

@@ -74,6 +74,7 @@ from ps_core.errors import (
 from ps_core.events import Event, Name, emit
 from ps_core.failures import classify, is_made_by_pooler
 from ps_core.notices import kind_of
+from ps_core.topology import check_startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -1621,5 +1622,6 @@ def connect_options(state: EndpointState, options: dict[str, Any], *, client: ty
     # Client-side binding never prepares. Where somebody chooses another cursor, prepared statements stay off all the same:
     # behind a pooler they may return another client's rows.
     endpoint = state.endpoint
+    check_startup(endpoint, options)
     wanted = {**endpoint.parameters(), "cursor_factory": cursor_factory, "prepare_threshold": None, **options}
     return through_bridge(wanted, endpoint.https_port) if endpoint.transport == "websocket" else wanted

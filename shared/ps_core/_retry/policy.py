@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 import tenacity
 
 from ps_core.errors import ConfigurationError
-from ps_core.timeouts import parse_duration
+from ps_core.timeouts import parse_bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ONCE", "USUAL", "RetryPolicy"]
+__all__ = ["ONCE", "USUAL", "RetryPolicy", "checked_policy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,7 @@ class RetryPolicy:
                 f"attempts: write a number from 0 to 1000, or None for no limit but max_elapsed, not {self.attempts!r}"
             )
         for name in ("max_elapsed", "first_wait", "max_wait"):
-            seconds = parse_duration(getattr(self, name), name=name)
-            if seconds is None:
-                raise ConfigurationError(
-                    f'{name}: a retry policy has to end; write a duration such as "30s" (and attempts=0 for no retry)'
-                )
+            seconds = parse_bound(getattr(self, name), name=name, otherwise="; attempts=0 means no retries")
             object.__setattr__(self, name, seconds)
         if float(self.first_wait) > float(self.max_wait):
             raise ConfigurationError("first_wait: write a duration that is not above max_wait")
@@ -61,6 +57,17 @@ class RetryPolicy:
             "retry": tenacity.retry_if_exception(retry),
             "reraise": True,
         }
+
+
+def checked_policy(retry: RetryPolicy) -> RetryPolicy:
+    """Return `retry`; what is no policy would be noticed when a connection is lost.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if not isinstance(retry, RetryPolicy):
+        raise ConfigurationError(f"retry: write a policy, as in RetryPolicy(attempts=3), not {retry!r}")
+    return retry
 
 
 USUAL: Final = RetryPolicy()
