@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
     from multiprocessing.connection import Connection
 
-__all__ = ["LEDGERS", "Application", "ApplicationError", "Client", "Customers", "Retries", "set_up_django"]
+__all__ = ["LEDGERS", "Application", "ApplicationError", "Client", "Retries", "Workload", "set_up_django"]
 
 SETTINGS: Final[dict[str, Any]] = {
     "bouncer": "write-pool",
@@ -42,7 +42,7 @@ ENDING: Final = 60.0
 """Seconds that it may take to end: what is under way may be tried again for 30 s."""
 
 
-class Customers(Protocol):
+class Workload(Protocol):
     """What the clients of an application do, each in a thread of its own."""
 
     def prepare(self) -> None:
@@ -55,16 +55,16 @@ class Customers(Protocol):
         """Write something, and `reference` with it, in one transaction."""
 
 
-def _sqlalchemy(url: str, clients: int) -> Customers:
-    from ps_demo.bank.customers import Bank
+def _sqlalchemy(url: str, clients: int) -> Workload:
+    from ps_demo.bank.workload import Bank
     from ps_sqlalchemy import create_engine
 
     return Bank(create_engine(url, **SETTINGS, pool_size=clients))
 
 
-def _django(url: str, clients: int) -> Customers:
+def _django(url: str, clients: int) -> Workload:
     set_up_django(url, SETTINGS)
-    from ps_demo.shop.customers import Shop
+    from ps_demo.shop.workload import Shop
 
     return Shop()
 
@@ -82,7 +82,7 @@ def set_up_django(url: str, settings: dict[str, Any]) -> None:
     django.setup()
 
 
-_MAKE: Final[dict[str, Callable[[str, int], Customers]]] = {"SQLAlchemy": _sqlalchemy, "Django": _django}
+_MAKE: Final[dict[str, Callable[[str, int], Workload]]] = {"SQLAlchemy": _sqlalchemy, "Django": _django}
 
 
 class Retries(logging.Handler):
@@ -113,13 +113,13 @@ class Retries(logging.Handler):
 class Client(threading.Thread):
     """One client: reads, and every other client also writes, until told to stop."""
 
-    def __init__(self, customers: Customers, number: int, seed: int, retries: Retries) -> None:
+    def __init__(self, workload: Workload, number: int, seed: int, retries: Retries) -> None:
         super().__init__(name=f"client-{number}", daemon=True)
         self.connected = threading.Event()
         self.starting = threading.Event()
         self.stopping = threading.Event()
         self.recording = Recording()
-        self._customers = customers
+        self._workload = workload
         self._random = Random(f"{seed}/{number}")  # noqa: S311 - chooses rows, guards nothing
         self._share_of_writes = SHARE_OF_WRITES if number % 2 else 0.0
         self._reference = number << 32
@@ -146,9 +146,9 @@ class Client(threading.Thread):
         try:
             if write:
                 self._reference += 1
-                self._customers.write(self._random, self._reference)
+                self._workload.write(self._random, self._reference)
                 recording.acknowledged.append(self._reference)
-            elif self._customers.read(self._random):
+            elif self._workload.read(self._random):
                 flags |= REPLICA
         except Exception as exc:  # noqa: BLE001 - whatever an operation raises is what the demo is about
             flags |= FAILED
@@ -160,11 +160,11 @@ class Client(threading.Thread):
 
 def _serve(name: str, url: str, clients: int, seed: int, demo: Connection, progress: MutableSequence[int]) -> None:
     """Be the application's process, in step with the demo's. Ends when that one says so, or is gone."""
-    customers = _MAKE[name](url, clients)
-    customers.prepare()
+    workload = _MAKE[name](url, clients)
+    workload.prepare()
     with Retries() as retries, suppress(EOFError):
         _meet(demo)
-        threads = [Client(customers, number, seed, retries) for number in range(1, clients + 1)]
+        threads = [Client(workload, number, seed, retries) for number in range(1, clients + 1)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -68,8 +68,8 @@ def _serve(name: str, url: str, clients: int, pipe: Connection) -> None:
             pipe.send((None, f"{type(exc).__name__}: {exc}"))
 
 
-class _Customers:
-    """The demo's clients, on this application."""
+class _Workload:
+    """What the demo's clients do on this system."""
 
     def __init__(self, system: System) -> None:
         self._system = system
@@ -126,8 +126,8 @@ class _Jobs:
 
     def begin(self, clients: int, seed: int, number: int) -> None:
         """Start clients, whose references are this number's; they work when all have connected."""
-        customers = _Customers(self._system)
-        self._clients = [Client(customers, 100 * number + n, seed, Retries()) for n in range(1, clients + 1)]
+        workload = _Workload(self._system)
+        self._clients = [Client(workload, 100 * number + n, seed, Retries()) for n in range(1, clients + 1)]
         for client in self._clients:
             client.start()
         for client in self._clients:

@@ -203,7 +203,7 @@ def test_refused_arguments(arguments: list[str], capsys: pytest.CaptureFixture[s
 
 
 class Reader:
-    """Customers that read which server answers, and whose every write raises."""
+    """A workload whose reads ask which server answers, and whose every write raises."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""What the bank's customers do: balances are read, and money moves in transactions."""
+"""What the bank's clients do: balances are read, and money moves in transactions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACCOUNTS: Final = 1_000_000
 
 
 class Bank:
-    """The customers."""
+    """The bank's workload."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""What the shop's customers do, as views would do it."""
+"""What the shop's clients do, as views would do it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def request() -> Iterator[None]:
 
 
 class Shop:
-    """The customers."""
+    """The shop's workload."""
 
     def prepare(self) -> None:
         """Migrate, and fill the shop."""
