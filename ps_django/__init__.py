@@ -46,9 +46,6 @@ __all__ = [
     "without_sticky_writes",
 ]
 
-writing = using_primary
-"""The name that it had first."""
-
 
 @register("ps_django")
 def _check_settings(**kwargs: Any) -> Any:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ps_core.topology import Consistency
     from ps_django.path import PathDecision
 
-__all__ = ["check_direct", "consistency_of", "databases", "families", "link_of", "policy_of", "replicas_of_alias"]
+__all__ = ["check_direct", "consistency_of", "databases", "families", "policy_of", "replicas_of_alias", "state_of_alias"]
 
 ENGINE: Final = "ps_django.backend"
 POSTGIS: Final = "ps_django.postgis"
@@ -226,7 +226,7 @@ def _check_of_primary(options: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"ps_identity: write a string, not {identity!r}")
 
 
-def link_of(
+def state_of_alias(
     alias: str, entry: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]], decision: PathDecision = AS_CONFIGURED
 ) -> EndpointState:
     """Return what all connections of this alias share that have the limits of `decision`, in all threads of the process."""

@@ -33,7 +33,7 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.events import emit_fallback
 from ps_core.failures import FOR_PRIMARY, READ_FOR_PRIMARY, Kind, classify
 from ps_django import path, tenants
-from ps_django.config import endpoint_of, link_of, policy_of, replicas_of_alias
+from ps_django.config import endpoint_of, policy_of, replicas_of_alias, state_of_alias
 from ps_django.long_transactions import LongTransactions
 from ps_django.transaction import in_block_of_request, in_transaction, is_within_request, own_blocks
 
@@ -134,7 +134,7 @@ class _FallingBack(CursorWrapper):
     the primary stands in on this alias's connection, READ ONLY, until the transaction ends.
     """
 
-    _away = False
+    _on_primary = False
     """The cursor is the primary's."""
 
     def _execute(self, sql: Any, params: Any, *ignored_wrapper_args: Any) -> Any:
@@ -143,7 +143,7 @@ class _FallingBack(CursorWrapper):
         try:
             return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc] # not in the stubs
         except DatabaseError as exc:
-            if not self._goes_on(exc):
+            if not self._falls_back(exc):
                 raise
         return super()._execute(sql, params, *ignored_wrapper_args)  # type: ignore[misc]
 
@@ -217,23 +217,23 @@ class _FallingBack(CursorWrapper):
         try:
             return run()
         except DatabaseError as exc:
-            if not self._goes_on(exc):
+            if not self._falls_back(exc):
                 raise
         return run()
 
     def _take_side(self, sql: Any) -> None:
         # What sets something is for this very alias.
-        away = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
-        if away is not self._away:
-            self._go(away=away)
+        on_primary = not (isinstance(sql, str) and analyse(sql).touches_session) and self.db.ps_lacks_of_primary()
+        if on_primary is not self._on_primary:
+            self._lead(to_primary=on_primary)
 
-    def _goes_on(self, exc: DatabaseError) -> bool:
+    def _falls_back(self, exc: DatabaseError) -> bool:
         """Return whether the primary is to be asked what ended in `exc`; this cursor leads there then."""
         failure = classify(exc)
-        if self._away or failure.kind not in FOR_PRIMARY or not self.db.ps_is_replica:
+        if self._on_primary or failure.kind not in FOR_PRIMARY or not self.db.ps_is_replica:
             return False
         if self.db.ps_writer is not None:
-            self._go(away=True)
+            self._lead(to_primary=True)
         elif not self._stands_in(failure.kind):
             return False
         emit_fallback(self.db.alias, failure)
@@ -246,7 +246,7 @@ class _FallingBack(CursorWrapper):
         if kind is Kind.RECOVERY_CONFLICT and driver.info.transaction_status != pq.TransactionStatus.IDLE:
             return False  # a transaction with a snapshot of its own: the primary cannot go on with that
         if self.db.ps_lagging is not None:
-            self._go(away=True)
+            self._lead(to_primary=True)
             return True
         with self.db.wrap_database_errors:
             if not driver.stand_in():
@@ -257,11 +257,11 @@ class _FallingBack(CursorWrapper):
             self.close = self.db.ps_wrap_as_both(self.cursor.close)  # type: ignore[method-assign]
         return True
 
-    def _go(self, *, away: bool) -> None:
+    def _lead(self, *, to_primary: bool) -> None:
         self.cursor.close()
-        self._away = away
+        self._on_primary = to_primary
         # Through its wrapper's own method: a derived one brings the connection into its tenant's schema there.
-        wrapper: Any = connections[self.db.settings_dict["OPTIONS"]["ps_primary"]] if away else self.db
+        wrapper: Any = connections[self.db.settings_dict["OPTIONS"]["ps_primary"]] if to_primary else self.db
         self.cursor = wrapper._cursor().cursor
 
 
@@ -479,7 +479,7 @@ class DatabaseWrapper(base.DatabaseWrapper, metaclass=_Kind):
         alias, settings = self.alias, self.settings_dict
         if decision.direct and (direct := path.direct_of(settings, connections.settings)) is not None:
             alias, settings = direct, {**connections.settings[direct], "NAME": settings["NAME"]}
-        return link_of(alias, settings, connections.settings, decision)
+        return state_of_alias(alias, settings, connections.settings, decision)
 
     @property
     def ps_mirrors(self) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NoReturn
+from textwrap import fill, wrap
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ps_cli import completion, doctor, lab, pgbouncer
 from ps_demo import demo
@@ -15,7 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Breaks no word at its hyphens: what is to be typed (`ps-postgres`) can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **options)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, without the arguments that it quotes where these may hold a password."""
         what, _, quoted = message.partition(": ")

@@ -28,7 +28,7 @@ from ps_core.consistency import identity_of
 from ps_core.errors import ConfigurationError
 from ps_core.replicas import Replicas
 from ps_core.timeouts import POOLED
-from ps_core.topology import Endpoint, Topology, TopologySettings, parse_retry_timeout
+from ps_core.topology import Endpoint, Topology, TopologySettings, check_side, parse_retry_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -174,6 +174,7 @@ def target_of(target: str | Topology | Endpoint, to: str, retry: RetryPolicy | N
     if retry is not None:
         checked_policy(retry)
     if isinstance(target, Endpoint):
+        check_side(target, to)
         return Target(state_of(target), None, retry or USUAL)
     if not isinstance(target, Topology):
         if target == "":

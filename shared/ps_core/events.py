@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ps_core._notes import deadline_note
-from ps_core._plain_errors import DeadlineExceeded
+from ps_core._plain_errors import ConfigurationError, DeadlineExceeded
 from ps_core.failures import Failure, Kind
 
 if TYPE_CHECKING:
@@ -113,7 +113,13 @@ _hooks: tuple[Hook, ...] = ()
 
 
 def subscribe(hook: Hook) -> Callable[[], None]:
-    """Call `hook` with every event of this process from now on. Returns what ends that."""
+    """Call `hook` with every event of this process from now on. Returns what ends that.
+
+    Raises:
+        ConfigurationError: `hook` cannot be called.
+    """
+    if not callable(hook):
+        raise ConfigurationError(f"subscribe: write a function of an event, not {hook!r}")
     global _hooks  # noqa: PLW0603 - of the process, like logging's handlers
     _hooks = (*_hooks, hook)
 
@@ -125,12 +131,12 @@ def subscribe(hook: Hook) -> Callable[[], None]:
 
 
 def is_heard(name: Name) -> bool:
-    """Return whether anybody hears `name`: what happens with every statement is not put together for nobody."""
+    """Return whether anybody listens to `name`. Events of every statement are not built where nobody does."""
     return bool(_hooks) or _loggers[name].isEnabledFor(_WORDS[name][0])
 
 
 def emit(event: Event) -> None:
-    """Tell it to the log and to the hooks."""
+    """Log the event, and pass it to every hook."""
     level, logger = _WORDS[event.name][0], _loggers[event.name]
     if logger.isEnabledFor(level):
         logger.log(level, "%s", event, extra={"ps_event": event})
@@ -142,19 +148,19 @@ def emit(event: Event) -> None:
 
 
 def emit_route(decision: Decision, endpoint: str = "") -> None:
-    """Tell where a statement goes, and why."""
+    """Emit where a statement goes, and why."""
     if is_heard(Name.ROUTE):
         emit(Event(name=Name.ROUTE, endpoint=endpoint or decision.route.value, reason=decision.reason))
 
 
 def emit_fallback(endpoint: str, failure: Failure) -> None:
-    """Tell that the primary does what the replica endpoint refused."""
+    """Emit that the primary does what the replica endpoint refused."""
     name = Name.BEHIND if failure.kind is Kind.BEHIND else Name.FALLBACK
     emit(Event(name=name, endpoint=endpoint, reason=failure.rule))
 
 
 def deadline_exceeded(message: str, endpoint: str = "", *, seconds: float | None = None) -> DeadlineExceeded:
-    """Tell it, and return the error to raise."""
+    """Emit DEADLINE_EXCEEDED, and return the exception for the caller to raise."""
     emit(Event(name=Name.DEADLINE_EXCEEDED, endpoint=endpoint))
     error = DeadlineExceeded(message)
     error.add_note(deadline_note(seconds))

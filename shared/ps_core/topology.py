@@ -27,6 +27,7 @@ __all__ = [
     "Endpoint",
     "Topology",
     "TopologySettings",
+    "check_side",
     "check_startup",
     "database_identity",
     "parse_consistency",
@@ -534,6 +535,16 @@ def _check_suffix(endpoint: Endpoint) -> None:
             f"|replica cannot be reached on port {endpoint.port}, whose pooler serves the primary only: write port "
             f"{_DIRECT_PORT}, or a replica bouncer's name in its place"
         )
+
+
+def check_side(endpoint: Endpoint, to: str) -> None:
+    """Refuse what `to=` says beside an endpoint, which is one place; "primary" is what it says where nothing is given.
+
+    Raises:
+        ConfigurationError: it says something else than the endpoint is.
+    """
+    if to not in ("primary", endpoint.role):
+        raise ConfigurationError(f"to={to!r}: {endpoint.name!r} is one endpoint: leave it out, or give a Topology or a URL")
 
 
 def check_startup(endpoint: Endpoint, params: Mapping[str, Any]) -> None:

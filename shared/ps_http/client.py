@@ -6,9 +6,10 @@ import time
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, Unpack
 
+from ps_core._names import given_to_complete
 from ps_core._plain_errors import ConfigurationError
 from ps_core.tags import current_comment, with_comment
-from ps_core.topology import Endpoint, Topology, TopologySettings
+from ps_core.topology import Endpoint, Topology, TopologySettings, check_side
 from ps_http._plan import Refused, make_work
 from ps_http._request import ISOLATION_LEVELS, Modes
 from ps_http._transport import Lost
@@ -61,10 +62,12 @@ class _Base:
         """
         if to not in ("primary", "direct"):
             raise ConfigurationError(f"to: write 'primary' or 'direct', not {to!r}")
-        if isinstance(target, str):
+        if not isinstance(target, Topology | Endpoint):
             target = Topology.from_url(target, **settings)
         elif settings:
-            raise ConfigurationError(f"a complete {type(target).__name__} has its own settings: give them to Topology.from_url")
+            raise given_to_complete(target, settings)
+        elif isinstance(target, Endpoint):
+            check_side(target, to)
         self._site = Site(target, to)
         self._adapting: Adapting | None = None
 

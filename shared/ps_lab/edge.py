@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import signal
 import socket
 import sys
@@ -11,16 +13,35 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from ps_lab.routes import Path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path as File
 
     from ps_lab.processes import Guard
-    from ps_lab.routes import Listener, Path, Routes
+    from ps_lab.routes import Listener, Routes
 
-__all__ = ["Edge", "RoundTrips"]
+__all__ = ["Edge", "RoundTrips", "checked_seconds"]
+
+
+def checked_seconds(seconds: float) -> float:
+    """Return a time.
+
+    Raises:
+        ValueError: it is no number from 0 on.
+    """
+    if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"write seconds as a number from 0 on, not {seconds!r}")
+    return seconds
+
+
+def _checked_path(path: Path | None) -> Path | None:
+    if path is not None and path not in get_args(Path):
+        raise ValueError(f"write a path, {', '.join(map(repr, get_args(Path)))}, or none for all of them, not {path!r}")
+    return path
 
 
 class RoundTrips:
@@ -59,7 +80,11 @@ class RoundTrips:
 
 
 class Edge:
-    """What may be asked of the relay, from any thread. A fault lasts until `resume`, or until the end of a `with` block."""
+    """What may be asked of the relay, from any thread. A fault lasts until `resume`, or until the end of a `with` block.
+
+    Raises:
+        ValueError: a fault is none: it names no path, no time or no SQLSTATE, and a test would pass without it.
+    """
 
     def __init__(self, guard: Guard, certificate: File) -> None:
         self.log = guard.folder / "edge.log"
@@ -111,28 +136,30 @@ class Edge:
 
     def cut(self, path: Path | None = None) -> None:
         """Break the connections of a path ("primary", "replica", "direct"), all where none is named."""
-        self._ask("cut", path)
+        self._ask("cut", _checked_path(path))
 
     def cut_answers(self, path: Path | None = None, *, containing: str = "", times: int = 1) -> ExitStack:
         """Break a connection when the server has answered the next message that holds this text: the answer does not arrive.
 
         What the message was about has happened, then. `status()["answer_cuts"]` says how many of the `times` are left.
         """
-        return self._fault("cut_answers", path, containing, times)
+        return self._fault("cut_answers", _checked_path(path), containing, times)
 
     def hang(self, path: Path | None = None) -> ExitStack:
         """Stop forwarding on a path, or on all; new connections hang, too."""
-        return self._fault("hang", path)
+        return self._fault("hang", _checked_path(path))
 
     def delay(self, seconds: float) -> ExitStack:
         """Delay what is forwarded, each way."""
-        return self._fault("delay", seconds)
+        return self._fault("delay", checked_seconds(seconds))
 
     def refuse(self, sqlstate: str, message: str) -> ExitStack:
         """Answer new connections with this error, and all requests of `POST /sql` with what comes of it.
 
         That is status 400 for a class 28, 503 for 57P03, 429 for class 53, and else 500.
         """
+        if not re.fullmatch("[0-9A-Z]{5}", sqlstate):
+            raise ValueError(f"sqlstate: write five digits and upper-case letters, as in '08006', not {sqlstate!r}")
         return self._fault("refuse", sqlstate, message)
 
     def limit_sql(self, **limits: float | None) -> ExitStack:

@@ -19,7 +19,7 @@ import trustme
 from psycopg.sql import SQL, Identifier
 
 from ps_core.topology import Topology, parse_transport
-from ps_lab.edge import Edge
+from ps_lab.edge import Edge, checked_seconds
 from ps_lab.pgbouncer import ADMIN, AppSideBouncer, PgBouncer, find_pgbouncer, scram_secret
 from ps_lab.postgres import SUPERUSER, Binaries, Postgres
 from ps_lab.processes import Account, Guard, wait_until
@@ -75,7 +75,7 @@ class Lab:
         transport: str | None = None,
         **pgbouncer_settings: object,
     ) -> None:
-        if not 1 <= replicas <= 8:
+        if type(replicas) is not int or not 1 <= replicas <= 8:
             raise ValueError("replicas: write a number from 1 to 8: COMMIT waits for one of them")
         self.branch = "".join(secrets.choice(_ALPHABET) for _ in range(12))
         self._passwords = {APP: _new_password(), ADMIN: _new_password()}
@@ -246,7 +246,7 @@ class Lab:
     def crash_replica(self, index: int = 0) -> Postgres:
         """Kill `replicas[index]` and leave it down until `restart_replica`. The replica bouncer goes on with the others."""
         self._settle()
-        replica = self.replicas[index]
+        replica = self._replica(index)
         replica.stop(signal.SIGKILL)
         self._point()
         return replica
@@ -254,7 +254,7 @@ class Lab:
     def restart_replica(self, index: int | None = None) -> None:
         """Bring back `replicas[index]`, or all that are down."""
         self._settle()
-        for replica in self.replicas if index is None else [self.replicas[index]]:
+        for replica in self.replicas if index is None else [self._replica(index)]:
             if not replica.running:
                 if replica in self._stale:
                     replica.clone(self.primary)
@@ -267,6 +267,8 @@ class Lab:
     def restart_bouncer(self, name: str) -> None:
         """Kill a bouncer ("local", "write-pool", "read-pool") and start it again."""
         self._settle()
+        if name not in self.bouncers:
+            raise ValueError(f"write a bouncer's name, {', '.join(map(repr, self.bouncers))}, not {name!r}")
         self.bouncers[name].stop()
         self.bouncers[name].start()
         if name == READ_POOL:
@@ -286,7 +288,7 @@ class Lab:
     def set_replay_delay(self, seconds: float) -> None:
         """Let the replicas replay each commit this many seconds after it was made; 0 ends that at once."""
         self._settle()
-        self._replay_delay = seconds
+        self._replay_delay = checked_seconds(seconds)
         for server in self.servers:  # the primary, too: it will be a replica
             if server.running:
                 self._set_replay_delay(server)
@@ -426,6 +428,11 @@ class Lab:
             if server.name == name:
                 return server
         raise ValueError(f'{name!r}: write "primary" or one of {", ".join(server.name for server in self.servers)}')
+
+    def _replica(self, index: int) -> Postgres:
+        if index not in range(len(self.replicas)):
+            raise ValueError(f"there are {len(self.replicas)} replicas: write the number of one, from 0 on, not {index!r}")
+        return self.replicas[index]
 
     def _settle(self) -> None:
         """Wait until the server that crashed last is back."""

@@ -8,9 +8,9 @@ import pytest
 from ps_core.context import use_token
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, at_hand, make_table
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, at_hand, make_table
 
 
 @pytest.fixture(scope="session")

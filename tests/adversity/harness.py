@@ -28,7 +28,7 @@ from ps_core.events import Event, Name, subscribe
 from ps_core.failures import Failure, Ran, classify
 from ps_core.topology import Endpoint, Topology
 from ps_lab.processes import wait_until
-from tests.adversity.users import Users
+from tests.adversity.applications import ApplicationClients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,7 +113,7 @@ def steps(phase: Phase, path: Path, number: int) -> Steps:
             return Steps((f"INSERT INTO ledger VALUES ({number}, {_KEYS[path]})",), "COMMIT", ())
 
 
-class Client:
+class DriverClient:
     """One client, in a thread of its own. It has an event loop, whichever driver it uses, so that its work is written once."""
 
     def __init__(self, driver: str, phase: Phase, path: Path, endpoint: Endpoint, identity: str) -> None:
@@ -252,9 +252,9 @@ class Met:
     """How the clients of a crowd fared."""
 
     event: str
-    users: Users
+    applications: ApplicationClients
     """Applications that were at work meanwhile."""
-    clients: dict[tuple[str, Path, Phase], Client] = field(default_factory=dict)
+    clients: dict[tuple[str, Path, Phase], DriverClient] = field(default_factory=dict)
 
     def check(self, path: Path, phase: Phase, stock_rules: Sequence[str | None], ours: Sequence[Ours]) -> None:
         """Compare with what is expected: the rule of psycopg's error (None: no error), and what `ps_core` makes of it."""
@@ -301,7 +301,7 @@ class Crowd:
             "direct": topology.direct,
         }
         self.clients = [
-            Client(driver, phase, path, endpoints[path], lab.branch)
+            DriverClient(driver, phase, path, endpoints[path], lab.branch)
             for path, group in (phases or PHASES).items()
             for phase in group
             for driver in drivers
@@ -314,7 +314,7 @@ class Crowd:
         busy = [client for client in self.clients if client not in late]
         prepare(self.lab)
         # Its table is replayed before statements are held, whose snapshots may keep a replica from replaying.
-        users = Users(self.lab)
+        applications = ApplicationClients(self.lab)
         with ExitStack() as stack:
             stack.callback(self.release)
             self._hold()
@@ -329,11 +329,11 @@ class Crowd:
             for client in busy:
                 client.start.set()
             wait_until(lambda: self._held() == len(busy), "statements under way")
-            stack.enter_context(users)
+            stack.enter_context(applications)
             with fault(self):
                 for client in late:
                     client.start.set()
-                users.meet()
+                applications.meet()
                 with suppress(TimeoutError):
                     wait_until(lambda: all(client.waits for client in late), "", timeout=self.patience)
         for client in self.clients:
@@ -346,7 +346,7 @@ class Crowd:
         counted = dict(self.lab.sql("SELECT id, count(*) FROM ledger GROUP BY id"))
         for client in self.clients:
             client.rows = counted.get(client.number, 0)
-        return Met(event, users, {(client.driver, client.path, client.phase): client for client in self.clients})
+        return Met(event, applications, {(client.driver, client.path, client.phase): client for client in self.clients})
 
     def wait_until_closed(self, *paths: Path) -> None:
         """Return when the end of the idle connections on these paths has come through to their clients."""

@@ -44,7 +44,7 @@ class Matrix:
     """The tests that are over, by id."""
 
     def sees(self, fault: str, text: str, *, synthetic: bool = False) -> None:
-        """Write down, in one line, what the users of both frameworks see of a fault, which the test has asserted.
+        """Write down, in one line, what applications of both frameworks see of a fault, which the test has asserted.
 
         `synthetic`: only the words of the fault are known, and the lab speaks them.
         """

@@ -20,9 +20,9 @@ from ps_core.context import use_token
 from ps_core.failures import Kind, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, Django
 from tests.adversity.harness import Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, Django
 
 if TYPE_CHECKING:
     from ps_core._endpoint import EndpointState
@@ -395,7 +395,7 @@ def test_a_mark_of_stable_makes_a_read(ps_lab: Lab, paths: Paths) -> None:
         ps_lab.sql("DROP FUNCTION reads_only()")
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """A read is answered again. A function that writes is run again as the opening of a transaction, and raises in autocommit."""
     for number, application in enumerate(applications):
         application.execute("SELECT 1", "primary")

@@ -5,9 +5,9 @@ import pytest
 from ps_core.context import use_token
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, wait_for_replicas
 from tests.adversity.harness import Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, wait_for_replicas
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
@@ -43,7 +43,7 @@ def test_behind(ps_lab: Lab, paths: Paths, matrix: Matrix, autocommit: bool) -> 
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Writers read on the primary for as long as the replicas are late; others read what the replicas have."""
     wait_for_replicas(applications)
     ps_lab.set_replay_delay(30)

@@ -22,9 +22,9 @@ import pytest
 from ps_core.context import deadline
 from ps_core.errors import DeadlineExceeded
 from ps_lab import Lab
+from tests.adversity.applications import Application, at_hand, make_table
 from tests.adversity.harness import PATHS, Doing, Paths
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, at_hand, make_table
 
 _NEWNET = 0x40000000
 NEAR, FAR = "10.213.77.1", "10.213.77.2"

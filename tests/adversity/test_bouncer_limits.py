@@ -210,11 +210,11 @@ def test_kill(after_kill: Met, matrix: Matrix, row: Row) -> None:
     matrix.crowd(after_kill, row)
 
 
-def test_users_of_a_disabled_database(after_disable: Met, matrix: Matrix) -> None:
+def test_applications_of_a_disabled_database(after_disable: Met, matrix: Matrix) -> None:
     """Applications wait until the operator enables the database again."""
-    matrix.sees(after_disable.event, f"a wait until ENABLE; {after_disable.users.saw()}")
+    matrix.sees(after_disable.event, f"a wait until ENABLE; {after_disable.applications.saw()}")
 
 
-def test_users_of_a_killed_database(after_kill: Met, matrix: Matrix) -> None:
+def test_applications_of_a_killed_database(after_kill: Met, matrix: Matrix) -> None:
     """Applications wait until the operator resumes the database."""
-    matrix.sees(after_kill.event, f"a wait until RESUME; {after_kill.users.saw()}")
+    matrix.sees(after_kill.event, f"a wait until RESUME; {after_kill.applications.saw()}")

@@ -14,9 +14,9 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
+from tests.adversity.applications import Application, at_hand, renewing
 from tests.adversity.harness import QUICK, Doing, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, at_hand, renewing
 
 LEARNT_LATE = ("pooler_query_wait_timeout", "pooler_login_retry")
 CHANGES = {
@@ -75,7 +75,7 @@ def test_refused_login(ps_lab: Lab, paths: Paths, matrix: Matrix, barred: str, c
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None, barred: str) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None, barred: str) -> None:
     """Configuration is an error at once where the pooler passes on what it was told; before 1.20, a wait until the deadline."""
     knows = ps_lab.bouncers["local"].version >= (1, 20)
 

@@ -19,9 +19,9 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.events import Event, Name, subscribe
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import BOUNCERS, Application, Django, SQLAlchemy
 from tests.adversity.harness import Doing
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS, Application, Django, SQLAlchemy
 
 SELECT = "SELECT 1"
 

@@ -19,10 +19,10 @@ from ps_core._connection.cursors import AsyncServerBindingCursor
 from ps_core.context import deadline
 from ps_core.errors import CommitOutcomeUnknown
 from ps_lab import Lab
+from tests.adversity.applications import BOUNCERS
 from tests.adversity.harness import Doing, Paths, prepare
 from tests.adversity.matrix import Matrix
 from tests.adversity.test_commit_in_flight import WAITS, ledger, replicas_cut_off
-from tests.adversity.users import BOUNCERS
 
 INSERT = "INSERT INTO ledger VALUES (1)"
 CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

@@ -14,9 +14,9 @@ from ps_core.events import Event, Name, subscribe
 from ps_core.failures import Kind, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application
 from tests.adversity.harness import Doing, prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application
 
 LOOK = "SELECT count(*) FROM ledger"
 WRITE = "INSERT INTO ledger VALUES (1)"

@@ -19,9 +19,9 @@ from ps_core.events import Event, Name
 from ps_core.failures import Kind, Ran, classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import NUMBERS, Application, renewing
 from tests.adversity.harness import Doing, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, renewing
 
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 PHASE = "COMMIT under way"
@@ -394,7 +394,7 @@ def test_verdict_of_the_outcome_unknown() -> None:
     assert failure.ran is Ran.UNKNOWN
 
 
-def test_users_of_a_lost_answer(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications_of_a_lost_answer(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """The server has committed: nobody is told of an error, and nobody writes again."""
     numbers = [next(NUMBERS) for _ in applications]
     with replicas_cut_off(ps_lab) as waiting:
@@ -407,7 +407,7 @@ def test_users_of_a_lost_answer(ps_lab: Lab, matrix: Matrix, applications: list[
     matrix.sees("The answer to COMMIT is lost", "nothing: what became of it is looked up; run_transaction is committed once")
 
 
-def test_users_of_a_lost_primary(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications_of_a_lost_primary(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """The COMMIT is gone with the primary: it is run again where that is known, and nobody is told that it succeeded."""
     numbers = [next(NUMBERS) for _ in applications]
     with replicas_cut_off(ps_lab) as waiting:

@@ -9,9 +9,9 @@ from psycopg import IsolationLevel
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, renewing
 from tests.adversity.harness import Doing, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, renewing
 
 
 @pytest.mark.parametrize("path", ["primary", "direct"])
@@ -77,7 +77,7 @@ def test_deadlock(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) -> None
         ps_lab.sql("ALTER DATABASE postgres RESET deadlock_timeout")
 
 
-def test_users_of_rows_that_change(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications_of_rows_that_change(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """A transaction that loses is run again as a whole."""
     prepare(ps_lab)
     ps_lab.sql("INSERT INTO ledger VALUES (1)")
@@ -101,7 +101,7 @@ def test_users_of_rows_that_change(ps_lab: Lab, matrix: Matrix, applications: li
     matrix.sees("Serialization failure (40001)", "nothing: run_transaction runs it again; its writes are there once")
 
 
-def test_users_who_wait_for_each_other(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications_who_wait_for_each_other(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Two transactions that wait for each other are both committed, one of them in its second run."""
     prepare(ps_lab)
     ps_lab.sql("INSERT INTO ledger VALUES (1), (2)")

@@ -17,9 +17,9 @@ from ps_core.failures import Kind, classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import APPLICATIONS, BOUNCERS, NUMBERS, Application, Where, at_hand, refused
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import APPLICATIONS, BOUNCERS, NUMBERS, Application, Where, at_hand, refused
 
 FAULT = "Credentials are rotated: a second role, then the first is deleted"
 LINE = "nothing, where the old connections were given up before; who connects with the deleted role hears so at once"

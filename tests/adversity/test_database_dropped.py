@@ -6,9 +6,9 @@ from functools import partial
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
+from tests.adversity.applications import at_hand, refused
 from tests.adversity.harness import Paths, raised, raised_once, wait_until_over
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import at_hand, refused
 
 
 def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
@@ -35,7 +35,7 @@ def test_database_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None) -> None:
     """Clients of the database get the error at once."""
     ps_lab.sql("CREATE DATABASE doomed")
     with at_hand(ps_lab.url.replace("/postgres?", "/doomed?")) as applications:

@@ -8,9 +8,9 @@ from ps_core.context import deadline
 from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import at_hand
 from tests.adversity.harness import QUICK, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import at_hand
 
 EVENT = "A write where only reads are possible (25006)"
 
@@ -86,7 +86,7 @@ def test_read_only_by_default(ps_lab: Lab, paths: Paths) -> None:
         ps_lab.sql("ALTER ROLE app RESET default_transaction_read_only")
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None) -> None:
     """Work for a primary waits for one, and is nowhere: given up by the deadline."""
     prepare(ps_lab)
     # What a stale route amounts to: the primary's endpoint leads to servers in recovery.

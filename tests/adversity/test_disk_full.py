@@ -13,9 +13,9 @@ import ps_sqlalchemy
 from ps_core.context import deadline
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import BOUNCERS
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS
 
 FAULT = "The cluster is read-only, its disk is nearly full"
 LINE = "writes fail at once with the server's text, and are not tried again; reads go on"

@@ -8,9 +8,9 @@ from ps_core.context import deadline
 from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import at_hand
 from tests.adversity.harness import QUICK, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import at_hand
 
 
 def test_dns(paths: Paths, matrix: Matrix) -> None:
@@ -22,7 +22,7 @@ def test_dns(paths: Paths, matrix: Matrix) -> None:
     matrix.add("DNS fails", "direct", "connecting", classify(error), "dns", ours="raised after its time", outcome="no connection")
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None) -> None:
     """Callers wait for the name to resolve, until the deadline, whose error says why."""
     with at_hand(ps_lab.url.replace("localhost", "no-such-host.invalid")) as applications:
         for application in applications:

@@ -13,9 +13,9 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, ApplicationClients
 from tests.adversity.harness import PATHS, Doing, Path, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, Users
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -32,7 +32,7 @@ def test_connect_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) 
     matrix.add("The edge hangs", path, "connecting", classify(error), "connect_timeout", ours="sent again", outcome="answered")
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """While nothing comes, a deadline is kept; those who have none go on when something comes again."""
     for application in applications:
         application.look(0)
@@ -40,10 +40,10 @@ def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> 
         for application in applications:
             with deadline("100ms"), pytest.raises(DeadlineExceeded):
                 application.look(0)
-    with Users(ps_lab) as users:
+    with ApplicationClients(ps_lab) as clients:
         with ps_lab.edge.hang():
-            users.meet()
-    matrix.sees("The edge hangs", f"a wait, no longer than the deadline; {users.saw()}")
+            clients.meet()
+    matrix.sees("The edge hangs", f"a wait, no longer than the deadline; {clients.saw()}")
 
 
 def test_second_statement(ps_lab: Lab) -> None:

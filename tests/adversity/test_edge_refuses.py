@@ -8,9 +8,9 @@ import pytest
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import ApplicationClients, at_hand, refused
 from tests.adversity.harness import PATHS, Doing, Path, Paths, raised, raised_once
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Users, at_hand, refused
 
 TRANSIENT = {
     "no primary available for branch {branch}": "edge_no_member",
@@ -115,17 +115,17 @@ def test_what_the_edge_says_is_a_driver_error(ps_lab: Lab, paths: Paths) -> None
     assert classify(error).transient
 
 
-def test_users(ps_lab: Lab, matrix: Matrix) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix) -> None:
     """Whatever the edge says of an outage, applications wait for its end."""
-    with Users(ps_lab) as users:
+    with ApplicationClients(ps_lab) as clients:
         for text in TRANSIENT:
             with ps_lab.edge.refuse("08006", text.format(branch=ps_lab.branch)):
                 ps_lab.edge.cut()
-                users.meet()
-    matrix.sees("The edge refuses for a while (08006)", f"a wait; {users.saw()}", synthetic=True)
+                clients.meet()
+    matrix.sees("The edge refuses for a while (08006)", f"a wait; {clients.saw()}", synthetic=True)
 
 
-def test_users_of_no_bouncer(ps_lab: Lab, matrix: Matrix) -> None:
+def test_applications_of_no_bouncer(ps_lab: Lab, matrix: Matrix) -> None:
     """A mistake in the user name is told at once, in the edge's words."""
     with at_hand(ps_lab.url, bouncer="nosuchpool") as applications:
         for application in applications:

@@ -46,7 +46,7 @@ class Fault:
     """A block in which the fault stands."""
     expected: dict[Path, Expected]
     """For each path that meets it: the rule of stock psycopg's error, and what our connection does."""
-    users_see: str
+    applications_see: str
     """What applications see before what all of them must not see."""
     unknown: bool = False
     """Nobody may be able to tell what became of a COMMIT."""
@@ -329,7 +329,7 @@ def crowds(ps_lab: Lab) -> Callable[[str], tuple[Met, str | AssertionError]]:
         try:
             met = Crowd(ps_lab, phases, patience=fault.patience).run(fault.event, fault.happens)
             try:
-                return met, met.users.saw(unknown=fault.unknown)
+                return met, met.applications.saw(unknown=fault.unknown)
             except AssertionError as error:
                 return met, error
         finally:
@@ -362,12 +362,12 @@ def test_phase(met: Met, matrix: Matrix, row: Row) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_users(crowds: Callable[[str], tuple[Met, str | AssertionError]], matrix: Matrix, name: str) -> None:
+def test_applications(crowds: Callable[[str], tuple[Met, str | AssertionError]], matrix: Matrix, name: str) -> None:
     """Applications of both frameworks go on, and lose nothing that was acknowledged."""
     met, saw = crowds(name)
     if isinstance(saw, AssertionError):
         raise saw
-    matrix.sees(met.event, f"{FAULTS[name].users_see}; {saw}")
+    matrix.sees(met.event, f"{FAULTS[name].applications_see}; {saw}")
 
 
 @pytest.mark.parametrize("met", ["edge_cut"], indirect=True)

@@ -4,9 +4,9 @@ import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, refused_once
 from tests.adversity.harness import QUICK, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, refused_once
 
 
 @pytest.mark.parametrize("sqlstate", ["08006", "08001", "08003", "08004", "08000"])
@@ -28,7 +28,7 @@ def test_foreign_server(ps_lab: Lab, paths: Paths, sqlstate: str) -> None:
     conn.rollback()
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """The error is raised as the framework's own, and the connection is kept."""
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION remote() RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN"

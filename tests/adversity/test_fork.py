@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 import ps_sqlalchemy
 from ps_lab import Lab
+from tests.adversity.applications import BOUNCERS
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS
 
 TIMES = 20
 FAULT = "A fork with connections open"

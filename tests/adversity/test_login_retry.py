@@ -63,6 +63,6 @@ def test_it_took_long(met: Met, heard: list[Event]) -> None:
     assert max(event.seconds or 0 for event in heard if event.name is Name.OUTAGE_CLOSED) > 8
 
 
-def test_users(met: Met, matrix: Matrix) -> None:
+def test_applications(met: Met, matrix: Matrix) -> None:
     """Applications wait for the pooler to try its login again."""
-    matrix.sees(met.event, f"a wait of up to fifteen seconds; {met.users.saw(unknown=True)}")
+    matrix.sees(met.event, f"a wait of up to fifteen seconds; {met.applications.saw(unknown=True)}")

@@ -13,9 +13,9 @@ import ps_django
 import ps_sqlalchemy
 from ps_core.context import use_token
 from ps_lab import Lab
+from tests.adversity.applications import BOUNCERS
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS
 
 FAULT = "Replicas replay a minute late"
 LINE = "whoever has written reads it at once, from the primary; the others read what the replicas have; nobody waits"

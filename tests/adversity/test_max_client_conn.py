@@ -68,11 +68,11 @@ def test_server_full(server: Met, matrix: Matrix, row: Row) -> None:
     matrix.crowd(server, row)
 
 
-def test_users_of_a_full_pooler(pooler: Met, matrix: Matrix) -> None:
+def test_applications_of_a_full_pooler(pooler: Met, matrix: Matrix) -> None:
     """Connected clients are served; new ones wait."""
-    matrix.sees(pooler.event, f"a wait, for those who connect; {pooler.users.saw()}")
+    matrix.sees(pooler.event, f"a wait, for those who connect; {pooler.applications.saw()}")
 
 
-def test_users_of_a_full_server(server: Met, matrix: Matrix) -> None:
+def test_applications_of_a_full_server(server: Met, matrix: Matrix) -> None:
     """Poolers have their connections already; whoever needs another one waits."""
-    matrix.sees(server.event, f"a wait, for those who need another connection; {server.users.saw()}")
+    matrix.sees(server.event, f"a wait, for those who need another connection; {server.applications.saw()}")

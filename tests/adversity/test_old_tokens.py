@@ -17,9 +17,9 @@ from ps_core import use_token
 from ps_core.consistency import InvalidToken, Token, parse_lsn
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import BOUNCERS
 from tests.adversity.harness import prepare
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS
 
 LOOK = "SELECT pg_is_in_recovery(), (SELECT count(*) FROM ledger)"
 FAR = parse_lsn("FFFF/0")
@@ -77,7 +77,7 @@ def django(lab: Lab) -> Iterator[Reader]:
 
 @pytest.fixture(params=[sqlalchemy, asynchronous, django], ids=lambda user: user.__name__)
 def read(request: pytest.FixtureRequest, ps_lab: Lab, site: None) -> Iterator[Reader]:
-    """Each of the users."""
+    """Each of the applications."""
     prepare(ps_lab)
     with request.param(ps_lab) as read:
         yield read

@@ -8,9 +8,9 @@ import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import ApplicationClients
 from tests.adversity.harness import Paths
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Users
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_prepared_statements(unaware: Lab, paths: Paths, matrix: Matrix) -> None
         )
 
 
-def test_users(unaware: Lab, matrix: Matrix) -> None:
+def test_applications(unaware: Lab, matrix: Matrix) -> None:
     """Applications prepare nothing behind a pooler's back."""
-    with Users(unaware) as users:
-        users.meet()
-    matrix.sees("A pooler that knows no prepared statements", f"nothing; {users.saw()}")
+    with ApplicationClients(unaware) as clients:
+        clients.meet()
+    matrix.sees("A pooler that knows no prepared statements", f"nothing; {clients.saw()}")

@@ -55,11 +55,11 @@ def test_pause(waited: Met, matrix: Matrix, row: Row) -> None:
     matrix.crowd(waited, row)
 
 
-def test_users_who_are_sent_away(given_up: Met, matrix: Matrix) -> None:
+def test_applications_who_are_sent_away(given_up: Met, matrix: Matrix) -> None:
     """Applications wait for longer than the pooler lets them."""
-    matrix.sees(given_up.event, f"a wait until RESUME; {given_up.users.saw()}")
+    matrix.sees(given_up.event, f"a wait until RESUME; {given_up.applications.saw()}")
 
 
-def test_users_who_wait(waited: Met, matrix: Matrix) -> None:
+def test_applications_who_wait(waited: Met, matrix: Matrix) -> None:
     """Applications wait."""
-    matrix.sees(waited.event, f"a wait until RESUME; {waited.users.saw()}")
+    matrix.sees(waited.event, f"a wait until RESUME; {waited.applications.saw()}")

@@ -5,9 +5,9 @@ import pytest
 from ps_core.context import use_token
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import Application, refused_once, wait_for_replicas
 from tests.adversity.harness import Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, refused_once, wait_for_replicas
 
 
 @pytest.mark.parametrize("path", ["primary", "direct"])
@@ -37,7 +37,7 @@ def test_read_only_cluster(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path
     assert ps_lab.sql("SELECT count(*) FROM ledger") == [(0,)]
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Writes are refused in PlanetScale's words, and not tried again; reads go on."""
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"

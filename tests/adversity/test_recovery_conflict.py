@@ -13,9 +13,9 @@ from ps_core.context import limits
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import BOUNCERS, Application, renewing
 from tests.adversity.harness import Doing, Paths, raised, running, wait_until_over
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import BOUNCERS, Application, renewing
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_idle_in_transaction(impatient: Lab, paths: Paths, matrix: Matrix) -> No
     assert conns[1].execute("SELECT 2").fetchone() == (2,)
 
 
-def test_users(impatient: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(impatient: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Nobody notices: a replica answers at the second try, or else the primary."""
     # Longer than it takes all of them to begin, and no longer where nothing conflicts.
     query = "SELECT pg_is_in_recovery(), pg_sleep(CASE WHEN pg_is_in_recovery() THEN 4 ELSE 0 END) FROM victim"

@@ -14,6 +14,7 @@ from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, renewing, wait_for_replicas
 from tests.adversity.harness import (
     READ_ONLY,
     Crowd,
@@ -30,7 +31,6 @@ from tests.adversity.harness import (
     table,
 )
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, renewing, wait_for_replicas
 
 CRASHED: Rules = ("pooler_server_crashed", "results_hidden_by_driver")
 # A replica that is just back may answer before it is ready.
@@ -114,7 +114,7 @@ def test_no_direct_replica(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users_of_the_other_replica(ps_lab: Lab, one: Met, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications_of_the_other_replica(ps_lab: Lab, one: Met, matrix: Matrix, applications: list[Application]) -> None:
     """Reads of applications go on on the other replica."""
     wait_for_replicas(applications)
     ps_lab.crash_replica(0)
@@ -124,10 +124,10 @@ def test_users_of_the_other_replica(ps_lab: Lab, one: Met, matrix: Matrix, appli
                 assert application.look(0) == [True], application.name
     finally:
         ps_lab.restart_replica()
-    matrix.sees(one.event, f"nothing; {one.users.saw()}")
+    matrix.sees(one.event, f"nothing; {one.applications.saw()}")
 
 
-def test_users_without_replicas(
+def test_applications_without_replicas(
     ps_lab: Lab, paths: Paths, everyone: Met, matrix: Matrix, applications: list[Application]
 ) -> None:
     """Reads of applications go to the primary; writes wait for a replica to confirm them."""
@@ -151,7 +151,9 @@ def test_users_without_replicas(
     finally:
         ps_lab.restart_replica()
     wait_for_replicas(applications)
-    matrix.sees(everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.users.saw()}")
+    matrix.sees(
+        everyone.event, f"reads are answered by the primary, and COMMIT waits for a replica; {everyone.applications.saw()}"
+    )
 
 
 def look_in_time(application: Application) -> list[bool]:
@@ -159,7 +161,7 @@ def look_in_time(application: Application) -> list[bool]:
         return application.look(0)
 
 
-def test_users_behind_a_cold_pooler(ps_lab: Lab, applications: list[Application]) -> None:
+def test_applications_behind_a_cold_pooler(ps_lab: Lab, applications: list[Application]) -> None:
     """A pooler that was not greeted by a server lets its logins wait: reads are the primary's before a short deadline ends."""
     wait_for_replicas(applications)
     for index in range(len(ps_lab.replicas)):

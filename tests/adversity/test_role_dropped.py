@@ -61,7 +61,7 @@ def test_role_dropped(ps_lab: Lab, paths: Paths, matrix: Matrix, role: None, pat
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, role: None, site: None) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, role: None, site: None) -> None:
     """The framework's error says which setting it is, and how to get out, which works."""
     engine = ps_sqlalchemy.create_engine(ps_lab.url, bouncer="write-pool")
     with engine.connect() as conn, connection.cursor() as cursor:

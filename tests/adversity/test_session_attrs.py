@@ -7,9 +7,9 @@ from ps_core.errors import DeadlineExceeded
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
+from tests.adversity.applications import at_hand
 from tests.adversity.harness import QUICK, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import at_hand
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_session_attrs(ps_lab: Lab, paths: Paths, matrix: Matrix, replica: bool,
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None) -> None:
     """Callers wait for a server of the right kind, until the deadline, whose error says why."""
     with at_hand(f"{ps_lab.url}&target_session_attrs=read-only") as applications:
         for application in applications:

@@ -13,9 +13,9 @@ from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, ApplicationClients, wait_for_replicas
 from tests.adversity.harness import Doing, Paths, raised, refuses
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, Users, wait_for_replicas
 
 
 @contextmanager
@@ -107,15 +107,15 @@ def test_shutting_down(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[Application]) -> None:
     """Reads are answered by the primary while the replicas start; while that one is away, everything waits for it."""
-    with Users(ps_lab) as users:
+    with ApplicationClients(ps_lab) as clients:
         with starting(ps_lab):
-            users.meet()
+            clients.meet()
         os.kill(postmaster(ps_lab), signal.SIGTERM)  # it ends with its last session
-        users.meet()
+        clients.meet()
         ps_lab.primary.stop(signal.SIGINT)
-        users.meet()
+        clients.meet()
         ps_lab.primary.start()
     wait_for_replicas(applications)
     with starting(ps_lab):
@@ -124,4 +124,4 @@ def test_users(ps_lab: Lab, paths: Paths, matrix: Matrix, applications: list[App
             with deadline("10s"):
                 assert application.look(0) == [False], application.name
     wait_for_replicas(applications)
-    matrix.sees("A server is starting up, or shutting down (57P03)", f"a wait, for reads none; {users.saw(unknown=True)}")
+    matrix.sees("A server is starting up, or shutting down (57P03)", f"a wait, for reads none; {clients.saw(unknown=True)}")

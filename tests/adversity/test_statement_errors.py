@@ -5,9 +5,9 @@ import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, refused_once
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, refused_once
 
 _RAISE = "DO $$ BEGIN RAISE 'no room' USING ERRCODE = '{}'; END $$"
 STATEMENTS = {
@@ -43,7 +43,7 @@ def test_statement_error(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path, 
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """The framework's error, in one attempt, on the connection that was there."""
     for application in applications:
         application.add(next(NUMBERS))

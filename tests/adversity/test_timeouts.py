@@ -10,9 +10,9 @@ from ps_core.context import limits
 from ps_core.failures import classify
 from ps_lab import Lab
 from ps_lab.processes import wait_until
+from tests.adversity.applications import Application, refused_once
 from tests.adversity.harness import PATHS, Doing, Path, Paths, prepare, raised, raised_once, running, wait_until_over
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Application, refused_once
 
 
 def on_stock(conn: psycopg.Connection[Any], **settings: int) -> None:
@@ -171,7 +171,7 @@ def test_idle_session(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users(matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(matrix: Matrix, applications: list[Application]) -> None:
     """The framework's error, in one attempt."""
     for application in applications:
         with limits(statement="100ms"):

@@ -9,9 +9,9 @@ import trustme
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import at_hand, refused
 from tests.adversity.harness import Paths, raised, raised_once
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import at_hand, refused
 
 
 @pytest.mark.tcp  # over the WebSocket: tests/ps_core/test_bridge.py
@@ -35,7 +35,7 @@ def test_tls(ps_lab: Lab, paths: Paths, matrix: Matrix, mistake: str, tmp_path: 
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, site: None, tmp_path: File) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None, tmp_path: File) -> None:
     """A server whose certificate is not trusted is told at once."""
     foreign = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(foreign))

@@ -6,9 +6,9 @@ import pytest
 
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, refused
 from tests.adversity.harness import PATHS, Path, Paths, prepare, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, refused
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -38,7 +38,7 @@ def test_traffic_control(ps_lab: Lab, paths: Paths, matrix: Matrix, path: Path) 
             )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """A read is refused in PlanetScale's words; a transaction waits for the budget, and is committed once."""
     ps_lab.sql(
         "CREATE OR REPLACE FUNCTION block(lasts boolean) RETURNS int LANGUAGE plpgsql STABLE AS $$ BEGIN"

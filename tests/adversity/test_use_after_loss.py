@@ -6,9 +6,9 @@ import pytest
 from ps_core.context import use_token
 from ps_core.failures import classify
 from ps_lab import Lab
+from tests.adversity.applications import NUMBERS, Application, wait_for_replicas
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import NUMBERS, Application, wait_for_replicas
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -54,7 +54,7 @@ def test_wedged_pipeline(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
     )
 
 
-def test_users(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, applications: list[Application]) -> None:
     """Connections that were lost in the pool are replaced when they are next used."""
     wait_for_replicas(applications)
     for application in applications:

@@ -9,9 +9,9 @@ import pytest
 from ps_core.failures import classify
 from ps_core.topology import Topology
 from ps_lab import Lab
+from tests.adversity.applications import Where, at_hand, refused
 from tests.adversity.harness import PATHS, Path, Paths, raised
 from tests.adversity.matrix import Matrix
-from tests.adversity.users import Where, at_hand, refused
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -73,7 +73,7 @@ def test_refused_by_the_server(ps_lab: Lab, paths: Paths, matrix: Matrix, change
 
 
 @pytest.mark.parametrize("where", ["primary", "routed", "direct"])
-def test_users(ps_lab: Lab, matrix: Matrix, site: None, where: Where) -> None:
+def test_applications(ps_lab: Lab, matrix: Matrix, site: None, where: Where) -> None:
     """One attempt, and the framework's error, which says what was refused and holds no password."""
     with at_hand(re.sub("pscale_pw_[^@]*", "pscale_pw_not_this_one", ps_lab.url)) as applications:
         for application in applications:

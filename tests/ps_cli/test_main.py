@@ -25,6 +25,18 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert (exited.value.code, capsys.readouterr().out) == (0, f"ps-postgres {version('ps-postgres')}\n")
 
 
+@pytest.mark.parametrize(
+    "command", [[], ["lab"], ["lab", "up"], ["doctor"], ["pgbouncer"], ["demo"], ["completion"]], ids=" ".join
+)
+def test_help_breaks_no_command(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the help says to type stands in one line, however narrow the terminal is: no line ends within a word."""
+    for columns in range(50, 110, 3):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        assert [line for line in capsys.readouterr().out.splitlines() if line.endswith("-")] == []
+
+
 def completed(script: str, *words: str) -> set[str]:
     """Return what bash offers for the last of the words."""
     ask = 'eval "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_ps_postgres; printf "%s\\n" "${COMPREPLY[@]}"'

@@ -41,6 +41,8 @@ def test_connect(ps_lab: Lab) -> None:
         ps_core.connect(ps_lab.url, options="-c search_path=a", **settings)
     with ps_core.connect(ps_lab.url, to="direct", options="-c search_path=a") as conn:
         assert conn.execute("SHOW search_path").fetchone() == ("a",)
+    with pytest.raises(ps_core.ConfigurationError, match=r"^to='replica': 'primary' is one endpoint: leave it out"):
+        ps_core.connect(ps_lab.topology.primary, to="replica")
     with pytest.raises(ps_core.ConfigurationError, match="replica_bouncer"):
         ps_core.connect(ps_lab.url, to="replica")
     with ps_core.connect(ps_lab.topology.direct, autocommit=True) as conn:

@@ -13,7 +13,7 @@ import pytest
 from ps_core import Connection, Event, RetryPolicy, connect, deadline, limits, subscribe, use_token
 from ps_core._endpoint import EndpointState
 from ps_core._registry import replicas_of, states_of
-from ps_core.errors import DeadlineExceeded
+from ps_core.errors import ConfigurationError, DeadlineExceeded
 from ps_core.events import Name, emit
 from ps_lab import Lab
 from ps_lab.processes import wait_until
@@ -45,6 +45,14 @@ def test_log(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[3].getMessage() == "endpoint 'primary': tried again, connection_lost (attempt 2, 0.250 s)"
     event: Event = caplog.records[3].ps_event  # type: ignore[attr-defined]
     assert (event.name, event.attempt) == (Name.RETRY, 2)
+
+
+@pytest.mark.fast
+def test_what_is_no_hook() -> None:
+    """It is refused where it is handed over, and not at the first event."""
+    hook: Any = "print"
+    with pytest.raises(ConfigurationError, match=r"^subscribe: write a function of an event, not 'print'$"):
+        subscribe(hook)
 
 
 @pytest.mark.fast

@@ -66,6 +66,8 @@ ATTEMPTS = [
     ("no bound but the time", None, True),
     ("True is no number", True, False),
     ("nor is False", False, False),
+    ("nor is a text", "3", False),
+    ("half a try is none", 1.5, False),
 ]
 
 

@@ -11,7 +11,7 @@ import ps_django
 from ps_core import Token, use_token
 from ps_core.consistency import identity_of
 from ps_core.topology import Topology
-from ps_django.config import link_of, replicas_of_alias
+from ps_django.config import replicas_of_alias, state_of_alias
 from ps_lab import Lab
 from ps_lab.processes import wait_until
 
@@ -98,7 +98,7 @@ def test_identity(url: str) -> None:
     entries = ps_django.databases(url)
     del entries["default"]["OPTIONS"]["ps_identity"]
     for alias, by_hand in entries.items():
-        assert link_of(alias, by_hand, entries).identity == identity_of(Topology.from_url(url).identity)
+        assert state_of_alias(alias, by_hand, entries).identity == identity_of(Topology.from_url(url).identity)
 
 
 def test_no_positions(ps_lab: Lab) -> None:
@@ -109,5 +109,5 @@ def test_no_positions(ps_lab: Lab) -> None:
     }
     replicas = replicas_of_alias("default", entries)
     assert replicas is not None
-    assert replicas.states == (link_of("replica", entries["replica"], entries),)
-    assert not any(state.tracks for state in (*replicas.states, link_of("default", entries["default"], entries)))
+    assert replicas.states == (state_of_alias("replica", entries["replica"], entries),)
+    assert not any(state.tracks for state in (*replicas.states, state_of_alias("default", entries["default"], entries)))

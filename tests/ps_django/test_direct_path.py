@@ -500,7 +500,7 @@ def test_urls_of_packages(package: str, flag: str, meant: bool) -> None:
     import dj_database_url
     import environ
 
-    from ps_django.config import link_of, policy_of
+    from ps_django.config import policy_of, state_of_alias
 
     url = URL.format(flag=flag, level="monotonic" if meant else "none")
     entry: Any
@@ -508,7 +508,7 @@ def test_urls_of_packages(package: str, flag: str, meant: bool) -> None:
         entry = environ.Env.db_url_config(url, engine="ps_django.backend")
     else:
         entry = dj_database_url.parse(url, engine="ps_django.backend")
-    endpoint, state = endpoint_of("default", entry), link_of("default", entry, {"default": entry})
+    endpoint, state = endpoint_of("default", entry), state_of_alias("default", entry, {"default": entry})
     assert (endpoint.pooled, state.tracks) == (meant, meant)
     assert (endpoint.user, endpoint.password, endpoint.port, endpoint.weight) == ("app.branch", "se|cret", 6432, 2.0)
     assert (endpoint.timeouts.connect, endpoint.timeouts.statement) == (7, 2)

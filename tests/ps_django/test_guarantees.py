@@ -15,7 +15,7 @@ from ps_core._message.functions import Functions
 from ps_core.errors import ConfigurationError
 from ps_core.topology import Consistency
 from ps_django.checks import check_settings
-from ps_django.config import consistency_of, families, link_of, replicas_of_alias
+from ps_django.config import consistency_of, families, replicas_of_alias, state_of_alias
 from ps_django.middleware import ConsistencyMiddleware
 from ps_lab import Lab
 from tests.ps_core.wire import sending
@@ -131,20 +131,20 @@ def test_forms(level_: Consistency) -> None:
     for entries in (by_url, by_hand):
         replicas = replicas_of_alias("default", entries)
         assert replicas is not None
-        links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
-        assert replicas.states == (links["replica"],)
-        for alias, link in links.items():
+        states = {alias: state_of_alias(alias, entry, entries) for alias, entry in entries.items()}
+        assert replicas.states == (states["replica"],)
+        for alias, state in states.items():
             assert consistency_of(alias, entries[alias], entries) == level_
-            assert (link.tracks, link.tracks and link.tracks_reads) == (level_ != NONE, level_ == MONOTONIC)
+            assert (state.tracks, state.tracks and state.tracks_reads) == (level_ != NONE, level_ == MONOTONIC)
 
 
 def test_without_replicas() -> None:
     """Without a replica's alias nothing is asked for, but where the entry says so: other processes may have replicas."""
     for entries in (ps_django.databases(URL), ps_django.databases(URL, consistency=OWN)):
-        assert not link_of("default", entries["default"], entries).tracks
+        assert not state_of_alias("default", entries["default"], entries).tracks
     entries["default"]["OPTIONS"]["ps_consistency"] = OWN
-    link = link_of("default", entries["default"], entries)
-    assert (link.tracks, link.tracks_reads) == (True, False)
+    state = state_of_alias("default", entries["default"], entries)
+    assert (state.tracks, state.tracks_reads) == (True, False)
 
 
 @pytest.mark.parametrize("value", ["read-your-writes", "", None, False, 1])
@@ -155,7 +155,7 @@ def test_refused(value: Any) -> None:
     message = r"DATABASES\['default'\]: ps_consistency: write 'monotonic', 'read_your_writes' or 'none', not "
     for alias in entries:
         with pytest.raises(ConfigurationError, match=message):
-            link_of(alias, entries[alias], entries)
+            state_of_alias(alias, entries[alias], entries)
 
 
 def test_refused_elsewhere() -> None:

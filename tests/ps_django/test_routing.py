@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,14 +208,6 @@ def test_blocks(shop: Any, block: Callable[[], AbstractContextManager[Any]], exp
     """Blocks and decorators say where reads go; by default that is the primary."""
     with block():
         assert set(aliases(lambda: list(type(shop).objects.all()))) == {expected}
-
-
-def test_names() -> None:
-    """Each promise has one name; the first one of `using_primary` still works, and nothing teaches it."""
-    assert ps_django.writing is ps_django.using_primary
-    assert "writing" not in ps_django.__all__
-    pages = Path(__file__).parents[2].joinpath("docs").rglob("*.md")
-    assert [page for page in pages if "writing()" in page.read_text()] == []
 
 
 def test_blocks_nest(shop: Any) -> None:

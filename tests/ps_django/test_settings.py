@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 import ps_django
 from ps_core import Connection, use_token
 from ps_core.errors import ConfigurationError, DeadlineExceeded
-from ps_django.config import link_of, policy_of, replicas_of_alias
+from ps_django.config import policy_of, replicas_of_alias, state_of_alias
 from ps_django.transaction import run_transaction
 from ps_lab import Lab
 
@@ -349,12 +349,12 @@ def test_marker_schema() -> None:
     url = "postgresql://app.br4nch:secret@x.psdb.cloud/shop"
     plain = ps_django.databases(url)
     assert "ps_marker_schema" not in plain["default"]["OPTIONS"]
-    assert link_of("default", plain["default"], plain).endpoint.marker_schema == "public"
+    assert state_of_alias("default", plain["default"], plain).endpoint.marker_schema == "public"
     for entries in (ps_django.databases(url, marker_schema="own"), ps_django.databases(url + "?ps_marker_schema=own")):
-        assert {link_of(alias, entry, entries).endpoint.marker_schema for alias, entry in entries.items()} == {"own"}
+        assert {state_of_alias(alias, entry, entries).endpoint.marker_schema for alias, entry in entries.items()} == {"own"}
     entries["default"]["OPTIONS"]["ps_marker_schema"] = ""
     with pytest.raises(ConfigurationError, match="no schema's name"):
-        link_of("default", entries["default"], entries)
+        state_of_alias("default", entries["default"], entries)
 
 
 def test_what_a_session_would_keep() -> None:
@@ -389,16 +389,16 @@ def test_what_a_session_would_keep() -> None:
 
 
 def test_retry_timeout() -> None:
-    """`databases(retry_timeout=...)`, and `ps_retry_timeout` in an entry's OPTIONS, bound the retries of its links."""
+    """`databases(retry_timeout=...)`, and `ps_retry_timeout` in an entry's OPTIONS, bound the retries of its connections."""
     url = "postgresql://app.br4nch:secret@x.psdb.cloud/shop"
     assert "ps_retry_timeout" not in ps_django.databases(url)["default"]["OPTIONS"]
     entries = ps_django.databases(url, replica_bouncer="read-pool", retry_timeout="5s")
-    links = {alias: link_of(alias, entry, entries) for alias, entry in entries.items()}
+    states = {alias: state_of_alias(alias, entry, entries) for alias, entry in entries.items()}
     policies = {alias: policy_of(alias, entry, entries).max_elapsed for alias, entry in entries.items()}
     assert policies == {"default": 5, "replica": 5, "direct": 5}
     replicas = replicas_of_alias("default", entries)
     assert replicas is not None
-    assert replicas.states == (links["replica"],)
+    assert replicas.states == (states["replica"],)
     entries["default"]["OPTIONS"]["ps_retry_timeout"] = "700ms"
     assert policy_of("replica", entries["replica"], entries).max_elapsed == 0.7
 

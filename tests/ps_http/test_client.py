@@ -6,7 +6,7 @@ import enum
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -348,8 +348,14 @@ def test_what_it_is_made_of() -> None:
     """A URL, a topology or an endpoint; the others have their settings."""
     topology = Topology.from_url(URL)
     assert "s3cret" not in repr(ps_http.Client(URL)) + repr(ps_http.Client(topology)) + repr(ps_http.Client(topology.direct))
-    with pytest.raises(ConfigurationError, match="complete"):
+    with pytest.raises(ConfigurationError, match=r"^a Topology is complete: give bouncer to Topology\.from_url instead$"):
         ps_http.Client(topology, bouncer="x")
+    for target, message in ((None, "is None: write"), (5, "is of type int")):
+        wrong: Any = target
+        with pytest.raises(ConfigurationError, match=f"^the connection string {message}"):
+            ps_http.Client(wrong)
+    with pytest.raises(ConfigurationError, match=r"^to='direct': 'primary' is one endpoint: leave it out"):
+        ps_http.Client(topology.primary, to="direct")
     with pytest.raises(ConfigurationError, match="did you mean"):
         ps_http.Client(URL, bouncr="x")  # type: ignore[call-arg]
     with pytest.raises(ConfigurationError, match="'direct'"):

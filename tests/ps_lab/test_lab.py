@@ -164,6 +164,27 @@ def test_number_of_replicas(replicas: int) -> None:
         Lab(replicas=replicas)
 
 
+NO_FAULTS: dict[str, Callable[[Lab], object]] = {
+    "a path that is none": lambda lab: lab.edge.cut("primry"),  # type: ignore[arg-type]
+    "a path that hangs, and is none": lambda lab: lab.edge.hang("write-pool"),  # type: ignore[arg-type]
+    "answers of no path": lambda lab: lab.edge.cut_answers("pooled"),  # type: ignore[arg-type]
+    "a delay with a unit": lambda lab: lab.edge.delay("50ms"),  # type: ignore[arg-type]
+    "a delay before its time": lambda lab: lab.edge.delay(-1),
+    "a refusal without SQLSTATE": lambda lab: lab.edge.refuse("connection_failure", "no"),
+    "a bouncer that is none": lambda lab: lab.restart_bouncer("write_pool"),
+    "a replica too many": lambda lab: lab.crash_replica(2),
+    "a replica from behind": lambda lab: lab.restart_replica(-1),
+    "a replay delay with a unit": lambda lab: lab.set_replay_delay("5s"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", NO_FAULTS)
+def test_what_is_no_fault(ps_lab: Lab, what: str) -> None:
+    """It is refused, with what to write: a test would pass without the fault that it is about."""
+    with pytest.raises(ValueError, match=r"write .*not ['-]|write .*not \d"):
+        NO_FAULTS[what](ps_lab)
+
+
 def test_missing_program(tmp_path: Path) -> None:
     """A PgBouncer that is not there is an error that says so, and leaves nothing behind."""
     lab = Lab(replicas=1, pgbouncer=tmp_path / "nowhere")

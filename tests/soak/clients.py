@@ -113,8 +113,8 @@ class _Application(Protocol):
 class _Threads:
     """Clients in threads."""
 
-    def __init__(self, customers: Any) -> None:
-        self.customers = customers
+    def __init__(self, workload: Any) -> None:
+        self.workload = workload
 
     def work(self, clients: list[Client], stopping: threading.Event) -> None:
         threads = [threading.Thread(target=self._run, args=(client, stopping), daemon=True) for client in clients]
@@ -126,7 +126,7 @@ class _Threads:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 client.history.violate(f"client {client.number} hangs")
-        self.customers.dispose()
+        self.workload.dispose()
 
     def _run(self, client: Client, stopping: threading.Event) -> None:
         try:
@@ -134,20 +134,20 @@ class _Threads:
                 work, start = client.choose(), time.monotonic()
                 try:
                     with client.request():
-                        answer = self.customers.read(work) if isinstance(work, Read) else self.customers.write(work)
+                        answer = self.workload.read(work) if isinstance(work, Read) else self.workload.write(work)
                 except Exception as exc:  # noqa: BLE001 - whatever an operation raises is what the soak is about
                     client.failed(work, exc)
                 else:
                     client.done(work, answer, start, time.monotonic())
         finally:
-            self.customers.end_thread()
+            self.workload.end_thread()
 
 
 class _Tasks:
     """Clients in tasks of one loop, which stays the same."""
 
-    def __init__(self, customers: Any) -> None:
-        self.customers = customers
+    def __init__(self, workload: Any) -> None:
+        self.workload = workload
         self._loop = asyncio.new_event_loop()
 
     def work(self, clients: list[Client], stopping: threading.Event) -> None:
@@ -165,7 +165,7 @@ class _Tasks:
             task.cancel()
         for task in done:
             task.result()
-        await self.customers.dispose()
+        await self.workload.dispose()
 
     async def _run(self, client: Client, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -173,7 +173,7 @@ class _Tasks:
             work, start = client.choose(), time.monotonic()
             try:
                 with client.request():
-                    answer = await (self.customers.read(work) if isinstance(work, Read) else self.customers.write(work))
+                    answer = await (self.workload.read(work) if isinstance(work, Read) else self.workload.write(work))
             except Exception as exc:  # noqa: BLE001 - as in the threads
                 client.failed(work, exc)
             else:
@@ -198,35 +198,35 @@ def serve(name: str, url: str, clients: int, seed: int, soak: Connection, progre
     """
     application = _make(name, url, clients)
     first = NAMES.index(name) * clients + 1
-    users = [Client(number, seed) for number in range(first, first + clients)]
+    all_clients = [Client(number, seed) for number in range(first, first + clients)]
     with suppress(EOFError):
         soak.send(None)
         while (width := soak.recv()) is not None:
-            for user in users:
-                user.history = History(width)
-            soak.send(_stretch(application, users, soak, progress))
+            for client in all_clients:
+                client.history = History(width)
+            soak.send(_stretch(application, all_clients, soak, progress))
 
 
 def _stretch(
-    application: _Application, users: list[Client], soak: Connection, progress: MutableSequence[int]
+    application: _Application, all_clients: list[Client], soak: Connection, progress: MutableSequence[int]
 ) -> tuple[History, Usage]:
     stopping = threading.Event()
 
     def watch() -> None:
         while not soak.poll(0.25):
-            progress[:] = add_up([user.history.tally for user in users])
+            progress[:] = add_up([client.history.tally for client in all_clients])
         with suppress(EOFError):
             soak.recv()
         stopping.set()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    application.work(users, stopping)
+    application.work(all_clients, stopping)
     watcher.join()
-    whole = History(users[0].history.width)
-    for user in users:
-        whole.extend(user.history)
-        whole.ledgers[user.number] = user.ledger
+    whole = History(all_clients[0].history.width)
+    for client in all_clients:
+        whole.extend(client.history)
+        whole.ledgers[client.number] = client.ledger
     return whole, usage()
 
 

@@ -30,7 +30,7 @@ class RetryPolicy:
     max_wait: float | str = 1.0
 
     def __post_init__(self) -> None:
-        if self.attempts is not None and (isinstance(self.attempts, bool) or not 0 <= self.attempts <= 1000):
+        if self.attempts is not None and (type(self.attempts) is not int or not 0 <= self.attempts <= 1000):
             raise ConfigurationError(
                 f"attempts: write a number from 0 to 1000, or None for no limit but max_elapsed, not {self.attempts!r}"
             )

@@ -53,7 +53,7 @@ def test_every_rule(matrix: Matrix) -> None:
     assert not matrix.met & NOT_REPRODUCED.keys()
 
 
-def test_users(matrix: Matrix) -> None:
+def test_applications(matrix: Matrix) -> None:
     """Every file says what the user of a framework sees of its fault."""
     assert matrix.files == FILES - NO_FAULT
 

@@ -1,7 +1,8 @@
-"""Applications of both frameworks, sync and async, at work while a fault happens; and what their users see of it.
+"""Applications of both frameworks, sync and async, at work while a fault happens; and what their clients see of it.
 
-`Users` are four of them in a thread each. A unit of their work: a read on a replica, a write through `run_transaction`, a routed
-read of what was written, the same on the primary through the dedicated bouncer, and through the local one.
+`ApplicationClients` are a client of each, in a thread of its own. A unit of their work: a read on a replica, a write through
+`run_transaction`, a routed read of what was written, the same on the primary through the dedicated bouncer, and through the
+local one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ T = TypeVar("T")
 Where = Literal["routed", "primary", "local", "direct"]
 BOUNCERS: dict[str, Any] = {"bouncer": "write-pool", "replica_bouncer": "read-pool"}
 PAUSE = 0.1
-"""Seconds between two units of a user's work: the machine is for the others."""
+"""Seconds between two units of a client's work: the machine is for the others."""
 NUMBERS = count(1)
 
 
@@ -44,7 +45,7 @@ def nothing() -> None:
 
 
 NOTE: dict[str, int] = {"source": 1, "target": 2, "amount": 1}
-"""What is noted of a write, beside its reference, the user's own name for it. Nothing moves: users do not wait for each other."""
+"""What is noted of a write, beside its reference, the client's own name for it. Nothing moves: clients do not wait for each other."""
 
 
 def transfers() -> Any:
@@ -63,7 +64,7 @@ def make_table(lab: Lab) -> None:
 
 
 class Application:
-    """What a user does with a framework. SQL errors come as the framework raises them."""
+    """What a client does with a framework. SQL errors come as the framework raises them."""
 
     name: ClassVar[str]
     error: ClassVar[type[Exception]]
@@ -350,8 +351,8 @@ def renewing(application: Application, work: Callable[[], T]) -> T:
         application.renew()
 
 
-class User:
-    """One of them at work, in a thread of its own."""
+class ApplicationClient:
+    """A client of one application at work, in a thread of its own."""
 
     def __init__(self, application: type[SQLAlchemy | AsyncSQLAlchemy | Django], url: str, order: int) -> None:
         self.name = application.name
@@ -368,7 +369,7 @@ class User:
         """Reads that a replica answered."""
         self._application, self._url, self._order = application, url, order
         self._stop, self._wake = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"user of {self.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"client of {self.name}", daemon=True)
         self._thread.start()
 
     @property
@@ -399,7 +400,7 @@ class User:
             finally:
                 application.close()
         except Exception as exc:  # noqa: BLE001 - the test looks at it
-            self._went_wrong("the user's thread", exc)
+            self._went_wrong("the client's thread", exc)
 
     def _unit(self, application: Application) -> None:
         self.begun += 1
@@ -435,50 +436,52 @@ class User:
         self.by_replica += any(answers)
 
 
-class Users:
-    """A user of each application, at work within the block and until each has seen a whole unit after it."""
+class ApplicationClients:
+    """A client of each application, at work within the block and until each has seen a whole unit after it."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._users: list[User] = []
+        self._clients: list[ApplicationClient] = []
         make_table(lab)
 
     def __enter__(self) -> Self:
-        self._users = [User(application, self._lab.url, order) for order, application in enumerate(APPLICATIONS)]
-        self._wait("first unit", [1] * len(self._users), "done")
+        self._clients = [ApplicationClient(application, self._lab.url, order) for order, application in enumerate(APPLICATIONS)]
+        self._wait("first unit", [1] * len(self._clients), "done")
         # Where the test before has left the replicas out, they are back with a probe.
-        self._wait("read on a replica", [1] * len(self._users), "by_replica")
+        self._wait("read on a replica", [1] * len(self._clients), "by_replica")
         return self
 
     def meet(self) -> None:
         """Return when each of them is at work in what happens now."""
-        self._wait("unit", [user.begun + (user.begun == user.done) for user in self._users], "begun")
+        self._wait("unit", [client.begun + (client.begun == client.done) for client in self._clients], "begun")
 
     def __exit__(self, exc_type: object, *_: object) -> None:
         try:
             if exc_type is None:
-                self._wait("unit afterwards", [user.begun + 1 for user in self._users], "done")
+                self._wait("unit afterwards", [client.begun + 1 for client in self._clients], "done")
         finally:
-            for user in self._users:
-                user.end()
+            for client in self._clients:
+                client.end()
 
     def _wait(self, what: str, least: list[int], counter: str) -> None:
         def reached() -> bool:
-            for user in self._users:
-                user.wake()
-            return all(user.ended or getattr(user, counter) >= number for user, number in zip(self._users, least, strict=True))
+            for client in self._clients:
+                client.wake()
+            return all(
+                client.ended or getattr(client, counter) >= number for client, number in zip(self._clients, least, strict=True)
+            )
 
-        wait_until(reached, f"{what} of each user", timeout=50)
+        wait_until(reached, f"{what} of each client", timeout=50)
 
     def saw(self, *, unknown: bool = False) -> str:
         """Check what they saw, and return it in words. `unknown`: nobody may be able to tell what became of a COMMIT."""
         rows = dict(self._lab.sql("SELECT reference, count(*) FROM bank_transfer GROUP BY reference"))
-        for user in self._users:
-            if user.wrong:
-                raise AssertionError(f"{user.name}: {user.wrong}") from user.error
-            assert user.by_replica, user.name
-            assert unknown or not user.unknown, f"{user.name}: {len(user.unknown)} of unknown outcome"
-            assert {rows.get(number, 0) for number in user.acknowledged} == {1}, user.name
-            assert {rows.get(number, 0) for number in user.unknown} <= {0, 1}, user.name
+        for client in self._clients:
+            if client.wrong:
+                raise AssertionError(f"{client.name}: {client.wrong}") from client.error
+            assert client.by_replica, client.name
+            assert unknown or not client.unknown, f"{client.name}: {len(client.unknown)} of unknown outcome"
+            assert {rows.get(number, 0) for number in client.acknowledged} == {1}, client.name
+            assert {rows.get(number, 0) for number in client.unknown} <= {0, 1}, client.name
         told = "; where nobody can tell whether it was, CommitOutcomeUnknown" if unknown else ""
         return f"no read fails, every run_transaction is committed once{told}, and own writes are seen"
