@@ -11,8 +11,12 @@ FAULTS = answer_cut behind cancellation commit_in_flight demoted_primary edge_ha
 demo: .venv/ready
 	.venv/bin/ps-postgres demo
 
+# WORKERS=3: processes, each with a lab of its own, which take whole files from one queue (tests/conftest.py). WORKERS=0: one process.
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
+
 test: .venv/ready
-	.venv/bin/pytest
+	.venv/bin/pytest $(PARALLEL)
 
 # Every row of the failure tables, and applications of both frameworks, against real servers: a part of `test`.
 adversity: .venv/ready
@@ -23,7 +27,7 @@ differential: .venv/ready
 	PS_DIFFERENTIAL=everything .venv/bin/pytest tests/differential $(ARGS)
 
 test-fast: .venv/ready
-	.venv/bin/pytest -m fast -n 2 --dist loadfile
+	.venv/bin/pytest -m fast $(PARALLEL)
 
 # Everything that is the same over the WebSocket: the fast subset, the worst faults, and both frameworks' first paths.
 test-websocket: .venv/ready
@@ -31,7 +35,8 @@ test-websocket: .venv/ready
 	PS_LAB_TRANSPORT=websocket .venv/bin/pytest $(FAULTS:%=tests/adversity/test_%.py) tests/ps_sqlalchemy/test_first_path.py \
 		tests/ps_django/test_first_path.py
 
-# The tutorials followed, how labs end, the lab of the command line, demo, benchmarks, stress, comparison and soak, each for some seconds.
+# The tutorials followed, how labs end, the lab of the command line, demo, benchmarks, stress, comparison and soak, each for some seconds;
+# and, since here no other worker is at work, what measures the time of the lab.
 test-tools: .venv/ready
 	.venv/bin/pytest -m tools
 

@@ -14,10 +14,26 @@ if TYPE_CHECKING:
 
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
+    from xdist.workermanage import WorkerController
 
     from ps_lab import Lab
 
-pytest_plugins = ("tests.django_site",)
+LONGEST = (
+    "tests/adversity",
+    "tests/ps_core/test_kept_session.py",
+    "tests/ps_core/test_every_way.py",
+    "tests/ps_core/test_bridge.py",
+    "docs/examples/function/test_function.py",
+    "docs/examples/django_shop/test_shop.py",
+    "tests/ps_django/test_routing.py",
+    "tests/ps_django/test_projects.py",
+    "tests/ps_django/test_migrations.py",
+    "tests/ps_django/test_user_tests.py",
+    "tests/ps_http/test_differential.py",
+)
+"""What takes more time than its number of tests says: workers begin with these, so that none of them is the last."""
+
+pytest_plugins = ("tests.as_found", "tests.django_site")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,6 +52,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
+        def _assign_work_unit(self, node: WorkerController) -> None:
+            for unit in reversed(LONGEST):
+                if unit in self.workqueue:
+                    self.workqueue.move_to_end(unit, last=False)
+            super()._assign_work_unit(node)
+
         def _split_scope(self, nodeid: str) -> str:
             scope: str = super()._split_scope(nodeid)
             return "tests/adversity" if scope.startswith("tests/adversity/") else scope

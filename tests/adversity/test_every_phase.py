@@ -13,7 +13,6 @@ import pytest
 
 from ps_lab import Lab
 from ps_lab.processes import wait_until
-from tests.adversity.conftest import make_whole
 from tests.adversity.harness import (
     IDLE,
     PATHS,
@@ -33,6 +32,7 @@ from tests.adversity.harness import (
     table,
 )
 from tests.adversity.matrix import Matrix
+from tests.as_found import bring_back
 
 Expected = Mapping[Phase, tuple[Rules, Verdict]]
 
@@ -333,7 +333,8 @@ def crowds(ps_lab: Lab) -> Callable[[str], tuple[Met, str | AssertionError]]:
             except AssertionError as error:
                 return met, error
         finally:
-            make_whole(ps_lab, name)
+            left = bring_back(ps_lab)
+            assert not left, f"{name} left the lab broken: {'; '.join(left)}"
 
     return meet
 

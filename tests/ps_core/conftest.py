@@ -18,19 +18,19 @@ from ps_lab import Lab
 Connect = Callable[..., Connection[Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: it learns
 def primary(ps_lab: Lab) -> EndpointState:
     """The primary, through both bouncers; the role's own limits are read already."""
     return _warm(ps_lab.topology.primary, ps_lab)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def replica(ps_lab: Lab) -> EndpointState:
     """The replicas, through their bouncer."""
     return _warm(ps_lab.topology.replicas[0], ps_lab)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def direct(ps_lab: Lab) -> EndpointState:
     """The direct endpoint."""
     return _warm(ps_lab.topology.direct, ps_lab)

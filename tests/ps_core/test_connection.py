@@ -365,6 +365,7 @@ def test_statements_that_must_stand_alone(ps_lab: Lab, primary: EndpointState, t
         with ps_lab.round_trips() as counter:
             conn.execute("CALL twice()")
         assert counter.count == 1
+    ps_lab.sql("DROP PROCEDURE twice()")
     assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (2,)
     assert len(primary.refused_in_batch) >= 1
 

@@ -90,6 +90,7 @@ def cut_under_way(lab: Lab, path: Path) -> Iterator[None]:
                 yield
         finally:
             cutter.join()
+            lab.sql("DROP FUNCTION held()")
 
 
 def test_write_under_way_is_not_sent_again(ps_lab: Lab, primary: EndpointState, table: str, connect: Connect) -> None:
@@ -109,6 +110,7 @@ def test_function_that_writes_is_not_doubled(ps_lab: Lab, primary: EndpointState
         )
         with pytest.raises(psycopg.OperationalError):
             conn.execute("SELECT held_add()")
+    ps_lab.sql("DROP FUNCTION held_add()")
     assert count(ps_lab, table) <= 1
 
 

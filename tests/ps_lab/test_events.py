@@ -124,26 +124,34 @@ def test_switchover_ends_a_transaction_that_does_not_end(ps_lab: Lab, connect: C
     assert whereabouts(connect("pooled", "write-pool")) == (ps_lab.primary.name, False)
 
 
-def test_crashes(ps_lab: Lab, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_crashes(ps_lab: Lab) -> None:
     """A killed primary is replaced after the detection time, one that computes, too; the old one rejoins; no write is lost."""
-    durations = []
     with ledger(ps_lab) as writer:
         for detection in (2.0, 0.0, 0.0):
             busy = psycopg.connect(**parameters(ps_lab), autocommit=True)
             busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1000000000000)")
             wait_until(lambda: streaming(ps_lab) == 2, "the one that crashed before follows")
             before = ps_lab.primary
-            began = time.monotonic()
             ps_lab.crash_primary(detection)
-            durations.append(time.monotonic() - began - detection)
             assert ps_lab.primary is not before
             writer.go_on()
             busy.close()
     assert writer.failures  # a crash is felt
     wait_until(lambda: streaming(ps_lab) == 2, "the old primary follows")
+
+
+@pytest.mark.tools
+def test_crashes_in_time(ps_lab: Lab, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """Once a crash is detected, another primary is there in under 2 s."""
+    durations = []
+    for _ in range(3):
+        wait_until(lambda: streaming(ps_lab) == 2, "the one that crashed before follows")
+        began = time.monotonic()
+        ps_lab.crash_primary(detection=0)
+        durations.append(time.monotonic() - began)
     record_property("crash", durations)
     with capsys.disabled():
-        print(f" detection + {min(durations):.2f} to {max(durations):.2f} s ", end="")
+        print(f" {min(durations):.2f} to {max(durations):.2f} s ", end="")
     assert max(durations) < 2
 
 

@@ -267,6 +267,7 @@ def test_one_replica_and_small_limits() -> None:
             assert whereabouts(conn)[1]
 
 
+@pytest.mark.tools
 def test_three_replicas_in_time(record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
     """Four servers, three bouncers and the edge are up in under 10 s, and the replica bouncer spreads over all three replicas."""
     began = time.monotonic()

@@ -45,7 +45,7 @@ def plain_url(lab: Lab, driver: str = "ps") -> str:
     return lab.url.replace("postgresql:", f"postgresql+{driver}:") + "&ps_bouncer=write-pool&ps_replica_bouncer=read-pool"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: another file changes the primary under its connections
 def engine(ps_lab: Lab) -> Iterator[Engine]:
     """An engine as the README makes it."""
     engine = create_engine(
