@@ -45,7 +45,7 @@ def nothing() -> None:
 
 
 NOTE: dict[str, int] = {"source": 1, "target": 2, "amount": 1}
-"""What is noted of a write, beside its reference, the client's own name for it. Nothing moves: clients do not wait for each other."""
+"""What is noted of a write beside its reference, which the client chooses. No balance changes: no client waits for another."""
 
 
 def transfers() -> Any:
