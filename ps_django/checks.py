@@ -26,6 +26,7 @@ from ps_core._documentation import link
 from ps_core._retry.policy import ONCE
 from ps_core.consistency import MAX_BRANCHES
 from ps_core.errors import ConfigurationError
+from ps_core.share import replica_share
 from ps_django.backend.base import DatabaseWrapper
 from ps_django.config import check_direct, consistency_of, endpoint_of, families
 from ps_django.engines import ours_of, strangers
@@ -135,6 +136,10 @@ def _of_project(ours: dict[str, Any]) -> Iterator[CheckMessage]:
         yield Error(str(exc), hint="The message says what to write.", obj="PS_DJANGO", id="ps_django.E002")
     if not replicas:
         return
+    try:
+        replica_share()
+    except ConfigurationError as exc:
+        yield Error(str(exc), hint="The message says what to write.", obj="PS_REPLICA_SHARE", id="ps_django.E002")
     if ROUTER not in routers:
         yield Warning(
             "There are replicas, and no router that sends reads to them.",

@@ -405,7 +405,7 @@ _QUOTED: Final = re.compile(r"\n\S+ \d+: [^\n]*\n *\^")
 def _check_execution_options(options: Iterable[str]) -> None:
     """Refuse those of ours: only a session hears them, from a statement or from `execute()`."""
     for name in options:
-        if name.startswith("ps_"):
+        if str(name).startswith("ps_"):
             raise UnknownSetting(
                 f"{name} is no option of an engine or a connection: write `with limits(...)`, `with using_primary()` or"
                 f" `with using_replica()`, or give it to a session's execute()"

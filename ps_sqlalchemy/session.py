@@ -107,7 +107,7 @@ class Session(orm.Session):
         if not (given or own) or self._ps_asked is not None:
             return self._ps_execute(statement, params, **kwargs)
         for name in (*given, *own):
-            if name.startswith("ps_") and name not in _OPTIONS:
+            if str(name).startswith("ps_") and name not in _OPTIONS:  # some of SQLAlchemy's own are no strings
                 raise no_such("execution option", name, (ROUTE, LIMITS))
         bounds, route = given.get(LIMITS, own.get(LIMITS)), given.get(ROUTE, own.get(ROUTE))
         if bounds is None and route is None:

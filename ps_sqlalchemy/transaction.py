@@ -178,14 +178,14 @@ def note_commit() -> None:
 
 def _check(begin: Any, fn: Any, wrong: tuple[type, ...], caller: str, instead: str) -> None:
     """Refuse what cannot run before anything is sent. `wrong` is what `instead` takes."""
-    if isinstance(begin, wrong):
-        raise TypeError(f"{caller}: {type(begin).__name__} is for {instead}: write that, or give this one the other kind")
-    if isinstance(begin, type) or not callable(getattr(begin, "begin", None)):
-        raise TypeError(f"{caller}: write what begins transactions, as in {caller}(sessionmaker(engine), fn), not {begin!r}")
     if not callable(fn):
         raise TypeError(f"{caller}: write a function of the session or connection, not {fn!r}")
     if isgeneratorfunction(fn) or isasyncgenfunction(fn):
         raise TypeError(f"{fn!r} is a generator function, whose body runs when the transaction is over: write one that returns")
+    if isinstance(begin, wrong):
+        raise TypeError(f"{caller}: {type(begin).__name__} is for {instead}: write that, or give this one the other kind")
+    if isinstance(begin, type) or not callable(getattr(begin, "begin", None)):
+        raise TypeError(f"{caller}: write what begins transactions, as in {caller}(sessionmaker(engine), fn), not {begin!r}")
 
 
 @contextmanager

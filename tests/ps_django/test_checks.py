@@ -21,6 +21,7 @@ from ps_core import Token, use_token
 from ps_core._diagnosis import QUESTION
 from ps_core._documentation import link
 from ps_core.consistency import MAX_BRANCHES
+from ps_core.share import _of_environment
 from ps_django.checks import check_databases, check_settings
 from ps_django.config import endpoint_of
 from ps_django.settings import Settings
@@ -93,6 +94,16 @@ def test_project(patch: pytest.MonkeyPatch, name: str, value: Any, found: str) -
     """Settings of the project."""
     patch.setattr(settings, name, value, raising=False)
     assert ids(check_settings()) == {found}
+
+
+def test_share_of_the_environment(patch: pytest.MonkeyPatch) -> None:
+    """A wrong PS_REPLICA_SHARE is found before the first read."""
+    patch.setenv("PS_REPLICA_SHARE", "50%")
+    _of_environment.cache_clear()
+    try:
+        assert ids(check_settings()) == {"E002"}
+    finally:
+        _of_environment.cache_clear()
 
 
 @pytest.mark.parametrize(("count", "found"), [(MAX_BRANCHES, set()), (MAX_BRANCHES + 1, {"W018"})])

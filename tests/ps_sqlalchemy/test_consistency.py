@@ -1,10 +1,12 @@
 """Sessions see what they have seen before, writes that look like reads run once, and whole transactions run again."""
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -47,6 +49,27 @@ def test_own_writes_are_seen(ps_lab: Lab, engine: Engine, items: type[Item]) -> 
         ps_lab.set_replay_delay(0)
     with use_token(token, identity=ps_lab.branch), Session(engine) as session:
         assert session.scalar(SERVED_BY_REPLICA) is True
+
+
+def test_another_thread(ps_lab: Lab, engine: Engine, items: type[Item]) -> None:
+    """A thread begins with nothing seen; with a copy of the context it sees what its starter wrote, as `to_thread` makes one."""
+    ps_lab.wait_replicas_caught_up()
+
+    def read() -> bool:
+        with Session(engine) as session:
+            return session.get(items, 1) is not None
+
+    ps_lab.set_replay_delay(60)
+    try:
+        with use_token(None), ThreadPoolExecutor(1) as pool:
+            with Session(engine) as session:
+                session.add(items(id=1, note="a"))
+                session.commit()
+            assert pool.submit(read).result() is False
+            assert pool.submit(copy_context().run, read).result() is True
+            assert asyncio.run(asyncio.to_thread(read)) is True
+    finally:
+        ps_lab.set_replay_delay(0)
 
 
 PAIRS = int(os.environ.get("PS_PAIRS", "200"))
