@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from ps_lab.lab import APP
+from ps_lab.pgbouncer import ADMIN
 from ps_lab.processes import wait_until
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ KEPT: Final = ("site", "registered")
 """Fixtures that outlive a file and make something in the database: they are there before it is looked at."""
 _MADE: Final = """
 SELECT found.type, found.identity, pg_describe_object(classid, objid, 0) FROM (
-    SELECT classid, objid FROM pg_depend WHERE deptype IN ('n', 'e')
+    SELECT classid, objid FROM pg_depend WHERE deptype = 'n'
     UNION SELECT classid, objid FROM pg_shdepend
     WHERE dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
     UNION SELECT 'pg_namespace'::regclass, oid FROM pg_namespace
@@ -35,8 +37,13 @@ UNION SELECT 'settings', setrole::regrole::text, format('%s of role %s in databa
 FROM pg_db_role_setting
 """
 """What no initdb made, apart from what belongs to another object (indexes, constraints, the types of rows)."""
-_DROPPED: Final = ("schema", "view", "materialized view", "table", "sequence", "function", "procedure", "type", "role")
-"""What is dropped where a file has left it, in this order."""
+_DROPPED: Final = {
+    **dict.fromkeys(("schema", "extension", "view", "materialized view", "table", "sequence"), "CASCADE"),
+    **dict.fromkeys(("function", "procedure", "type"), "CASCADE"),
+    "database": "WITH (FORCE)",
+    "role": "",
+}
+"""What is dropped where a file has left it, in this order, and how."""
 _CHANGED: Final = """
 SELECT name, setting FROM pg_file_settings
 WHERE sourcefile ~ 'auto.conf$' AND name NOT IN ('primary_conninfo', 'recovery_min_apply_delay')
@@ -90,17 +97,17 @@ def _state(lab: Lab) -> set[tuple[str, str, str]]:
 
 def _drop(lab: Lab, made: set[tuple[str, str]]) -> None:
     """Drop what a file has made in the database: the next may make its own by the same name, or look at all there is."""
-    for kind in _DROPPED:
+    for kind, how in _DROPPED.items():
         for name in sorted(name for of, name in made if of == kind):
             if kind == "role":
                 lab.sql(f"DROP OWNED BY {name}")
-            lab.sql(f"DROP {kind} IF EXISTS {name}{'' if kind == 'role' else ' CASCADE'}")
+            lab.sql(f"DROP {kind} IF EXISTS {name} {how}")
     if made:
         lab.wait_replicas_caught_up()
 
 
 def bring_back(lab: Lab) -> list[str]:
-    """Bring back servers, poolers and the edge: all up and following, without a fault. Return what was not."""
+    """Bring back servers, poolers, the edge and who may log in: all up and following, without a fault. Return what was broken."""
     broken = []
     status = lab.edge.status()
     if status["hung"] or status["delay"] or status["refusal"] or status["answer_cuts"]:
@@ -117,8 +124,7 @@ def bring_back(lab: Lab) -> list[str]:
     if lab.sql("SELECT 1 FROM pg_settings WHERE name = 'recovery_min_apply_delay' AND setting <> '0'"):
         broken.append("a replay delay")
         lab.set_replay_delay(0)
-    for (role,) in lab.sql("SELECT rolname FROM pg_roles WHERE rolcanlogin AND rolname <> 'app' AND NOT rolsuper"):
-        broken.append(f"role {role}")
+    for role in lab._passwords.keys() - {APP, ADMIN}:
         lab.drop_role(role)
     wait_until(lambda: lab.sql(_FOLLOWING) == [(len(lab.replicas),)], "replicas that follow")
     return broken

@@ -11,6 +11,7 @@ from ps_core.context import use_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
@@ -34,6 +35,12 @@ LONGEST = (
 """What takes more time than its number of tests says: workers begin with these, so that none of them is the last."""
 
 pytest_plugins = ("tests.as_found", "tests.django_site")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m fast`, import only the files that have such tests: what the others import takes a third of the time."""
+    others = config.getoption("markexpr") == "fast" and collection_path.match("test_*.py")
+    return True if others and "pytest.mark.fast" not in collection_path.read_text() else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
