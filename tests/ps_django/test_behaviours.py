@@ -40,7 +40,7 @@ BEHAVIOURS = {
     "11: writes that do not stick": "test_routing.test_without_sticky_writes",
     "12: a dead replica is left out, then comes back": """
         test_routing.test_lost_replicas_are_replaced_by_the_primary test_migrating.test_dead_replica test_routing.test_weights""",
-    "13: a conflict with recovery is a retry": "adversity.test_recovery_conflict.test_users",
+    "13: a conflict with recovery is a retry": "adversity.test_recovery_conflict.test_applications",
     "14: unrelated errors are raised at once": "test_behaviours.test_unrelated_errors",
     "15: nothing goes on silently inside atomic(); a first connect inside it is allowed": """
         test_settings.test_lost_inside_atomic test_first_path.test_connection_closed_loop_is_gone

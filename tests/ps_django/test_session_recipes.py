@@ -194,6 +194,7 @@ def test_session_that_was_lost(ps_lab: Lab) -> None:
         called.append(connection.alias)
         ask(connection.alias, "SET app.tenant = '7'")
 
+    connections["direct"].close()  # another file's, which has no such handler
     with handler(prepare):
         assert ask("direct", "SELECT current_setting('app.tenant')") == ("7",)
         ps_lab.edge.cut()
