@@ -10,6 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from django.conf import settings
+from django.db import connections
 
 from ps_lab.lab import APP
 from ps_lab.pgbouncer import ADMIN
@@ -62,14 +64,12 @@ def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     for name in KEPT:
         if name in asked:
             request.getfixturevalue(name)
-    before, settings = _state(lab), {bouncer: dict(bouncer._settings) for bouncer in lab.bouncers.values()}
+    before, poolers = _state(lab), {bouncer: dict(bouncer._settings) for bouncer in lab.bouncers.values()}
     yield
-    if "site" in asked:
-        from django.db import connections
-
+    if settings.configured:
         connections.close_all()  # another file may change the primary under them
     broken = bring_back(lab)
-    for bouncer, found in settings.items():
+    for bouncer, found in poolers.items():
         if bouncer._settings != found:
             bouncer._settings = found
             bouncer.reload()
