@@ -136,11 +136,12 @@ def test_client_login_timeout(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None
     )
 
 
-def test_startup_parameter(ps_lab: Lab, paths: Paths, matrix: Matrix) -> None:
-    """Startup options through a pooler are a mistake: told at once, not tried again."""
-    error = raised(lambda: paths.stock(options="-c statement_timeout=1000"))
+def test_startup_parameter(ps_lab: Lab, paths: Paths, matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Startup options through a pooler, here libpq's own from the environment, are a mistake: told at once, not tried again."""
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=1000")
+    error = raised(paths.stock)
     state = paths.state()
-    ours = raised_once(ps_lab, lambda: paths.ours(state, options="-c statement_timeout=1000"), startups=1)
+    ours = raised_once(ps_lab, lambda: paths.ours(state), startups=1)
     assert classify(ours).rule == "startup_parameter"
     assert not state.gate.closed
     matrix.add(
