@@ -113,7 +113,7 @@ def test_threads_have_their_own() -> None:
 @pytest.mark.parametrize("seconds", [0, -1, "soon", None, "off", "10", float("nan")])
 def test_deadlines_refused(seconds: Any) -> None:
     """What is no duration is refused when the block is made."""
-    with pytest.raises(ConfigurationError, match=r"^deadline: .*; where there is none, leave the block out$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)^deadline: .*; where there is none, leave the block out$"):
         deadline(seconds)
 
 

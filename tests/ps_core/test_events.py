@@ -51,7 +51,7 @@ def test_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_is_no_hook() -> None:
     """It is refused where it is handed over, and not at the first event."""
     hook: Any = "print"
-    with pytest.raises(ConfigurationError, match=r"^subscribe: write a function of an event, not 'print'$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)^subscribe: write a function of an event, not 'print'$"):
         subscribe(hook)
 
 

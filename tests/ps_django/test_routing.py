@@ -429,14 +429,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("alias", "option", "value", "message"),
     [
-        ("default", "ps_direct", "dirct", r"ps_direct='dirct': write one of direct, or leave it out$"),
+        ("default", "ps_direct", "dirct", r"(?m)ps_direct='dirct': write one of direct, or leave it out$"),
         ("default", "ps_direct", "replica", "ps_direct='replica': write one of direct, or"),
         ("default", "ps_primary", "replica", "ps_primary='replica'"),
         ("replica", "ps_primary", "replica", "ps_primary='replica': write one of default, or"),
         ("replica", "ps_primary", "direct", "ps_primary='direct': write one of default, or"),
         ("replica", "ps_retry_timeout", "1s", r"^DATABASES\['replica'\]: ps_retry_timeout holds for all aliases of a primary"),
         ("replica", "ps_replica_fallback", "none", "ps_replica_fallback holds for all"),
-        ("direct", "ps_identity", "c", r"ps_identity holds for all .* in the OPTIONS of DATABASES\['default'\]$"),
+        ("direct", "ps_identity", "c", r"(?m)ps_identity holds for all .* in the OPTIONS of DATABASES\['default'\]$"),
         ("replica", "ps_identity", "b", None),
     ],
 )

@@ -348,7 +348,7 @@ def test_what_it_is_made_of() -> None:
     """A URL, a topology or an endpoint; the others have their settings."""
     topology = Topology.from_url(URL)
     assert "s3cret" not in repr(ps_http.Client(URL)) + repr(ps_http.Client(topology)) + repr(ps_http.Client(topology.direct))
-    with pytest.raises(ConfigurationError, match=r"^a Topology is complete: give bouncer to Topology\.from_url instead$"):
+    with pytest.raises(ConfigurationError, match=r"(?m)^a Topology is complete: give bouncer to Topology\.from_url instead$"):
         ps_http.Client(topology, bouncer="x")
     for target, message in ((None, "is None: write"), (5, "is of type int")):
         wrong: Any = target

@@ -203,7 +203,7 @@ def test_creator_is_refused(option: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"retry": 3}, r"^retry: write a policy, as in RetryPolicy\(attempts=3\), not 3$"),
+        ({"retry": 3}, r"(?m)^retry: write a policy, as in RetryPolicy\(attempts=3\), not 3$"),
         ({"replica_isolation_level": "serializable"}, "^replica_isolation_level: a replica has no SERIALIZABLE"),
     ],
 )

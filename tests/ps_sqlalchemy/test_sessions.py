@@ -69,7 +69,7 @@ def test_options_that_do_not_exist(engine: Engine) -> None:
     """An option of ours that nobody heeds is refused: it may be there for a tenant, or for the primary."""
     with Session(engine) as session:
         for option, message in (
-            ("ps_rout", r"^there is no execution option ps_rout: did you mean ps_route\?$"),
+            ("ps_rout", r"(?m)^there is no execution option ps_rout: did you mean ps_route\?$"),
             ("ps_local_settings", "no execution option ps_local_settings"),
         ):
             with pytest.raises(UnknownSetting, match=message):
