@@ -67,9 +67,11 @@ class Worker:
 
     def __init__(self, way: Way, lab: Lab, role: str, path: str = "") -> None:
         self._lab, self._role = lab, role.encode()
-        position = parse_lsn(lab.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0])
+        # What the primary has flushed may end within a record, which no replica has.
+        position = parse_lsn(lab.sql("SELECT min(replay_lsn)::text FROM pg_stat_replication")[0][0])
+        # -P: else the packages in the folder that this runs in, which are those of now, would come before the ones in `path`.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.worker", way, lab.url_of(role), str(position)],
+            [sys.executable, "-P", "-m", "tests.benchmarks.worker", way, lab.url_of(role), str(position)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -84,7 +86,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{verb} {arguments} failed in {self._process.args[3]!r}")  # type: ignore[index]
+            raise RuntimeError(f"{verb} {arguments} failed in {self._process.args[4]!r}")  # type: ignore[index]
         return json.loads(line)
 
     def do(self, unit: str, count: int) -> Cost:
