@@ -50,9 +50,10 @@ _SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
 class _PlannedMixin(BaseCursor[Any, Row]):
     """What all cursors have in common: a statement that arrives while the connection is idle goes as its plan says."""
 
+    __slots__ = ("_by_server",)
     _merges = False
     """Parameters are merged into the text, where the server need not bind them."""
-    _by_server = False
+    _by_server: bool
     """The server binds the parameters of the current statement."""
     _quotes_hold_values = False
     """Values are put in the place of placeholders inside of quotes, too, as Django's own cursors do."""

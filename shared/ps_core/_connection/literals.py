@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg import pq
 from psycopg._queries import PostgresClientQuery
 from psycopg.adapt import PyFormat
 from psycopg.postgres import types
@@ -28,12 +29,14 @@ except ImportError:  # psycopg 3.2
 
 if TYPE_CHECKING:
     from psycopg.abc import Dumper, Params, Transformer
+    from psycopg.adapt import AdaptersMap
 
 __all__ = ["TypedQuery", "is_psycopgs", "type_name", "typed_literal", "without_text_dumper"]
 
 _BARE: Final = {types[name].oid for name in ("bool", "int2", "int4", "int8", "numeric", "float4", "float8", "oid")}
 """What psycopg's own dumpers write as a literal without quotes."""
 _TEXT: Final = types["text"].oid
+TEXT: Final = int(pq.Format.TEXT)
 _LAST_BUILTIN: Final = 8192
 _PLAIN: Final = re.compile(rb"[\w+.-]+")
 _names: Final = {info.oid: info.name.encode() for info in types if info.oid < _LAST_BUILTIN} | {
@@ -72,12 +75,16 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
     Raises:
         psycopg.ProgrammingError: no dumper is registered that writes such a value as text.
     """
-    oid = tx.get_dumper(value, form).oid
-    try:
-        dumper = tx.get_dumper(value, PyFormat.TEXT)
-    except psycopg.ProgrammingError:
-        why = "the client binds parameters as text"
-        raise without_text_dumper(value, f'{why}: register a text dumper, or connect with binding="server"') from None
+    if type(value) is int and _has_own_ints(tx.adapters, form):
+        return _int_literal(value)
+    dumper = tx.get_dumper(value, form)
+    oid = dumper.oid
+    if dumper.format != TEXT:
+        try:
+            dumper = tx.get_dumper(value, PyFormat.TEXT)
+        except psycopg.ProgrammingError:
+            why = "the client binds parameters as text"
+            raise without_text_dumper(value, f'{why}: register a text dumper, or connect with binding="server"') from None
     typed, bare, own_dump, name = _form_of(type(dumper), oid)
     if typed and bare:
         data = dumper.dump(value)
@@ -88,6 +95,25 @@ def typed_literal(tx: Transformer, value: Any, form: PyFormat = PyFormat.AUTO) -
     if typed and literal.endswith(b"'") and (name := name or type_name(tx, oid)):
         return b"(%b::%b)" % (literal, name)
     return literal
+
+
+def _has_own_ints(adapters: AdaptersMap, form: PyFormat) -> bool:
+    """Return whether psycopg itself writes integers, and so as `_int_literal` does: an application may have other dumpers."""
+    return _dumps_ints(adapters.get_dumper(int, PyFormat.TEXT)) and _dumps_ints(adapters.get_dumper(int, form))
+
+
+@lru_cache(maxsize=16)
+def _dumps_ints(cls: type[Dumper]) -> bool:
+    return is_psycopgs(cls) and cls.__name__ in ("IntDumper", "IntBinaryDumper")
+
+
+def _int_literal(value: int) -> bytes:
+    """Return an integer as the smallest type that holds it, as psycopg's dumpers do, at a tenth of what asking them costs."""
+    if -(2**15) <= value < 2**15:
+        return b"('%d'::int2)" % value
+    if -(2**31) <= value < 2**31:
+        return b"('%d'::int4)" % value
+    return b"('%d'::int8)" % value if -(2**63) <= value < 2**63 else b"('%d'::numeric)" % value
 
 
 @lru_cache(maxsize=512)
