@@ -64,9 +64,12 @@ _PLAIN: Final = (
 class Read:
     """One query: whether a replica answers it."""
 
-    replica = False
-    columns: dict[type[Any], _Columns] | None = None
-    """What is compared, by class of the instances that were loaded."""
+    __slots__ = ("columns", "replica")
+
+    def __init__(self) -> None:
+        self.replica = False
+        self.columns: dict[type[Any], _Columns] = {}
+        """What is compared, by class of the instances that were loaded."""
 
 
 class _Frozen(NamedTuple):
@@ -184,13 +187,11 @@ def _thaw(value: Any) -> Any:
 def _on_load(state: Any, context: Any) -> None:
     # For each row of each list, so as little as can be. The key is the class: its hash, unlike a manager's, is no Python code.
     if context is not None and (read := context.execution_options.get(READ)) is not None and read.replica:
-        by_class = read.columns
-        if by_class is None:
-            by_class = read.columns = {}
-        columns = by_class.get(state.class_)
+        instance = state.obj()
+        columns = read.columns.get(type(instance))
         if columns is None:
-            columns = by_class[state.class_] = _Columns.of(state)
-        loaded = base.instance_dict(state.obj())
+            columns = read.columns[type(instance)] = _Columns.of(state)
+        loaded = base.instance_dict(instance)
         try:
             state._ps_kept = columns.read(loaded)
         except KeyError:  # deferred

@@ -20,6 +20,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,9 +33,8 @@ from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as sa_asyncio
 
 import ps_core
-import ps_django
-import ps_sqlalchemy
 from ps_core.consistency import identity_of
+from ps_core.context import reading
 from tests.stock import django_alias, libpq
 
 if TYPE_CHECKING:
@@ -151,15 +151,25 @@ def _psycopg_copy() -> object:
 # --- SQLAlchemy ---
 
 
+def _sqlalchemy() -> Any:
+    """Import ours, which listens to all that is loaded: not where an application has stock alone."""
+    return import_module("ps_sqlalchemy")
+
+
 @cache
 def _engine(name: str) -> sa.Engine:
     if way.is_ours:
-        return ps_sqlalchemy.create_engine(topology, **POOL)
+        return _sqlalchemy().create_engine(topology, **POOL)  # type: ignore[no-any-return]
     return sa.create_engine("postgresql+psycopg://", connect_args=libpq(_endpoint(name)), **POOL)
 
 
+@cache
+def _session_class() -> type[orm.Session]:
+    return _sqlalchemy().Session if way.is_ours else orm.Session
+
+
 def _session(name: str) -> orm.Session:
-    return (ps_sqlalchemy.Session if way.is_ours else orm.Session)(_engine(name))
+    return _session_class()(_engine(name))
 
 
 def _sqlalchemy_get() -> object:
@@ -188,7 +198,7 @@ def _sqlalchemy_check_out() -> object:
 
 def _async_engine() -> Any:
     if way.is_ours:
-        return ps_sqlalchemy.create_async_engine(topology, **POOL)
+        return _sqlalchemy().create_async_engine(topology, **POOL)
     return sa_asyncio.create_async_engine("postgresql+psycopg://", connect_args=libpq(_endpoint("replica")), **POOL)
 
 
@@ -198,7 +208,7 @@ _LOOP: Final = asyncio.new_event_loop()
 @cache
 def _async_session() -> Callable[[], sa_asyncio.AsyncSession]:
     engine = _async_engine()
-    cls = ps_sqlalchemy.AsyncSession if way.is_ours else sa_asyncio.AsyncSession
+    cls = _sqlalchemy().AsyncSession if way.is_ours else sa_asyncio.AsyncSession
     return lambda: cls(engine)
 
 
@@ -238,7 +248,7 @@ def _models() -> tuple[Any, Any]:
 def _django_settings(url: str) -> dict[str, Any]:
     if way.is_ours:
         options = {**POOLED, **LIMITS, "consistency": _CONSISTENCY[way]}
-        aliases = ps_django.databases(url, **options)
+        aliases = import_module("ps_django").databases(url, **options)
         routers: list[Any] = ["ps_django.routers.ReplicaRouter"]
     else:
         aliases = {"default": django_alias(_endpoint("primary")), "replica": django_alias(_endpoint("replica"))}
@@ -294,7 +304,7 @@ class Unit:
 
     def do(self, count: int) -> None:
         """Do it so often, by each thread or task."""
-        with ps_django.reading() if self.reading else nullcontext():
+        with reading() if self.reading else nullcontext():
             self._do_here(count)
 
     def _do_here(self, count: int) -> None:

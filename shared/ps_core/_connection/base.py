@@ -129,10 +129,10 @@ ROLE_SQL: Final = (
     b" 'transaction_timeout', 'idle_in_transaction_session_timeout', 'lock_timeout', 'default_transaction_isolation'])"
 )
 DRIVERS_OWN: Final = (
-    "_adapters _autocommit _begin_statement _closed _created_at _deferrable _expire_at _isolation_level _notice_handlers"
-    " _notifies_backlog _notify_handlers _num_transactions _pipeline _pool _prepared _read_only _tpc"
-    " cursor_factory lock pgconn row_factory server_cursor_factory"
-).split()
+    *("_adapters", "_autocommit", "_begin_statement", "_closed", "_created_at", "_deferrable", "_expire_at", "_isolation_level"),
+    *("_notice_handlers", "_notifies_backlog", "_notify_handlers", "_num_transactions", "_pipeline", "_pool", "_prepared"),
+    *("_read_only", "_tpc", "cursor_factory", "lock", "pgconn", "row_factory", "server_cursor_factory"),
+)
 """What psycopg's connections, and its pool, keep in an instance."""
 LONGEST_REMEMBERED: Final = 4096
 """Messages of longer texts are not kept: these are generated."""
