@@ -17,7 +17,7 @@ from ps_core.context import current, remaining
 from ps_core.timeouts import SETTINGS, format_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from ps_core._message.plan import Message
     from ps_core.topology import Endpoint
@@ -31,12 +31,12 @@ _log_of_sessions: Final = logging.getLogger("ps_core")
 class StatementMemory:
     """A bounded memory of statement templates, oldest first out: what the server taught us that their text does not show."""
 
-    def __init__(self, size: int = 1024) -> None:
+    def __init__(self, size: int = 1024, *, learn: Callable[[], None] | None = None) -> None:
+        """`learn` is called behind each addition."""
         self._size = size
+        self._learn = learn
         self._lock = threading.Lock()
         self._hashes: dict[int, None] = {}
-        self.added = 0
-        """How often something was added."""
 
     def __contains__(self, text: Hashable) -> bool:
         return bool(self._hashes) and hash(text) in self._hashes
@@ -54,11 +54,10 @@ class StatementMemory:
             self._hashes[hash(text)] = None
             if len(self._hashes) > self._size:
                 del self._hashes[next(iter(self._hashes))]
-            self.added += 1  # last: a plan that was made without it is taken for old (`EndpointState.messages`)
+        if self._learn is not None:
+            self._learn()
 
 
-MOST_MESSAGES: Final = 1024
-"""An endpoint remembers at most this many messages."""
 _functions: Final[WeakValueDictionary[str, Functions]] = WeakValueDictionary()
 """Those of each branch."""
 _warned: Final[set[str]] = set()
@@ -72,9 +71,9 @@ class EndpointState:
     endpoint: Endpoint
     gate: OutageGate = None  # type: ignore[assignment] # made below, of the endpoint's name
     """Shared with all that lead to the same server path (`ps_core._registry`)."""
-    refused_read_only: StatementMemory = field(default_factory=StatementMemory)
+    refused_read_only: StatementMemory = field(init=False)
     """Templates that look like reads and were refused READ ONLY."""
-    refused_in_batch: StatementMemory = field(default_factory=StatementMemory)
+    refused_in_batch: StatementMemory = field(init=False)
     """Templates that the server refused to run in one message with others."""
     functions: Functions = field(init=False)
     """The names of the branch's functions that may write: what one of its endpoints reports, all know."""
@@ -94,15 +93,20 @@ class EndpointState:
     """Whether at that level each statement has a snapshot of its own."""
     generation: int = 0
     """Connections of an earlier one are replaced before their next use: the server that they led to was demoted."""
-    _messages: tuple[frozenset[str], int, dict[Hashable, Message]] = field(init=False)
-    """What was known when they were composed, and messages."""
+    composed: tuple[int, dict[Hashable, Message]] = field(init=False)
+    """Messages by all that decides them but for what the servers teach, and by how many lessons they were composed.
+
+    `compose_anew` after another lesson. What is composed by what was known before so goes into what nobody looks into any more.
+    """
     _openings: dict[int, Script] = field(default_factory=dict)
     _told: bool = False
     """Whether it was said that the role's own timeouts are shorter than what is asked for."""
 
     def __post_init__(self) -> None:
         self.functions = _functions.setdefault(self.identity, Functions()) if self.identity else Functions()
-        self._messages = self.functions.may_write, 0, {}
+        self.refused_read_only = StatementMemory(learn=self.functions.learn)
+        self.refused_in_batch = StatementMemory(learn=self.functions.learn)
+        self.composed = self.functions.lessons, {}
         if self.gate is None:
             self.gate = OutageGate(self.endpoint.name)
         if self.endpoint.pooled and not self.endpoint.refuses_session:
@@ -129,17 +133,10 @@ class EndpointState:
         self.refused_read_only.forget_threads()
         self.refused_in_batch.forget_threads()
 
-    def messages(self) -> dict[Hashable, Message]:
-        """Return messages by all that decides them, but for what the server teaches: with each of its lessons, they begin anew.
-
-        What is composed by what was known before a lesson so goes into what nobody looks into any more.
-        """
-        names, added, messages = self._messages
-        learned = self.functions.may_write, self.refused_read_only.added + self.refused_in_batch.added
-        if names is not learned[0] or added != learned[1] or len(messages) >= MOST_MESSAGES:
-            messages = {}
-            self._messages = (*learned, messages)
-        return messages
+    def compose_anew(self) -> dict[Hashable, Message]:
+        """Return `composed` messages of which there are none yet."""
+        self.composed = self.functions.lessons, {}
+        return self.composed[1]
 
     def opening(self, server_version: int) -> Script:
         """Return the SET LOCALs that open a transaction here and now, for a server of `server_version` (as in 180004).

@@ -105,10 +105,11 @@ Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 OK: Final = int(pq.ConnStatus.OK)
 IDLE: Final = int(pq.TransactionStatus.IDLE)
 UNKNOWN: Final = int(pq.TransactionStatus.UNKNOWN)
-IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+ACTIVE: Final = int(pq.TransactionStatus.ACTIVE)
+IN_TRANSACTION: Final = (int(pq.TransactionStatus.INTRANS), int(pq.TransactionStatus.INERROR))
 FATAL: Final = int(pq.ExecStatus.FATAL_ERROR)
 TUPLES: Final = int(pq.ExecStatus.TUPLES_OK)
-ROWS: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
+ROWS: Final = (TUPLES, int(pq.ExecStatus.SINGLE_TUPLE), int(pq.ExecStatus.TUPLES_CHUNK))
 WAIT_INTERVAL: Final = 0.1
 """Seconds between two looks at the clock while a server is waited for; psycopg's own."""
 
@@ -136,6 +137,8 @@ DRIVERS_OWN: Final = (
 """What psycopg's connections, and its pool, keep in an instance."""
 LONGEST_REMEMBERED: Final = 4096
 """Messages of longer texts are not kept: these are generated."""
+MOST_REMEMBERED: Final = 1024
+"""An endpoint remembers at most this many messages."""
 _ALIKE: Final = (After.NOTHING, After.POSITION, After.PLACE, After.COMMIT, After.COMMIT_AS_SET, After.TRANSACTION_ID)
 """What follows a statement alike each time."""
 SEVERAL: Final = "?;?"
@@ -228,6 +231,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     _connector: Any
     """What connects, in the place of `dial`."""
     _pid: int
+    _version: int
+    """The server's version, as in 180004."""
     _generation: int
     _other_side: Any
     """A connection to the endpoints that this one is not at; see `go_to`."""
@@ -314,7 +319,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._sync_wait_cancelled = self._made_functions = False
         self._settled_at = self._opened_at = 0.0
         self._timeouts_text = self._text_within = ""
-        self._guarded = self._unknown_positions = 0
+        self._guarded = self._unknown_positions = self._version = 0
         self._opened_in, self._unsettled = _NO_CONTEXT, ()
         self._session = self._unsettled_session = _NO_SESSION
         super().__init__(*args, **kwargs)
@@ -331,6 +336,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if not hasattr(self, "state"):  # else it was dialled, and is now opened
             self.add_notice_handler(partial(BaseConnection._on_notice, ref(self)))
         self._keeps_state = False
+        self._version = self.pgconn.server_version
         self.state, self._home = state, home
         self._options, self._policy, self._connector = options, policy, connector
         self._replicas = replicas
@@ -397,7 +403,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             raise (self._behind(error, result) if guard else None) or error
 
     def _take_transaction(self, result: PGresult) -> None:
-        if result.status == pq.ExecStatus.TUPLES_OK:
+        if result.status == TUPLES:
             self._transaction = transaction_id(result)
 
     @contextmanager
@@ -679,7 +685,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _plan_after_refusal_gen(self, plan: Plan, text: str, error: psycopg.Error) -> PQGen[Plan | None]:
         """Return another plan for a statement that the server refused without side effects; None to raise the refusal."""
         in_error = self.pgconn.transaction_status == pq.TransactionStatus.INERROR
-        if self.pgconn.status != pq.ConnStatus.OK or not plan.first:
+        if self.pgconn.status != OK or not plan.first:
             return None
         failure = classify(error)
         refusal = Refusal(
@@ -719,11 +725,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if self._session.now.any or self._watches_escapes or current().opening:
             return None
         state, autocommit, guard, begin = self.state, self._autocommit, 0, b""
-        reads, tracks = state.endpoint.read_only, state.tracks
+        reads = state.endpoint.read_only
         # Of a replica's transaction, its level decides, too.
         each = not reads or (autocommit and not within) or self._has_snapshot_each(really_open=within)
         if not within:
-            tracker = current_tracker() if tracks else None
+            tracker = current_tracker() if state.tracks else None
             self._unknown_positions = 0 if tracker is None else tracker.unknown_positions
             if reads and tracker is not None and (token := tracker.token) is not None and not self._asks_anywhere:
                 if token.others or token.identity != state.identity or time.time() - token.at > MAX_AGE:
@@ -735,9 +741,10 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             self._guarded = guard
             if not autocommit:
                 begin = super()._get_tx_start_command()
-        known, version = self._transaction is not None, self.pgconn.server_version
-        key = (text, guard > 0, begin, each, autocommit, within, by_server, known, tracks, state.tracks_reads, version)
-        messages = state.messages()
+        key = (text, guard > 0, begin, each, autocommit, within, by_server, self._transaction is not None, self._version)
+        lessons, messages = state.composed
+        if lessons != state.functions.lessons:
+            messages = state.compose_anew()
         message = messages.get(key)
         if message is None:
             self._place = messages, key
@@ -757,6 +764,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if not within and plan.before is Before.NOTHING:
             return None
         before = NOTHING if within else self._script_of(plan.before, (guard_sql(guard),) if guard else (), begin)
+        if len(messages) >= MOST_REMEMBERED:
+            messages.clear()
         message = messages[key] = Message(plan, before, self._script_after(plan, text), 0 if within else guard)
         return message
 
@@ -926,7 +935,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _take_functions(self, result: PGresult) -> None:
         """Take the names of functions that may write."""
-        if result.status != pq.ExecStatus.TUPLES_OK:
+        if result.status != TUPLES:
             return
         rows = ((result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples))
         self.state.functions.take(
@@ -1032,7 +1041,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
     def _record_committed(self, setting: PGresult, asked: PGresult | None) -> None:
         """Merge the position of a commit of which `setting` tells whether it waited for its flush."""
         lsn = None
-        if asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+        if asked is not None and asked.status == TUPLES:
             lsn = asked.get_value(0, 1 if setting.get_value(0, 0) == b"off" else 0)
         elif asked is not None and self._error(asked).sqlstate == IN_RECOVERY:
             self._note_demotion()
@@ -1046,7 +1055,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if (
             self.state.endpoint.read_only
             or result is None
-            or result.status != pq.ExecStatus.TUPLES_OK
+            or result.status != TUPLES
             or result.get_value(0, result.nfields - 1) not in (b"t", b"on")
         ):
             return True
@@ -1277,11 +1286,11 @@ class BaseConnection(psycopg.BaseConnection[Row]):
 
     def _goes_on(self) -> bool:
         """Return whether the wait that begins is for more of what was under way before, as of `stream()` and COPY."""
-        return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE and not (self._pipeline or self._cancelling)
+        return self.pgconn.transaction_status == ACTIVE and not (self._pipeline or self._cancelling)
 
     def _is_in_flight(self) -> bool:
         """Return whether the server owes an answer."""
-        return bool(self._pipeline) or self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        return bool(self._pipeline) or self.pgconn.transaction_status == ACTIVE
 
     def _begin_wait(self) -> Context:
         """Note where a wait begins, for `_may_be_committing`. Return the context in which it does."""
@@ -1290,7 +1299,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         self._plan_before, self._text_within, self._change = self._plan, "", None
         self._planned = self._ended = False
         status = self.pgconn.transaction_status
-        if status != pq.TransactionStatus.ACTIVE:  # else it goes on with what an earlier one began
+        if status != ACTIVE:  # else it goes on with what an earlier one began
             self._began_idle, self._writing, self._cancelling = status == IDLE, False, False
         if status == IDLE:
             self._parameters_before = None
@@ -1500,6 +1509,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         before, self.pgconn = self.pgconn, donor.pgconn
         del donor.pgconn  # its finalizer then leaves the connection alone
         before.finish()
+        self._version = self.pgconn.server_version
         self.state, self._generation = state, state.generation
         self._at_home = self._is_at_home()
         self._session = self._session.ended(committed=False)
@@ -1535,7 +1545,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         # Exchanged is what belongs to the libpq connection: where it leads, the generation of its server, what was prepared and
         # told there. The caller's stays: autocommit and modes, what is SET for the session (`_session`), blocks, when to prepare.
         values, usual = self._session_parameters(), (self.prepare_threshold, self.prepared_max)
-        for name in ("pgconn", "state", "_home", "_generation", "_at_home", "_replicas", "_parameters", "_prepared"):
+        exchanged = ("pgconn", "state", "_home", "_generation", "_version", "_at_home", "_replicas", "_parameters", "_prepared")
+        for name in exchanged:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
             setattr(other, name, mine)

@@ -15,7 +15,7 @@ from psycopg._queries import PostgresClientQuery, PostgresQuery
 from psycopg.adapt import Transformer
 from psycopg.client_cursor import ClientCursorMixin
 
-from ps_core._connection.base import FATAL, IDLE, OK, OPENING_ALONE, SEVERAL, UNKNOWN, BaseConnection
+from ps_core._connection.base import FATAL, IDLE, OK, OPENING_ALONE, SEVERAL, TUPLES, UNKNOWN, BaseConnection
 from ps_core._connection.literals import TypedQuery
 from ps_core._message.commit import transaction_id
 from ps_core._message.functions import FUNCTIONS_SQL
@@ -39,12 +39,12 @@ __all__ = ["AsyncCursor", "AsyncServerBindingCursor", "AsyncServerCursor", "Curs
 
 Row = TypeVar("Row", covariant=True)  # noqa: PLC0105 - psycopg's name
 
-_ASKS_NOTHING_HERE: Final = (After.NOTHING, After.SETTINGS, After.SESSION)
-_ASKS_PLACE: Final = (After.POSITION, After.PLACE)
-_DONE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+# Numbers, as in `base`; and members of enumerations, which Python finds at a tenth of the cost where they are names of a module.
+_DONE: Final = (TUPLES, int(pq.ExecStatus.COMMAND_OK), int(pq.ExecStatus.EMPTY_QUERY))
+_POSITION: Final = After.POSITION
 AT_ONCE: Final = 16
 """Rows of an `executemany` that are handed to libpq at a time."""
-_SOME_ROWS: Final = (pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK)
+_SOME_ROWS: Final = (int(pq.ExecStatus.SINGLE_TUPLE), int(pq.ExecStatus.TUPLES_CHUNK))
 
 
 class _PlannedMixin(BaseCursor[Any, Row]):
@@ -133,14 +133,14 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             pipeline.follow(plan, text)
             return
         pgq = statement = None
-        message = conn._usual(text, by_server=type(self)._by_server, within=True)
+        message = conn._usual(text, by_server=not self._merges, within=True)
         if message is None:
             if conn.state.endpoint.pooled and (
                 (statement := analyse(text)).touches_session or (conn._watches_escapes and conn._escapes())
             ):
                 self._start(query)
                 pgq = self._read_change(query, params, self._convert_query(query, params))
-            by_server = type(self)._by_server and conn._change is None
+            by_server = not self._merges and conn._change is None
             plan = conn._plan_for(text, statement=statement, by_server=by_server, within=True)
             if plan.statement.verb == "SET" or plan.statement.touches_session:
                 conn._note_parameters()
@@ -148,7 +148,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         else:
             plan = message.plan
         conn._planned = True
-        alone = plan.before is Before.NOTHING and plan.after is After.NOTHING and not (conn._change or conn._session.now.owes)
+        alone = not (plan.is_accompanied or plan.asks or conn._change or conn._session.now.owes) and plan.after is After.NOTHING
         if alone and not self._merges:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
@@ -232,36 +232,36 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             done        | done:end                | asked      | functions
         """
         conn: BaseConnection[Any] = self._conn
-        if not plan.outlives_loss or conn.pgconn.status != OK:
+        if not plan.outlives_loss:  # it is sent from an idle connection, which was not lost as far as libpq knows
             self._make_sure(plan)
-        conn._plan = plan
+        conn._plan, state, asks_functions = plan, conn.state, False
         if message is None:
             before, after = conn._script_before(plan.before), conn._script_after(plan, text)
         else:
-            before, after = message.before, message.after
-        functions, name, now = conn.state.functions, conn.state.endpoint.name, time.monotonic()
-        asks_functions = plan.has_room and now >= functions.due.get(name, 0.0) and functions.is_due(name, now)
-        if self._merges and message is not None and not (asks_functions or self._by_server or binary or self.format):
+            _, before, after, _ = message
+        if plan.has_room:
+            functions, name, now = state.functions, state.endpoint.name, time.monotonic()
+            asks_functions = now >= functions.due.get(name, 0.0) and functions.is_due(name, now)
+        if message is not None and not (asks_functions or self._by_server or binary or self.format) and self._merges:
             # What psycopg's client-side cursor does.
             self._query = pgq
             conn.pgconn.send_query(before.head + pgq.query + after.tail)
         else:
             self._send_between(before.head, pgq, after.then(FUNCTIONS_SQL) if asks_functions else after, binary=binary)
-        commits = plan.after is After.COMMIT or plan.after is After.COMMIT_AS_SET
         results: list[PGresult] = []
         lost = None
-        if commits:
+        if plan.commits:
             lost = yield from conn._collect_gen(results)
         else:
             results = yield from generators.execute(conn.pgconn)
-        done, asks = len(before.parts), plan.after not in _ASKS_NOTHING_HERE
+        done, follow = len(before.parts), len(after.parts)
         # An error ends a message: where the last result is none, none is.
         refused = _first_error(results) if results and results[-1].status == FATAL else None
-        if asks_functions and len(results) == done + 2 + len(after.parts):
+        if asks_functions and len(results) == done + 2 + follow:
             conn._take_functions(results.pop())
             if refused is not None and refused not in results:
                 refused = None  # the names are asked for again, later
-        if commits and any(result.command_status == b"COMMIT" for result in results[done:]):
+        if plan.commits and any(result.command_status == b"COMMIT" for result in results[done:]):
             lost = None  # it is durable; what came after does not matter but for the position
         elif refused is not None:
             error = conn._error_of(refused, results.index(refused), before, after)
@@ -271,31 +271,32 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             raise error
         elif lost is not None:
             raise lost
-        whole = len(results) == done + 1 + len(after.parts) and results[done].status in _DONE
+        whole = len(results) == done + 1 + follow and results[done].status in _DONE
         if not whole:
             self._check_results(results[: done + 1])
         # Of several statements, and of a COMMIT that was answered, all came; else those of what follows may be missing.
-        end = done + 1 if after.parts and plan.statement.count <= 1 else len(results) - len(after.parts)
+        end = done + 1 if follow and plan.statement.count <= 1 else len(results) - follow
         if conn._change is not None:
             conn._take_session(results[end:], begins=plan.begin)
-        asked = results.pop() if asks and len(results) == end + len(after.parts) else None
-        if plan.after in _ASKS_PLACE:
-            if plan.after is After.PLACE or not conn._is_known(asked):
+        asked = results.pop() if plan.asks and len(results) == end + follow else None
+        if plan.asks_place:
+            reads = plan.after is _POSITION
+            if not (reads and conn._is_known(asked)):
                 if not conn._check_place(asked):
                     conn._give_up()
                     raise Demoted("the server is no longer the primary")
-                if plan.after is After.POSITION:
+                if reads:
                     conn._record_seen(asked, wrote=False)
         elif plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
         elif plan.after is After.COMMIT:
             conn._record_seen(asked, wrote=not plan.statement.only_sets)
-        elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == pq.ExecStatus.TUPLES_OK:
+        elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == TUPLES:
             conn._transaction = transaction_id(asked)
         if not whole:
             self._check_results(results[done:end])
         self._set_results(results[done:end])
-        if not asks and plan.first and not plan.begin and (conn.state.tracks or not plan.reads):
+        if not (plan.asks or plan.begin) and plan.first and (state.tracks or not plan.reads):
             conn._note_without_position(plan)
         return None
 
@@ -334,7 +335,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
             NotSent: it is lost.
         """
         conn: BaseConnection[Any] = self._conn
-        if conn.pgconn.status != pq.ConnStatus.OK or (plan.first and not plan.outlives_loss and conn._is_gone()):
+        if conn.pgconn.status != OK or (plan.first and not plan.outlives_loss and conn._is_gone()):
             conn._plan = plan
             raise NotSent
 

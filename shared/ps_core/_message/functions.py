@@ -60,6 +60,11 @@ class Functions:
     _reported: dict[str, tuple[float, frozenset[str], frozenset[str]]] = field(default_factory=dict)
     due: dict[str, float] = field(default_factory=dict)
     """From when on each endpoint is to be asked, by its name."""
+    lessons: int = 0
+    """How often the servers taught us what a text does not show: names that may write, and texts that were refused.
+
+    What was composed before the last lesson is composed anew (`EndpointState.composed`).
+    """
 
     def is_due(self, endpoint: str, now: float) -> bool:
         """Return whether the caller should ask `endpoint`; others should not, then, until the answer is old."""
@@ -80,9 +85,12 @@ class Functions:
         may_write = frozenset().union(*(names for _, names, _ in self._reported.values()))
         beside = frozenset().union(*(names for _, _, names in self._reported.values()))
         if (may_write, beside) != (self.may_write, self.beside):
-            # `may_write` last, and another object: plans hold for the one that they were made with (`EndpointState.messages`).
-            self.beside = beside
-            self.may_write = may_write
+            self.beside, self.may_write = beside, may_write
+            self.learn()
+
+    def learn(self) -> None:
+        """Count a lesson. It is known before: what is composed by an older count is taken for old."""
+        self.lessons += 1
 
 
 def _sought(name: str) -> str:

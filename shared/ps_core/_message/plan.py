@@ -157,6 +157,12 @@ class Plan:
     """Whether it is known to read only."""
     read_only: bool = field(init=False, repr=False, compare=False)
     """Whether it is sent READ ONLY since it looks like a read: a refusal (25006) is ours to handle."""
+    commits: bool = field(init=False, repr=False, compare=False)
+    """Whether the COMMIT of a transaction of ours follows it in its message."""
+    asks: bool = field(init=False, repr=False, compare=False)
+    """Whether what follows it asks for something that is ours alone."""
+    asks_place: bool = field(init=False, repr=False, compare=False)
+    """Whether that tells where the server is, or what it is."""
     outlives_loss: bool = field(init=False, repr=False, compare=False)
     """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
 
@@ -172,6 +178,9 @@ class Plan:
             ("own_guard", before in _GUARDING),
             ("reads", reads),
             ("read_only", read_only),
+            ("commits", self.after in _COMMITTING),
+            ("asks", self.after not in _ASKING_NOTHING),
+            ("asks_place", self.after in _ASKING_PLACE),
             ("outlives_loss", statement.one and not self.beside and (begin or read_only)),
         ):
             object.__setattr__(self, name, value)
@@ -198,6 +207,9 @@ class Message(NamedTuple):
 _READING = (Before.READ, Before.BEGIN_READ_ONLY)
 _BEGINNING = (Before.BEGIN, Before.BEGIN_READ_ONLY)
 _GUARDING = (Before.GUARD_APART, Before.SETTINGS_GUARDED, Before.SNAPSHOT)
+_COMMITTING = (After.COMMIT, After.COMMIT_AS_SET)
+_ASKING_NOTHING = (After.NOTHING, After.SETTINGS, After.SESSION)
+_ASKING_PLACE = (After.POSITION, After.PLACE)
 _NOTHING = Before.NOTHING, After.NOTHING
 
 
