@@ -12,7 +12,7 @@ from psycopg import adapt, sql
 from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.types.json import Jsonb
-from psycopg.types.numeric import Float4, FloatDumper, IntNumeric, Oid
+from psycopg.types.numeric import Float4, FloatDumper, Int8BinaryDumper, Int8Dumper, IntNumeric, Oid
 from psycopg.types.range import Range
 from psycopg.types.string import StrDumper
 
@@ -140,6 +140,32 @@ def test_literals(value: Any, literal: bytes) -> None:
 def test_dumpers_of_applications(dumper: type, literal: bytes) -> None:
     """An expression stays one; what psycopg itself quotes has the dumper's type."""
     assert typed_literal(transformer((Value, dumper)), Value()) == literal
+
+
+@pytest.mark.parametrize("form", [PyFormat.AUTO, PyFormat.TEXT, PyFormat.BINARY])
+@pytest.mark.parametrize("bits", [15, 31, 63, 70])
+def test_integers_are_as_psycopg_writes_them(form: PyFormat, bits: int) -> None:
+    """At and beside each limit of a type."""
+    tx = transformer()
+    for value in (sign * (2**bits + more) for sign in (1, -1) for more in (-1, 0, 1)):
+        name = literals.type_name(tx, tx.get_dumper(value, form).oid)
+        assert typed_literal(tx, value, form) == b"('%b'::%b)" % (
+            bytes(tx.get_dumper(value, PyFormat.TEXT).dump(value) or b""),
+            name,
+        )
+
+
+def test_integers_of_applications() -> None:
+    """Whoever has registered another dumper for them gets what that writes, as its type: for all placeholders, or for some."""
+
+    class Doubled(Int8Dumper):
+        def dump(self, obj: Any) -> bytes:
+            return b"%d" % (2 * obj)
+
+    assert typed_literal(transformer((int, Doubled)), 7) == b"('14'::int8)"
+    wider = transformer((int, Int8BinaryDumper))
+    assert typed_literal(wider, 7) == b"('7'::int8)"
+    assert typed_literal(wider, 7, PyFormat.TEXT) == b"('7'::int2)"
 
 
 def test_a_dumper_is_not_trusted_to_write_a_number() -> None:
