@@ -243,6 +243,8 @@ COMMITTED_POSITION_SQL: Final = b"SELECT pg_catalog.pg_current_wal_flush_lsn(),p
 
 A standby refuses it, with `IN_RECOVERY`. Nothing but this question is lost by that, and asking first would cost the server twice
 as much (15 µs of its CPU, not 6)."""
+WRITTEN_POSITION_SQL: Final = COMMITTED_POSITION_SQL + b",pg_catalog.current_setting('synchronous_commit')"
+"""The same behind a COMMIT that cannot have been told how to commit: it did as the session does now."""
 IN_RECOVERY: Final = "55000"
 """The SQLSTATE (object_not_in_prerequisite_state) by which a standby refuses to tell where a primary's WAL ends."""
 REPLICA_POSITION_SQL: Final = (

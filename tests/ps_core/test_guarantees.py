@@ -284,7 +284,7 @@ ON_PRIMARY: dict[Callable[[Connection[Any]], None], tuple[list[str], ...]] = {
     ),
     sets: (*3 * (["settings; SELECT set_config('a.b', 'c', true ); SELECT pg_catalog.current_setting('a.b',true)"],),),
     write: (
-        *2 * (["BEGIN; settings; INSERT INTO item VALUES (1); COMMIT; position"],),
+        *2 * (["BEGIN; settings; INSERT INTO item VALUES (1); COMMIT; written position"],),
         ["settings; INSERT INTO item VALUES (1)"],
     ),
     writes: (

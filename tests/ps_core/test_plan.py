@@ -30,6 +30,13 @@ ROWS: list[tuple[str, str, dict[str, Any], Before, After]] = [
     ("where no positions are asked for, it brings none", READ, AUTOCOMMIT, Before.READ, After.NOTHING),
     ("a read on a replica is the same", READ, AUTOCOMMIT | REPLICA, Before.READ, After.POSITION),
     ("a write brings its position back with its own COMMIT", WRITE, AUTOCOMMIT | {"tracks": True}, Before.BEGIN, After.COMMIT),
+    (
+        "and how it is to commit, where the session says that",
+        WRITE,
+        AUTOCOMMIT | {"tracks": True, "sets_commit": True},
+        Before.BEGIN,
+        After.COMMIT_AS_SET,
+    ),
     ("where no positions are asked for, its message is its transaction", WRITE, AUTOCOMMIT, Before.SETTINGS, After.NOTHING),
     (
         "what may write is a write, and may have set how it commits",

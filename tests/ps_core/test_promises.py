@@ -98,17 +98,28 @@ def test_functions_that_write(ps_lab: Lab, counted: None, connect: Connect, writ
 
 
 @pytest.mark.parametrize(
-    "way", ["first statement", "later statement", "autocommit", "a function", "executemany", "COMMIT by hand"]
+    "way",
+    [
+        *("first statement", "later statement", "autocommit", "a function", "executemany", "COMMIT by hand"),
+        *("SET, autocommit", "SET, executemany in autocommit", "SET, transaction"),
+    ],
 )
 def test_commits_that_do_not_wait(ps_lab: Lab, counted: None, connect: Connect, way: str) -> None:
-    """After SET LOCAL synchronous_commit = off, every own write is seen: its position is that of the commit, or it pins."""
-    conn = connect(tracking(ps_lab, "primary"), autocommit=way in ("autocommit", "a function"))
+    """After synchronous_commit = off, every own write is seen: its position is that of the commit, or it pins."""
+    conn = connect(tracking(ps_lab, "primary"), autocommit="autocommit" in way or way == "a function")
     replica = connect(tracking(ps_lab, "replica"), autocommit=True)
     ps_lab.sql("delete from promised")
+    if way.startswith("SET, "):
+        conn.execute("set synchronous_commit = off")
+        conn.commit()
     for number in range(1, 101):
         with use_token(None):
             if way == "autocommit":
                 conn.execute(f"set local synchronous_commit = off; insert into promised values ({number})")
+            elif way == "SET, executemany in autocommit":
+                conn.cursor().executemany("insert into promised values (%s)", [(number,)])
+            elif way.startswith("SET, "):
+                conn.execute("insert into promised values (%s)", (number,))
             elif way == "a function":
                 conn.execute("select addrow_unflushed(%s)", (number,))
             elif way == "first statement":

@@ -24,6 +24,7 @@ from ps_lab import Lab
 from ps_lab.processes import wait_until
 from tests.ps_core.conftest import Connect
 from tests.ps_core.test_healing import commit_waits, count, raised_by
+from tests.ps_core.wire import sending
 
 INSERT = "INSERT INTO item VALUES (%s)"
 
@@ -228,6 +229,24 @@ def test_verify_answers_without_an_id(ps_lab: Lab, state: EndpointState, connect
     conn = connect(state)
     assert lose_commit(ps_lab, conn, several, "SELECT count(*) > 0 FROM item") == []
     assert count(ps_lab, "item") == 1
+
+
+def test_the_role_is_asked_for_verify_alone(state: EndpointState, connect: Connect) -> None:
+    """With the id, where the block begins before the write; else before COMMIT, at a round trip. Without `verify`, never."""
+    conn = connect(state)
+    verify = "SELECT true"
+    commit = "synchronous_commit; COMMIT; committed position"
+    with sending(conn) as sent:
+        execute(conn)
+        conn.commit()
+        with ps_core.commit_check(verify=verify):
+            execute(conn)
+            conn.commit()
+        execute(conn)
+        with ps_core.commit_check(verify=verify):
+            conn.commit()
+    write = "BEGIN; settings; INSERT INTO item VALUES (('1'::int2)); id"
+    assert sent.messages == [write, commit, f"{write} and role", commit, write, "SHOW role", commit]
 
 
 def lose_commit(

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ps_core._connection.base import ONE_SNAPSHOT, READ_ONLY
-from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, TRANSACTION_SQL
-from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL, place_sql
+from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, transaction_sql
+from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL, WRITTEN_POSITION_SQL, place_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,13 +19,15 @@ __all__ = ["sending"]
 _NAMES: Final = {
     READ_ONLY: "read only",
     ONE_SNAPSHOT: "snapshot",
-    TRANSACTION_SQL: "id",
+    transaction_sql(verifies=False): "id",
+    transaction_sql(verifies=True): "id and role",
     SYNCHRONOUS_COMMIT_SQL: "synchronous_commit",
     POSITION_SQL: "position",
     REPLICA_POSITION_SQL: "position",
     place_sql(180000): "place",
     place_sql(130000): "place",
     COMMITTED_POSITION_SQL: "committed position",
+    WRITTEN_POSITION_SQL: "written position",
 }
 _SENT: Final = re.compile(r"^F\t(\d+)\t(Query|Parse)\t (?:\"\" )?\"(.*?)\"(?: \d+)*$", re.DOTALL | re.MULTILINE)
 

@@ -26,11 +26,11 @@ HERE, THERE = "levelled", "levelled_replica"
 
 SENT = {
     MONOTONIC: [
-        "BEGIN; settings; UPDATE shop_product SET stock = 1; COMMIT; position",
+        "BEGIN; settings; UPDATE shop_product SET stock = 1; COMMIT; written position",
         "settings; guard; read only; SELECT 5; position",
     ],
     OWN: [
-        "BEGIN; settings; UPDATE shop_product SET stock = 1; COMMIT; position",
+        "BEGIN; settings; UPDATE shop_product SET stock = 1; COMMIT; written position",
         "settings; guard; read only; SELECT 5",
     ],
     NONE: ["settings; UPDATE shop_product SET stock = 1", "settings; read only; SELECT 5"],

@@ -290,7 +290,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         elif plan.after is After.COMMIT_AS_SET:
             conn._record_committed(results[end], asked)
         elif plan.after is After.COMMIT:
-            conn._record_seen(asked, wrote=not plan.statement.only_sets)
+            conn._record_committed(None, asked, wrote=not plan.statement.only_sets)
         elif plan.after is After.TRANSACTION_ID and asked is not None and asked.status == TUPLES:
             conn._transaction = transaction_id(asked)
         if not whole:

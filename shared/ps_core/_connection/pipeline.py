@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # where 3.2 has it
 
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
-from ps_core._message.commit import TRANSACTION_SQL
+from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, transaction_sql
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import Script, Setting
-from ps_core.consistency import POSITION_SQL
-from ps_core.context import remaining, unknown_positions
+from ps_core.consistency import COMMITTED_POSITION_SQL
+from ps_core.context import current, remaining, unknown_positions
 from ps_core.errors import not_supported
 
 if TYPE_CHECKING:
@@ -129,15 +129,19 @@ class PipelineMixin(BasePipeline):
     def end_many(self, plan: Plan) -> None:
         """Enqueue what follows the commands of an `executemany`, as it follows a single statement.
 
-        In autocommit: the COMMIT of our BEGIN, and how far the server is. In a transaction: its id, behind its first write.
+        In autocommit: how it is to commit, the COMMIT of our BEGIN, and how far the server is. In a transaction: its id, behind
+        its first write.
         """
         conn = self._conn
         if self._begun:
             remaining()
+            level: list[PGresult] = []
+            covers = unknown_positions()
+            self.ask(SYNCHRONOUS_COMMIT_SQL, level.append)
             self.ask(b"COMMIT", conn._raise_if_failed)
-            self.ask(POSITION_SQL, partial(conn._record_seen, wrote=True, covers=unknown_positions()))
+            self.ask(COMMITTED_POSITION_SQL, lambda asked: conn._record_committed(level[0], asked, covers=covers))
         elif self._is_explicit() and conn._transaction is None and not (conn.state.endpoint.read_only or plan.reads):
-            self.ask(TRANSACTION_SQL, conn._take_transaction)
+            self.ask(transaction_sql(verifies=current().verify is not None), conn._take_transaction)
 
     def rest(self) -> PQGen[None] | None:
         """Return what is still to be done behind it where an error was met in it; None: nothing."""

@@ -118,6 +118,8 @@ class Facts:
     """Values of what it sets are asked for."""
     serializable: bool = False
     """The session holds that level for its transactions."""
+    sets_commit: bool = False
+    """Of what the session holds, `synchronous_commit` goes with its transaction, and is over behind it."""
     leaves_session: bool = False
     """It is how to get out where what is held has become invalid: it travels without."""
 
@@ -351,7 +353,8 @@ def _way(statement: Statement, facts: Facts) -> tuple[Before, After]:
         return Before.SETTINGS, After.SETTINGS
     # What only sets something wrote nothing: it brings a position where reads do.
     if facts.tracks and statement.single and (facts.tracks_reads or facts.may_write or not statement.only_sets):
-        return Before.BEGIN, After.COMMIT_AS_SET if facts.may_write or statement.runs_code else After.COMMIT
+        is_set = facts.sets_commit or facts.may_write or statement.runs_code
+        return Before.BEGIN, After.COMMIT_AS_SET if is_set else After.COMMIT
     return Before.SETTINGS, After.NOTHING
 
 
