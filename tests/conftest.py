@@ -34,6 +34,13 @@ LONGEST = (
     "tests/ps_django/test_migrations.py",
     "tests/ps_django/test_user_tests.py",
     "tests/ps_http/test_differential.py",
+    "tests/ps_lab/test_events.py",
+    "tests/ps_lab/test_app_side_bouncer.py",
+    "tests/ps_django/test_commands.py",
+    "tests/ps_sqlalchemy/test_replicas_away.py",
+    "tests/ps_core/test_replica_endpoints.py",
+    "tests/ps_core/test_outage.py",
+    "tests/ps_sqlalchemy/test_typing.py",
 )
 """What takes more time than its number of tests says: workers begin with these, so that none of them is the last."""
 

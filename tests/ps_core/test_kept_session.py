@@ -372,11 +372,21 @@ def by_methods(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
 def right(ps_lab: Lab, roles: None) -> dict[tuple[str, str], list[Any]]:
     """What a session of PostgreSQL's own answers, for each form in each state."""
     found = {}
+    # Past the edge: some hundred connections, each a new session.
+    password = ps_core.conninfo(ps_lab.topology.direct)["password"]
+    there: dict[str, Any] = {
+        "host": str(ps_lab.primary.socket_folder),
+        "port": 5432,
+        "user": "app",
+        "password": password,
+        "dbname": "postgres",
+    }
     for states, autocommit in ((STATES, True), ((by_methods,), False)):
         for state in states:
             for name, form in FORMS.items():
                 with psycopg.connect(
-                    **ps_core.conninfo(ps_lab.topology.direct) | {"options": "", "application_name": ""},
+                    **there,
+                    application_name="",
                     autocommit=autocommit,
                     cursor_factory=psycopg.ClientCursor,
                 ) as conn:
