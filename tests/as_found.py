@@ -73,8 +73,11 @@ def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
         if bouncer._settings != found:
             bouncer._settings = found
             bouncer.reload()
-    _drop(lab, {(kind, name) for kind, name, _ in _state(lab) - before})
-    left = sorted(what for _, _, what in _state(lab) ^ before)
+    after = _state(lab)
+    if made := {(kind, name) for kind, name, _ in after - before}:
+        _drop(lab, made)
+        after = _state(lab)
+    left = sorted(what for _, _, what in after ^ before)
     assert not broken + left, f"{request.path.name} has not left the lab as it found it: {'; '.join(broken + left)}"
 
 
@@ -102,8 +105,7 @@ def _drop(lab: Lab, made: set[tuple[str, str]]) -> None:
             if kind == "role":
                 lab.sql(f"DROP OWNED BY {name}")
             lab.sql(f"DROP {kind} IF EXISTS {name} {how}")
-    if made:
-        lab.wait_replicas_caught_up()
+    lab.wait_replicas_caught_up()
 
 
 def bring_back(lab: Lab) -> list[str]:

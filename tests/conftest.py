@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ps_core.context import use_token
+from ps_lab import pgbouncer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,10 +34,24 @@ LONGEST = (
     "tests/ps_django/test_migrations.py",
     "tests/ps_django/test_user_tests.py",
     "tests/ps_http/test_differential.py",
+    "tests/ps_lab/test_events.py",
+    "tests/ps_lab/test_app_side_bouncer.py",
+    "tests/ps_django/test_commands.py",
+    "tests/ps_sqlalchemy/test_replicas_away.py",
+    "tests/ps_core/test_replica_endpoints.py",
+    "tests/ps_core/test_outage.py",
+    "tests/ps_sqlalchemy/test_typing.py",
 )
 """What takes more time than its number of tests says: workers begin with these, so that none of them is the last."""
 
 pytest_plugins = ("tests.as_found", "tests.django_site")
+
+# Where the environment forbids bytecode, each worker, and each process that a test starts, would compile packages and tests anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# A login hashes as often as its role's secret says: with PostgreSQL's 4,096 times it takes twice as long, and tests log in some
+# ten thousand times.
+pgbouncer._ITERATIONS = 64
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -49,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         of_tcp = [item for item in items if item.get_closest_marker("tcp")]
         config.hook.pytest_deselected(items=of_tcp)
         items[:] = [item for item in items if item not in of_tcp]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what was imported and collected: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

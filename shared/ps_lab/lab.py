@@ -10,7 +10,6 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
 
@@ -305,8 +304,7 @@ class Lab:
         position, _ = self.sql(_FLUSH)[0]
         for replica in self.replicas:
             if replica.running:
-                what = f"replay of {position} on {replica.name}"
-                wait_until(partial(replica.has_replayed, position), what, timeout=timeout + self._replay_delay)
+                replica.wait_replayed(position, timeout + self._replay_delay)
 
     def close(self) -> None:
         """End everything. In a forked child: nothing, for it is the parent's."""

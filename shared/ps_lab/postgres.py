@@ -201,9 +201,17 @@ class Postgres:
         """Return how much WAL this replica has received."""
         return parse_lsn(str(self.sql("SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')")[0][0]))
 
-    def has_replayed(self, position: str) -> bool:
-        """Return whether this replica has replayed as far as `position`, a pg_lsn."""
-        return bool(self.sql("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", position)[0][0])
+    def wait_replayed(self, position: str, timeout: float) -> None:
+        """Return when this replica has replayed as far as `position`, a pg_lsn.
+
+        Raises:
+            TimeoutError: it has not within `timeout` seconds.
+        """
+        query = "SELECT 1 WHERE pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        # It takes a few milliseconds, as a new connection does: one for all the questions, and no long waits between them.
+        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=5) as conn:
+            what = f"replay of {position} on {self.name}"
+            wait_until(lambda: conn.execute(query, (position,)).fetchone(), what, timeout=timeout, interval=0.005)
 
     def dsn(self, application_name: str = "ps-lab", dbname: str = "postgres") -> str:
         """Return how the superuser connects."""

@@ -5,10 +5,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import psycopg
 import pytest
 
-import ps_core
 from ps_core import Connection, use_token
 from ps_core._endpoint import EndpointState
 from ps_core._registry import replicas_of
@@ -78,9 +76,7 @@ def connect() -> Iterator[Connect]:
 @pytest.fixture
 def table(ps_lab: Lab) -> Iterator[str]:
     """An empty table `item (id bigint, note text)`, and on the primary only."""
-    with psycopg.connect(**ps_core.conninfo(ps_lab.topology.direct), autocommit=True) as conn:
-        conn.execute("DROP TABLE IF EXISTS item")
-        conn.execute("CREATE TABLE item (id bigint, note text)")
+    ps_lab.sql("DROP TABLE IF EXISTS item; CREATE TABLE item (id bigint, note text); ALTER TABLE item OWNER TO app")
     ps_lab.wait_replicas_caught_up()
     yield "item"
     ps_lab.sql("DROP TABLE IF EXISTS item")

@@ -72,6 +72,13 @@ def places(ps_lab: Lab) -> Iterator[dict[str, Place]]:
 
 
 @pytest.fixture(scope="module")
+def superuser(ps_lab: Lab, places: dict[str, Place]) -> Iterator[psycopg.Connection[Any]]:
+    """A session on the primary, past edge and poolers, for thousands of questions: `Lab.sql` makes a new one for each."""
+    with psycopg.connect(ps_lab.primary.dsn(), autocommit=True, prepare_threshold=None) as conn:
+        yield conn
+
+
+@pytest.fixture(scope="module")
 def foreign(places: dict[str, Place]) -> Iterator[Callable[[], None]]:
     """Foreign clients of the poolers, who look on all the time, and when they are called."""
     with ExitStack() as stack:
@@ -84,7 +91,7 @@ def foreign(places: dict[str, Place]) -> Iterator[Callable[[], None]]:
         over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(0.002):
+            while not over.wait(0.02):  # no more often: it takes the time of the servers from the tests
                 for watching, _, own in clients:
                     with suppress(psycopg.OperationalError):  # its server was lost, as some tests want it
                         met.extend(row for row in watching.execute(SEEN).fetchall() if [row] != own)
@@ -171,7 +178,7 @@ asynchronously = pytest.mark.parametrize("asynchronous", [False, True], ids=["sy
 @asynchronously
 @both(WAYS, "way")
 def test_settings_and_tokens(
-    ps_lab: Lab, places: dict[str, Place], foreign: Callable[[], None], way: Way, asynchronous: bool
+    superuser: psycopg.Connection[Any], places: dict[str, Place], foreign: Callable[[], None], way: Way, asynchronous: bool
 ) -> None:
     """Timeouts, limits(), local settings, assumed role and READ ONLY hold; a token comes back; nothing is left behind."""
     for place in places.values():
@@ -179,12 +186,13 @@ def test_settings_and_tokens(
             with opened(place, asynchronous=asynchronous, state=state) as conn:
                 for job, text in way.jobs():
                     for form in forms(asynchronous):
-                        before = parse_lsn(ps_lab.sql("SELECT pg_current_wal_flush_lsn()::text")[0][0], reached=True)
+                        ((flushed,),) = superuser.execute("SELECT pg_current_wal_flush_lsn()::text").fetchall()
+                        before = parse_lsn(flushed, reached=True)
                         with promising(place), use_token(None) as tracker:
                             begin(conn, state)
                             met = outcome(partial(way.run, conn, form, text), conn, state)
                             conn.rollback()
-                        written = len(ps_lab.sql("DELETE FROM ways.item RETURNING 1"))
+                        written = superuser.execute("DELETE FROM ways.item").rowcount
                         forbidden = READ_ONLY if place.reads and job == "write" else "kept"
                         assert met == (refused(way, place, state) or forbidden)
                         TABLE.note("settings", way, state, place, f"{job}: {met}")
@@ -203,7 +211,14 @@ def test_settings_and_tokens(
 
 @asynchronously
 @both(WAYS, "way")
-def test_what_was_set(ps_lab: Lab, places: dict[str, Place], foreign: Callable[[], None], way: Way, asynchronous: bool) -> None:
+def test_what_was_set(
+    ps_lab: Lab,
+    superuser: psycopg.Connection[Any],
+    places: dict[str, Place],
+    foreign: Callable[[], None],
+    way: Way,
+    asynchronous: bool,
+) -> None:
     """What was SET for the session before holds in every way of sending, as what the blocks and the configuration say."""
     for name in ("primary", "replica", "stand-in"):
         place = Place(name, tracking(ps_lab, name))
@@ -216,7 +231,7 @@ def test_what_was_set(ps_lab: Lab, places: dict[str, Place], foreign: Callable[[
                     begin(conn, state)
                     met = outcome(partial(way.run, conn, str, text), conn, state)
                     conn.rollback()
-                    written = len(ps_lab.sql("DELETE FROM ways.item RETURNING 1"))
+                    written = superuser.execute("DELETE FROM ways.item").rowcount
                     assert met == (refused(way, place, state) or (READ_ONLY if place.reads and job == "write" else "kept"))
                     TABLE.note("what was SET", way, state, place, f"{job}: {met}")
                     assert (written > 0) is (job == "write" and met == "kept")
@@ -248,7 +263,14 @@ def test_guard(places: dict[str, Place], foreign: Callable[[], None], way: Way, 
 
 @asynchronously
 @both(WAYS, "way")
-def test_deadline(ps_lab: Lab, places: dict[str, Place], way: Way, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deadline(
+    ps_lab: Lab,
+    superuser: psycopg.Connection[Any],
+    places: dict[str, Place],
+    way: Way,
+    asynchronous: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Where the answer is swallowed, the deadline ends the wait."""
     monkeypatch.setattr(of_deadlines, "GRACE", 0.02)
     place = places["primary"]
@@ -275,13 +297,15 @@ def test_deadline(ps_lab: Lab, places: dict[str, Place], way: Way, asynchronous:
                 assert time.monotonic() - began < 2
             # What was under way may still arrive, over the WebSocket, when the edge goes on: it is not for the next test.
             wait_until(lambda: ps_lab.edge.status()["clients"] <= clients, "the end of its connection")  # noqa: B023
-            ps_lab.sql("DELETE FROM ways.item")
+            superuser.execute("DELETE FROM ways.item")
             TABLE.note("deadline", way, state, place, "kept")
 
 
 @asynchronously
 @both(WAYS, "way")
-def test_lost_answer(ps_lab: Lab, places: dict[str, Place], way: Way, asynchronous: bool) -> None:
+def test_lost_answer(
+    ps_lab: Lab, superuser: psycopg.Connection[Any], places: dict[str, Place], way: Way, asynchronous: bool
+) -> None:
     """Where the answer is lost with its connection, a statement is sent again only where nothing can be doubled."""
     place = places["primary"]
     again = {"execute", 'execute, `binding="server"`', "named cursor"}
@@ -300,7 +324,7 @@ def test_lost_answer(ps_lab: Lab, places: dict[str, Place], way: Way, asynchrono
                 assert (met == "kept") is safe, met
                 with suppress(psycopg.Error):
                     conn.rollback()
-            written = len(ps_lab.sql("DELETE FROM ways.item RETURNING 1"))
+            written = superuser.execute("DELETE FROM ways.item").rowcount
             each = 2 if way.name.startswith("executemany") else 1
             assert written == each if safe and job == "write" else written <= each
             TABLE.note("lost answer", way, state, place, f"{job}: {'sent again' if safe else 'raised'}")

@@ -171,7 +171,7 @@ def new_servers(ps_lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
-    """Foreign clients of the poolers, who look on all the time whether they have what somebody else has set."""
+    """Foreign clients of the poolers, who look all the time, and when they are called, whether they have what another has set."""
     sees = f"{PROBE}, current_setting('statement_timeout')"
     met: list[Any] = []
     over = threading.Event()
@@ -188,13 +188,17 @@ def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
                         met.append(rows)
 
         def watch() -> None:
-            while not over.wait(0.002):
+            while not over.wait(0.02):  # no more often: it takes the time of the servers from the tests
                 look()
+
+        def meet() -> None:
+            look()
+            assert not met, f"a foreign client has {met[:3]}"
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            yield lambda: pytest.fail(f"a foreign client has {met[:3]}") if met else None
+            yield meet
         finally:
             over.set()
             watcher.join()
@@ -368,11 +372,21 @@ def by_methods(conn: Any, form: Sequence[Any]) -> Iterator[Any]:
 def right(ps_lab: Lab, roles: None) -> dict[tuple[str, str], list[Any]]:
     """What a session of PostgreSQL's own answers, for each form in each state."""
     found = {}
+    # Past the edge: some hundred connections, each a new session.
+    password = ps_core.conninfo(ps_lab.topology.direct)["password"]
+    there: dict[str, Any] = {
+        "host": str(ps_lab.primary.socket_folder),
+        "port": 5432,
+        "user": "app",
+        "password": password,
+        "dbname": "postgres",
+    }
     for states, autocommit in ((STATES, True), ((by_methods,), False)):
         for state in states:
             for name, form in FORMS.items():
                 with psycopg.connect(
-                    **ps_core.conninfo(ps_lab.topology.direct) | {"options": "", "application_name": ""},
+                    **there,
+                    application_name="",
                     autocommit=autocommit,
                     cursor_factory=psycopg.ClientCursor,
                 ) as conn:
@@ -419,8 +433,8 @@ CASES += [(state, True) for state in (in_autocommit, back_to_the_second, by_meth
 @pytest.mark.parametrize(("state", "asynchronous"), CASES)
 def test_as_a_session(
     ps_lab: Lab,
-    foreign: Callable[[], None],
     right: dict[tuple[str, str], list[Any]],
+    foreign: Callable[[], None],
     state: Callable[..., Iterator[Any]],
     asynchronous: bool,
 ) -> None:
@@ -434,12 +448,12 @@ def test_as_a_session(
             met = list(state(conn, form))
             if met != (wanted := right[state.__name__, name]):
                 different[name] = [*map(differing, met, wanted)]
+        foreign()
     assert not different, "\n".join(f"{name}: {what}" for name, what in different.items())
-    foreign()
 
 
 @both
-def test_replica(ps_lab: Lab, foreign: Callable[[], None], right: dict[tuple[str, str], list[Any]], asynchronous: bool) -> None:
+def test_replica(ps_lab: Lab, right: dict[tuple[str, str], list[Any]], foreign: Callable[[], None], asynchronous: bool) -> None:
     """The same on a replica, which is READ ONLY whatever is set."""
     different = {}
     for state in (committed, rolled_back):
@@ -452,8 +466,8 @@ def test_replica(ps_lab: Lab, foreign: Callable[[], None], right: dict[tuple[str
                 ]
             if any(met != wanted for met, wanted in pairs):
                 different[state.__name__, name] = [pair for pair in pairs if pair[0] != pair[1]]
+            foreign()
     assert not different, "\n".join(f"{name}: {what}" for name, what in different.items())
-    foreign()
 
 
 @both

@@ -14,10 +14,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def site(ps_lab: Lab) -> Iterator[dict[str, str]]:
+def shop(ps_lab: Lab) -> Iterator[dict[str, str]]:
     """The site's environment, in a database of its own."""
-    with run.environment(ps_lab) as site:
-        yield site
+    with run.environment(ps_lab) as shop:
+        yield shop
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,15 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("server", run.SERVERS)
-def test_visit(ps_lab: Lab, chromium: Any, site: dict[str, str], server: str) -> None:
+def test_visit(ps_lab: Lab, chromium: Any, shop: dict[str, str], server: str) -> None:
     """A user logs in, creates, lists, and reads what they wrote, though the replicas are 2 s late; then replicas answer."""
-    with run.serve(run.SERVERS[server], site) as base:
+    with run.serve(run.SERVERS[server], shop) as base:
         page = chromium.new_context().new_page()
         ps_lab.set_replay_delay(2)
         try:
             page.goto(base)
             page.fill("input[name=username]", run.USER)
-            page.fill("input[name=password]", site["DJANGO_SUPERUSER_PASSWORD"])
+            page.fill("input[name=password]", shop["DJANGO_SUPERUSER_PASSWORD"])
             page.click("button")
             page.fill("input[name=name]", f"Kettle {server}")
             page.fill("input[name=price]", "12.50")
