@@ -175,17 +175,26 @@ def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
     sees = f"{PROBE}, current_setting('statement_timeout')"
     met: list[Any] = []
     over = threading.Event()
+    turn = threading.Lock()
     with ExitStack() as stack:
-        clients = []
-        for endpoint in (ps_lab.topology.primary, ps_lab.topology.replicas[0]):
-            conn = stack.enter_context(psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True, prepare_threshold=None))
-            clients.append((conn, conn.execute(sees).fetchall()))
+
+        def connect(endpoint: ps_core.Endpoint) -> psycopg.Connection[Any]:
+            return stack.enter_context(psycopg.connect(**ps_core.conninfo(endpoint), autocommit=True, prepare_threshold=None))
+
+        clients: list[list[Any]] = [
+            [end, conn := connect(end), conn.execute(sees).fetchall()]
+            for end in (ps_lab.topology.primary, ps_lab.topology.replicas[0])
+        ]
 
         def look() -> None:
-            for conn, own in clients:
-                with suppress(psycopg.OperationalError):  # its server was lost, as a test wants it
-                    if (rows := conn.execute(sees).fetchall()) != own:
-                        met.append(rows)
+            with turn:
+                for client in clients:
+                    endpoint, conn, own = client
+                    with suppress(psycopg.OperationalError):  # its server was lost, as a test wants it
+                        if conn.closed:
+                            conn = client[1] = connect(endpoint)
+                        if (rows := conn.execute(sees).fetchall()) != own:
+                            met.append(rows)
 
         def watch() -> None:
             while not over.wait(0.02):  # no more often: it takes the time of the servers from the tests
