@@ -156,7 +156,7 @@ def test_integers_are_as_psycopg_writes_them(form: PyFormat, bits: int) -> None:
 
 
 def test_integers_of_applications() -> None:
-    """Whoever has registered another dumper for them gets what that writes, as its type: for all placeholders, or for some."""
+    """Another dumper that an application has registered for them writes them, as its type: for all placeholders, or for some."""
 
     class Doubled(Int8Dumper):
         def dump(self, obj: Any) -> bytes:

@@ -119,7 +119,7 @@ class Facts:
     serializable: bool = False
     """The session holds that level for its transactions."""
     sets_commit: bool = False
-    """Of what the session holds, `synchronous_commit` goes with its transaction, and is over behind it."""
+    """The session holds `synchronous_commit`, which is set for its transaction, and is over behind that."""
     leaves_session: bool = False
     """It is how to get out where what is held has become invalid: it travels without."""
 
@@ -164,7 +164,7 @@ class Plan:
     asks: bool = field(init=False, repr=False, compare=False)
     """Whether what follows it asks for something that is ours alone."""
     asks_place: bool = field(init=False, repr=False, compare=False)
-    """Whether that tells where the server is, or what it is."""
+    """Whether it asks for the server's position, or whether the server is a standby."""
     outlives_loss: bool = field(init=False, repr=False, compare=False)
     """Whether it may be sent again where its connection is lost under way, and nothing says that it never ran."""
 
