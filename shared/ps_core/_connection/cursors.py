@@ -148,7 +148,7 @@ class _PlannedMixin(BaseCursor[Any, Row]):
         else:
             plan = message.plan
         conn._planned = True
-        alone = not (plan.is_accompanied or plan.asks or conn._change or conn._session.now.owes) and plan.after is After.NOTHING
+        alone = plan.after is After.NOTHING and not (plan.is_accompanied or conn._change or conn._session.now.owes)
         if alone and not self._merges:
             yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
         else:
