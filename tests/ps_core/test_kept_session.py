@@ -169,7 +169,7 @@ def new_servers(ps_lab: Lab) -> None:
         bouncer.admin("RECONNECT")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def foreign(ps_lab: Lab) -> Iterator[Callable[[], None]]:
     """Foreign clients of the poolers, who look all the time, and when they are called, whether they have what another has set."""
     sees = f"{PROBE}, current_setting('statement_timeout')"
