@@ -253,7 +253,8 @@ def report(lab: Lab, rounds: int, connections: int, before: str | None, load: fl
             "",
             "## Where it goes",
             "",
-            "Of each client's target that is missed. A profiler slows small functions the most.",
+            "Of each client's target that is missed. A profiler slows small functions the most. Where PostgreSQL's goes:"
+            " [by part](server-cost.md).",
         )
         for (unit, way), (stock, ours) in found.profiles.items():
             yield from ("", f"### {unit}, {way}", "")
