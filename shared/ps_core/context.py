@@ -425,8 +425,7 @@ def commit_check(*, verify: str | None = None, marker: bool = False) -> Block:
     its presence is exact. `verify` is a query whose first column is true where the transaction took effect. It is asked where the
     transaction's id does not settle it, in a transaction with the local settings, limits and role that the lost one had. A false
     answer counts as a rollback only where the id says that the transaction is over, which may otherwise still commit:
-    `CommitOutcomeUnknown`, else. Begin the block before the transaction: to ask one that has written already for its role takes a
-    round trip.
+    `CommitOutcomeUnknown`, else.
 
     Raises:
         ConfigurationError: `verify` is no text: it would be noticed when a COMMIT's answer is lost.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ps_core._connection.base import READ_ONLY
-from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, transaction_sql
+from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, TRANSACTION_SQL
 from ps_core._message.script import Script, Setting
 from ps_core.consistency import (
     COMMITTED_POSITION_SQL,
@@ -51,7 +51,7 @@ PARTS: Final[dict[str, tuple[bytes, ...]]] = {
     "the position behind a read on a replica": (REPLICA_POSITION_SQL,),
     "the position behind a read on the primary": (POSITION_SQL,),
     "whether it is a standby: behind the first read of a transaction": (place_sql(180000),),
-    "the transaction's id: behind its first write": (transaction_sql(verifies=False),),
+    "the transaction's id: behind its first write": (TRANSACTION_SQL,),
     "how it commits: before COMMIT": (SYNCHRONOUS_COMMIT_SQL,),
     "the position behind that COMMIT": (COMMITTED_POSITION_SQL,),
     "the position behind a write in autocommit": (WRITTEN_POSITION_SQL,),

@@ -231,22 +231,20 @@ def test_verify_answers_without_an_id(ps_lab: Lab, state: EndpointState, connect
     assert count(ps_lab, "item") == 1
 
 
-def test_the_role_is_asked_for_verify_alone(state: EndpointState, connect: Connect) -> None:
-    """With the id, where the block begins before the write; else before COMMIT, at a round trip. Without `verify`, never."""
+def test_verify_asks_nothing_before_it_is_needed(state: EndpointState, connect: Connect) -> None:
+    """A question of the caller's adds nothing to what is sent, also where its block begins behind the write."""
     conn = connect(state)
-    verify = "SELECT true"
-    commit = "synchronous_commit; COMMIT; committed position"
     with sending(conn) as sent:
         execute(conn)
         conn.commit()
-        with ps_core.commit_check(verify=verify):
+        with ps_core.commit_check(verify="SELECT true"):
             execute(conn)
             conn.commit()
         execute(conn)
-        with ps_core.commit_check(verify=verify):
+        with ps_core.commit_check(verify="SELECT true"):
             conn.commit()
     write = "BEGIN; settings; INSERT INTO item VALUES (('1'::int2)); id"
-    assert sent.messages == [write, commit, f"{write} and role", commit, write, "SHOW role", commit]
+    assert sent.messages == 3 * [write, "synchronous_commit; COMMIT; committed position"]
 
 
 def lose_commit(

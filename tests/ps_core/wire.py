@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ps_core._connection.base import ONE_SNAPSHOT, READ_ONLY
-from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, transaction_sql
+from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, TRANSACTION_SQL
 from ps_core.consistency import COMMITTED_POSITION_SQL, POSITION_SQL, REPLICA_POSITION_SQL, WRITTEN_POSITION_SQL, place_sql
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ __all__ = ["sending"]
 _NAMES: Final = {
     READ_ONLY: "read only",
     ONE_SNAPSHOT: "snapshot",
-    transaction_sql(verifies=False): "id",
-    transaction_sql(verifies=True): "id and role",
+    TRANSACTION_SQL: "id",
     SYNCHRONOUS_COMMIT_SQL: "synchronous_commit",
     POSITION_SQL: "position",
     REPLICA_POSITION_SQL: "position",

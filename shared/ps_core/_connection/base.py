@@ -21,9 +21,9 @@ from ps_core._bridge.start import settle, through_bridge
 from ps_core._message.change import ESCAPES, KEPT_BY_POOLER, MODES, ROLE, SEARCH_PATH, Change, NotHeld, modes_named, read_change
 from ps_core._message.commit import (
     ASK_AGAIN,
-    SHOW_ROLE_SQL,
     SYNC_REP_ROUTINE,
     SYNCHRONOUS_COMMIT_SQL,
+    TRANSACTION_SQL,
     Lookup,
     Outcome,
     Raises,
@@ -35,7 +35,6 @@ from ps_core._message.commit import (
     read_ending,
     settling,
     transaction_id,
-    transaction_sql,
 )
 from ps_core._message.functions import FUNCTIONS_SQL
 from ps_core._message.plan import After, Before, Facts, Message, Plan, Refused, Way, make_plan
@@ -120,6 +119,7 @@ SET_STATEMENT_TIMEOUT: Final = b"SET LOCAL statement_timeout="
 ONE_SNAPSHOT: Final = b"SET LOCAL transaction_isolation='repeatable read'"
 POSITION: Final = Script(POSITION_SQL)
 REPLICA_POSITION: Final = Script(REPLICA_POSITION_SQL)
+TRANSACTION_ID: Final = Script(TRANSACTION_SQL)
 COMMIT_AND_POSITION: Final = Script(b"COMMIT", WRITTEN_POSITION_SQL)
 COMMIT_AS_SET_AND_POSITION: Final = Script(SYNCHRONOUS_COMMIT_SQL, b"COMMIT", COMMITTED_POSITION_SQL)
 SETTLED_FOR: Final = 1.0
@@ -723,7 +723,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         Where it is not, `_keep` may keep it. What the session holds, and what blocks ask for, is left to the decision itself.
         """
         self._place, context = None, current()
-        if self._session.now.any or self._watches_escapes or context.opening or context.verify is not None:
+        if self._session.now.any or self._watches_escapes or context.opening:
             return None
         state, autocommit, guard, begin = self.state, self._autocommit, 0, b""
         reads = state.endpoint.read_only
@@ -913,7 +913,7 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         if after is After.COMMIT_AS_SET:
             return COMMIT_AS_SET_AND_POSITION
         if after is After.TRANSACTION_ID:
-            return NOTHING.then(transaction_sql(verifies=current().verify is not None))
+            return TRANSACTION_ID
         if after is After.SESSION:
             assert self._change is not None  # it planned this
             return Script(*self._change.questions())
@@ -1106,12 +1106,8 @@ class BaseConnection(psycopg.BaseConnection[Row]):
         commits = command == b"COMMIT" and self.pgconn.transaction_status != pq.TransactionStatus.INERROR
         if commits and context.deadline is not None:
             yield from self._refuse_late_commit_gen()
-        known, verifies = self._transaction, context.verify is not None
-        if verifies and commits and known is not None and known.role is None:  # it wrote before the caller had a question
-            told = yield from super()._exec_command(SHOW_ROLE_SQL)
-            assert told is not None  # outside a pipeline there is one
-            known = known._replace(role=bytes(told.get_value(0, 0) or b"").decode())
-        self._ended, self._transaction = True, None
+        known, self._transaction = self._transaction, None
+        self._ended = True
         # Before the session's end: the lookup has what this transaction had.
         settings = () if context.verify is None or not commits else self._settings_for_verify()
         session = self._unsettled_session = self._session
@@ -1129,7 +1125,6 @@ class BaseConnection(psycopg.BaseConnection[Row]):
             tracks_reads=state.tracks_reads,
             read_only=read_only,
             on_replica=state.endpoint.read_only,
-            verifies=verifies,
         )
         results: list[PGresult] = []
         functions = state.functions.is_due(state.endpoint.name, time.monotonic())

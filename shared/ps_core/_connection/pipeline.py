@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from psycopg._pipeline import BasePipeline  # type: ignore[attr-defined] # where 3.2 has it
 
 from ps_core._connection.base import IDLE, IN_TRANSACTION, OK, ROWS
-from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, transaction_sql
+from ps_core._message.commit import SYNCHRONOUS_COMMIT_SQL, TRANSACTION_SQL
 from ps_core._message.plan import After, Before, Plan, Way
 from ps_core._message.script import Script, Setting
 from ps_core.consistency import COMMITTED_POSITION_SQL
-from ps_core.context import current, remaining, unknown_positions
+from ps_core.context import remaining, unknown_positions
 from ps_core.errors import not_supported
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class PipelineMixin(BasePipeline):
             self.ask(b"COMMIT", conn._raise_if_failed)
             self.ask(COMMITTED_POSITION_SQL, lambda asked: conn._record_committed(level[0], asked, covers=covers))
         elif self._is_explicit() and conn._transaction is None and not (conn.state.endpoint.read_only or plan.reads):
-            self.ask(transaction_sql(verifies=current().verify is not None), conn._take_transaction)
+            self.ask(TRANSACTION_SQL, conn._take_transaction)
 
     def rest(self) -> PQGen[None] | None:
         """Return what is still to be done behind it where an error was met in it; None: nothing."""

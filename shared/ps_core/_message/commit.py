@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ASK_AGAIN",
     "FUTURE_ROUTINE",
-    "SHOW_ROLE_SQL",
     "SYNC_REP_ROUTINE",
+    "TRANSACTION_SQL",
     "Answers",
     "Ended",
     "Ending",
@@ -50,7 +50,6 @@ __all__ = [
     "read_ending",
     "settling",
     "transaction_id",
-    "transaction_sql",
 ]
 
 SYNC_REP_ROUTINE: Final = "SyncRepWaitForLSN"
@@ -87,38 +86,32 @@ class TransactionId(NamedTuple):
     synchronous_commit: str | None = None
     """The setting of the transaction, when it first wrote: what its COMMIT waits for."""
     role: str | None = None
-    """The role that the transaction had assumed; "none" where it had not; None: it was not asked."""
+    """The role that the transaction had assumed; "none" where it had not."""
 
     @classmethod
     def of(cls, row: Sequence[str | None]) -> Self | None:
-        """Return what `transaction_sql` was answered; None where the transaction has written nothing."""
+        """Return what `TRANSACTION_SQL` was answered; None where the transaction has written nothing."""
         if len(row) < 3 or (xid := row[0]) is None or (timeline := row[1]) is None or (at := row[2]) is None:
             return None
         return cls(xid, timeline[:8], at, *row[3:])
 
 
 # Rides behind the first write, or before the COMMIT where none was noticed. It assigns no id: a transaction that turns out not to
-# write has none, and the answer is NULL. The setting is asked here, since it is needed where the COMMIT's message is lost; and
-# where the caller has a question of their own, the role (5 µs of the server's CPU).
+# write has none, and the answer is NULL. The setting and the role are asked here, since they are needed where COMMIT's answer is
+# lost: the role for the caller's own question (`commit_check`), which may begin later.
 TRANSACTION_SQL: Final = (
     b"SELECT pg_catalog.pg_current_xact_id_if_assigned()"
     b",pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())"
     b",EXTRACT(epoch FROM CURRENT_TIMESTAMP)"
     b",pg_catalog.current_setting('synchronous_commit')"
+    b",pg_catalog.current_setting('role')"
 )
-TRANSACTION_AND_ROLE_SQL: Final = TRANSACTION_SQL + b",pg_catalog.current_setting('role')"
-SHOW_ROLE_SQL: Final = b"SHOW role"
 SYNCHRONOUS_COMMIT_SQL: Final = b"SHOW synchronous_commit"
 """At a third of what a query costs the server."""
 
 
-def transaction_sql(*, verifies: bool) -> bytes:
-    """Return what asks for the id of a transaction. `verifies`: the caller has a question of their own (`commit_check`)."""
-    return TRANSACTION_AND_ROLE_SQL if verifies else TRANSACTION_SQL
-
-
 def transaction_id(result: PGresult) -> TransactionId | None:
-    """Return what `transaction_sql` was answered."""
+    """Return what `TRANSACTION_SQL` was answered."""
     values = [result.get_value(0, column) for column in range(result.nfields)]
     return TransactionId.of([None if value is None else bytes(value).decode() for value in values])
 
@@ -214,17 +207,16 @@ def ending(
     tracks_reads: bool = True,
     read_only: bool = False,
     on_replica: bool = False,
-    verifies: bool = False,
 ) -> Ending:
     """Return the message that ends a transaction by `command` (COMMIT or ROLLBACK).
 
     `failed`: the server will roll back, whatever is said. `known`: the transaction's id, told behind its first write. `marker`:
     the statement that marks it. `tracks`: positions are wanted; `tracks_reads`: of what only read or was rolled back, too.
-    `read_only`: it was declared READ ONLY. `on_replica`: the endpoint serves reads. `verifies`: as in `transaction_sql`.
+    `read_only`: it was declared READ ONLY. `on_replica`: the endpoint serves reads.
 
     The parts, in this order; each is there in the case that stands beside it:
 
-        SELECT id, timeline, clock, synchronous_commit         COMMIT, and no write was noticed: it may have come by COPY, in a
+        SELECT id, timeline, clock, synchronous_commit, role   COMMIT, and no write was noticed: it may have come by COPY, in a
                                                                pipeline, in a function. Before the marker, which is a write, too
         SELECT synchronous_commit                              COMMIT after a write that was noticed: it may have been set since
         INSERT ... ps_commit_marker                            COMMIT with commit_check(marker=True)
@@ -236,22 +228,21 @@ def ending(
     """
     commits = command == b"COMMIT" and not failed
     writes = commits and not (read_only or on_replica)
-    asked = None if known is not None else transaction_sql(verifies=verifies)
-    parts, message = _parts(command, writes, asked, marker, tracks, tracks_reads, on_replica)
+    parts, message = _parts(command, writes, known is not None, marker, tracks, tracks_reads, on_replica)
     return Ending(commits, parts, message, known)
 
 
 @lru_cache(maxsize=64)
 def _parts(
-    command: bytes, writes: bool, asked: bytes | None, marker: bytes | None, tracks: bool, tracks_reads: bool, on_replica: bool
+    command: bytes, writes: bool, is_known: bool, marker: bytes | None, tracks: bool, tracks_reads: bool, on_replica: bool
 ) -> tuple[tuple[tuple[Answers, bytes], ...], bytes]:
     """Return what `ending` says, and its text."""
     parts: list[tuple[Answers, bytes]] = []
     if writes and tracks:
-        if asked is None:
+        if is_known:
             parts.append((Answers.SYNCHRONOUS_COMMIT, SYNCHRONOUS_COMMIT_SQL))
         else:
-            parts.append((Answers.TRANSACTION, asked))
+            parts.append((Answers.TRANSACTION, TRANSACTION_SQL))
     if writes and marker is not None:
         parts.append((Answers.MARKER, marker))
     parts.append((Answers.END, command))
